@@ -1,0 +1,54 @@
+// The attention worker's engine: one thread that owns the model and the latent cache and runs
+// steps.
+#ifndef TANDEM_ATTENTION_WORKER_ENGINE_H_
+#define TANDEM_ATTENTION_WORKER_ENGINE_H_
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/counters.h"
+#include "common/transport/attention_link.h"
+#include "common/transport/expert_dispatcher.h"
+#include "kernels/backend.h"
+
+namespace tandem {
+
+class AttentionModel;  // attention_worker/model.h: weights and the forward pass
+
+struct AttentionEngineOptions {
+  int total_pages = 1024;               // of SequenceSpec::kPageTokens tokens, over all layers
+  std::vector<uint8_t> ids_with_token;  // [vocab], 1: the tokenizer has a token; empty: all
+};
+
+// Thread-safe. Several sessions may be open at once; their rows share GEMMs.
+class AttentionEngine {
+ public:
+  // All arguments but options must outlive the engine.
+  //   RESOURCE_EXHAUSTED  the cache does not fit into memory
+  static absl::StatusOr<std::unique_ptr<AttentionEngine>> Create(kernels::Backend* backend,
+                                                                 const AttentionModel* model,
+                                                                 ExpertDispatcher* dispatcher,
+                                                                 AttentionEngineOptions options);
+  // Requires that every session is closed.
+  ~AttentionEngine();
+
+  // Opens a session. `observer` must outlive the link.
+  std::unique_ptr<AttentionLink> Connect(AttentionLink::Observer* observer);
+
+  // sequences_live, batches_live, rows_live, pages_total, pages_free, sessions_live, steps_total,
+  // layers_total (layer passes run), expanded_row_layers_total, absorbed_row_layers_total,
+  // sampled_total, scored_total, cancels_total, cancel_layers_max (most layer passes that were
+  // still run over a row after its cancel arrived)
+  CounterSnapshot Counters() const;
+
+ private:
+  class Impl;
+  class Link;
+  explicit AttentionEngine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_ATTENTION_WORKER_ENGINE_H_

@@ -1,0 +1,97 @@
+// What the engine knows of a session's sequences and batches. But for the flags that a cancel sets,
+// all of it belongs to the engine thread.
+#ifndef TANDEM_ATTENTION_WORKER_SEQUENCE_H_
+#define TANDEM_ATTENTION_WORKER_SEQUENCE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "attention_worker/latent_cache.h"
+#include "common/transport/attention_link.h"
+#include "kernels/backend.h"
+
+namespace tandem {
+
+struct Batch;
+
+struct Sequence {
+  SequenceSpec spec;    // token_ids grow by what is drawn
+  absl::Status usable;  // not OK: no row of it can be run, and why
+
+  PageLease pages;
+  int32_t num_scheduled = 0;    // positions [0, num_scheduled) are in batches
+  std::vector<Batch*> batches;  // unfinished ones that hold its rows, oldest first
+  bool ended = false;           // its rows are dead, its pages given back
+
+  // Set by Cancel, from any thread.
+  std::atomic<bool> cancelled = false;
+  std::atomic<int64_t> layers_at_cancel = 0;  // the engine's layers_total then
+
+  int32_t num_tokens() const { return static_cast<int32_t>(spec.token_ids.size()); }
+};
+
+// A batch that has not gone through all layers.
+struct Batch {
+  struct Run {
+    std::shared_ptr<Sequence> sequence;  // null: ended before the batch came
+    int32_t first_row = 0;               // within the batch
+    int32_t first_position = 0;
+    int32_t num_rows = 0;
+    bool last_sampled = false;
+
+    bool live() const { return sequence != nullptr && !sequence->ended; }
+  };
+
+  BatchId id = 0;
+  uint64_t order = 0;  // counts the engine's batches: earlier rows of a sequence have the lower one
+  std::vector<Run> runs;
+  std::vector<RowOutput> outputs;
+  int32_t num_rows = 0;
+  int32_t next_layer = 0;
+  std::unique_ptr<kernels::Buffer>
+      hidden;  // [num_rows, hidden] act between passes; null until kept
+
+  int64_t live_rows() const {
+    int64_t n = 0;
+    for (const Run& run : runs) n += run.live() ? run.num_rows : 0;
+    return n;
+  }
+};
+
+// What a step is judged by.
+struct SessionState {
+  absl::flat_hash_map<SequenceId, std::shared_ptr<Sequence>> sequences;  // open ones
+  SequenceId last_opened = 0;
+  std::map<BatchId, std::unique_ptr<Batch>> batches;  // unfinished
+  BatchId last_batch = 0;
+  std::deque<BatchId> dead_batches;  // batches that died whole, oldest first
+  StepId last_step = 0;
+  std::deque<StepResult> history;  // of the last steps that were run, oldest first
+
+  // Null for one that has ended or was never opened.
+  Sequence* FindSequence(SequenceId id) const {
+    const auto it = sequences.find(id);
+    return it == sequences.end() ? nullptr : it->second.get();
+  }
+  // Null for one that is finished or was never there.
+  Batch* FindBatch(BatchId id) const {
+    const auto it = batches.find(id);
+    return it == batches.end() ? nullptr : it->second.get();
+  }
+  const StepResult* FindResult(StepId id) const {
+    for (const StepResult& result : history) {
+      if (result.step == id) return &result;
+    }
+    return nullptr;
+  }
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_ATTENTION_WORKER_SEQUENCE_H_

@@ -1,0 +1,91 @@
+// A checkpoint in the Hugging Face layout: config.json and safetensors, mapped tensor by tensor.
+#ifndef TANDEM_COMMON_CHECKPOINT_CHECKPOINT_H_
+#define TANDEM_COMMON_CHECKPOINT_CHECKPOINT_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/checkpoint/safetensors.h"
+#include "common/model_config.h"
+#include "common/tensor.h"
+
+namespace tandem {
+
+// A weight in the dtype in which kernels read it, and the memory that holds it: pages mapped from
+// the file, or a converted copy. Movable; `view` lives as long as the weight.
+struct Weight {
+  TensorView view;
+  std::shared_ptr<const void> memory;
+};
+
+// A tensor that the model needs and where it lies.
+struct TensorLocation {
+  std::shared_ptr<const SafetensorsFile> file;
+  SafetensorsEntry entry;
+};
+
+// Thread-safe. Opening reads headers only; weights are mapped when they are loaded, each tensor's
+// pages alone.
+class Checkpoint {
+ public:
+  // Checks config.json, every header, and that each tensor that the config needs is there with its
+  // shape and a dtype of BF16, F16 or F32. Layers beyond num_layers and unknown tensors are
+  // ignored.
+  //   NOT_FOUND         a file or a tensor is missing
+  //   INVALID_ARGUMENT  a file is broken, a shape differs: file, tensor, expected, found
+  //   UNIMPLEMENTED     a config or dtype that is not supported
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& dir);
+
+  const ModelConfig& config() const { return config_; }
+  // The tensors that the config needs, by name.
+  const std::map<std::string, TensorLocation>& tensors() const { return tensors_; }
+  uint64_t num_parameters() const;
+
+  // Maps or converts one tensor for a mode: in bf16, BF16 is used as it lies in the file, and F16
+  // and F32 are rounded to an owned bf16 copy; in f32, BF16 and F32 are used as they lie (kernels
+  // widen bf16 exactly), and F16 is widened to an owned copy.
+  //   NOT_FOUND  no such tensor    DATA_LOSS  the file has shrunk since Open
+  absl::StatusOr<Weight> Load(const std::string& name, Dtype mode) const;
+
+  // Tensors and their bytes mapped so far by this process.
+  int64_t mapped_tensors() const { return mapped_tensors_; }
+  int64_t mapped_bytes() const { return mapped_bytes_; }
+
+ private:
+  Checkpoint() = default;
+  ModelConfig config_;
+  std::map<std::string, TensorLocation> tensors_;
+  mutable std::atomic<int64_t> mapped_tensors_ = 0;
+  mutable std::atomic<int64_t> mapped_bytes_ = 0;
+};
+
+// Loads many tensors one after the other, touches their pages so that the first request does not
+// wait for the disk, and reports the share of the bytes that is done.
+class CheckpointLoader {
+ public:
+  // `checkpoint` must outlive the loader. `total_bytes`: of all that will be loaded.
+  CheckpointLoader(const Checkpoint* checkpoint, Dtype mode, int64_t total_bytes,
+                   std::function<void(float)> progress);
+  absl::StatusOr<Weight> Load(const std::string& name);
+
+ private:
+  const Checkpoint* const checkpoint_;
+  const Dtype mode_;
+  const int64_t total_bytes_;
+  const std::function<void(float)> progress_;
+  int64_t done_bytes_ = 0;
+};
+
+// Bytes in the files of the needed tensors whose names `wanted` accepts.
+int64_t TensorBytes(const Checkpoint& checkpoint,
+                    const std::function<bool(const std::string&)>& wanted);
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_CHECKPOINT_CHECKPOINT_H_

@@ -1,0 +1,312 @@
+#include "common/model_config.h"
+
+#include <cmath>
+#include <fstream>
+#include <iterator>
+
+#include "absl/strings/str_cat.h"
+#include "common/status.h"
+#include "nlohmann/json.hpp"
+
+namespace tandem {
+namespace {
+
+using Json = nlohmann::json;
+
+// g of MODEL.md 3.6: the growth of attention logits that YaRN corrects.
+double YarnGrowth(double factor, double mscale) {
+  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+// Typed access to one JSON object; every error names source and key.
+class Reader {
+ public:
+  Reader(const Json& object, absl::string_view source) : object_(object), source_(source) {}
+
+  absl::Status Invalid(const std::string& key, const std::string& problem) const {
+    return absl::InvalidArgumentError(absl::StrCat(source_, ": ", key, " ", problem));
+  }
+  absl::Status Unsupported(const std::string& key, const std::string& problem) const {
+    return absl::UnimplementedError(absl::StrCat(source_, ": ", key, " ", problem));
+  }
+
+  // The member, or null where it is missing or null.
+  const Json* Find(const char* key) const {
+    const auto it = object_.find(key);
+    return it == object_.end() || it->is_null() ? nullptr : &*it;
+  }
+
+  absl::StatusOr<double> Number(const char* key, std::optional<double> fallback, double low,
+                                double high) const {
+    const Json* value = Find(key);
+    if (value == nullptr) {
+      if (fallback) return *fallback;
+      return Invalid(key, "is missing");
+    }
+    if (!value->is_number())
+      return Invalid(key, absl::StrCat("is ", value->dump(), ", not a number"));
+    const double number = value->get<double>();
+    if (!(number >= low && number <= high)) {
+      return Invalid(key, absl::StrCat("is ", value->dump(), ", but must be ", low, " to ", high));
+    }
+    return number;
+  }
+
+  // Integers may be written as floats.
+  absl::Status Int(const char* key, std::optional<int32_t> fallback, int32_t low, int32_t high,
+                   int32_t* to) const {
+    TANDEM_ASSIGN_OR_RETURN(const double number, Number(key, fallback, low, high));
+    if (number != std::floor(number)) return Invalid(key, "is not an integer");
+    *to = static_cast<int32_t>(number);
+    return absl::OkStatus();
+  }
+
+  absl::Status Width(const char* key, std::optional<int32_t> fallback, int32_t low, int32_t high,
+                     int32_t* to) const {
+    TANDEM_RETURN_IF_ERROR(Int(key, fallback, low, high, to));
+    if (*to % 8 != 0) return Unsupported(key, absl::StrCat("is ", *to, ", not a multiple of 8"));
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<bool> Bool(const char* key, bool fallback) const {
+    const Json* value = Find(key);
+    if (value == nullptr) return fallback;
+    if (!value->is_boolean())
+      return Invalid(key, absl::StrCat("is ", value->dump(), ", not a bool"));
+    return value->get<bool>();
+  }
+
+  absl::StatusOr<std::string> String(const char* key, const char* fallback) const {
+    const Json* value = Find(key);
+    if (value == nullptr) return std::string(fallback);
+    if (!value->is_string()) {
+      return Invalid(key, absl::StrCat("is ", value->dump(), ", not a string"));
+    }
+    return value->get<std::string>();
+  }
+
+  // Refuses a switch that is not at the value that is implemented.
+  absl::Status Must(const char* key, const char* supported) const {
+    TANDEM_ASSIGN_OR_RETURN(const std::string value, String(key, supported));
+    if (value == supported) return absl::OkStatus();
+    return Unsupported(
+        key, absl::StrCat("is \"", value, "\", but only \"", supported, "\" is supported"));
+  }
+  absl::Status MustBe(const char* key, bool supported) const {
+    TANDEM_ASSIGN_OR_RETURN(const bool value, Bool(key, supported));
+    if (value == supported) return absl::OkStatus();
+    return Unsupported(key, absl::StrCat("is ", value ? "true" : "false", ", but only ",
+                                         supported ? "true" : "false", " is supported"));
+  }
+
+  const Json& object() const { return object_; }
+  absl::string_view source() const { return source_; }
+
+ private:
+  const Json& object_;
+  const absl::string_view source_;
+};
+
+constexpr int32_t kMaxWidth = 1 << 20;
+
+absl::Status ParseShape(const Reader& r, ModelConfig* c) {
+  TANDEM_RETURN_IF_ERROR(r.Int("vocab_size", {}, 1, 1 << 24, &c->vocab_size));
+  TANDEM_RETURN_IF_ERROR(r.Width("hidden_size", {}, 8, kMaxWidth, &c->hidden_size));
+  TANDEM_RETURN_IF_ERROR(r.Width("intermediate_size", {}, 8, kMaxWidth, &c->intermediate_size));
+  TANDEM_RETURN_IF_ERROR(r.Int("num_hidden_layers", {}, 1, 4096, &c->num_layers));
+  TANDEM_RETURN_IF_ERROR(r.Int("num_attention_heads", {}, 1, 1024, &c->num_heads));
+  TANDEM_RETURN_IF_ERROR(r.Width("q_lora_rank", 0, 0, kMaxWidth, &c->q_lora_rank));
+  TANDEM_RETURN_IF_ERROR(r.Width("kv_lora_rank", {}, 8, 1 << 16, &c->kv_lora_rank));
+  TANDEM_RETURN_IF_ERROR(r.Width("qk_nope_head_dim", {}, 8, 4096, &c->qk_nope_head_dim));
+  TANDEM_RETURN_IF_ERROR(r.Width("qk_rope_head_dim", {}, 8, 4096, &c->qk_rope_head_dim));
+  TANDEM_RETURN_IF_ERROR(r.Width("v_head_dim", {}, 8, 4096, &c->v_head_dim));
+  TANDEM_RETURN_IF_ERROR(
+      r.Int("max_position_embeddings", {}, 1, 1 << 28, &c->max_position_embeddings));
+  TANDEM_ASSIGN_OR_RETURN(const double eps, r.Number("rms_norm_eps", {}, 0, 1));
+  c->rms_norm_eps = static_cast<float>(eps);
+  TANDEM_ASSIGN_OR_RETURN(c->tie_word_embeddings, r.Bool("tie_word_embeddings", false));
+  return absl::OkStatus();
+}
+
+absl::Status ParseExperts(const Reader& r, ModelConfig* c) {
+  TANDEM_RETURN_IF_ERROR(r.Int("n_routed_experts", 0, 0, 1 << 16, &c->num_experts));
+  if (c->num_experts == 0) return absl::OkStatus();
+  TANDEM_RETURN_IF_ERROR(
+      r.Width("moe_intermediate_size", {}, 8, kMaxWidth, &c->moe_intermediate_size));
+  TANDEM_RETURN_IF_ERROR(r.Int("n_shared_experts", 0, 0, 64, &c->num_shared_experts));
+  TANDEM_RETURN_IF_ERROR(r.Int("num_experts_per_tok", {}, 1, 256, &c->experts_per_token));
+  TANDEM_RETURN_IF_ERROR(r.Int("first_k_dense_replace", 0, 0, 4096, &c->first_k_dense_replace));
+  TANDEM_RETURN_IF_ERROR(r.Int("moe_layer_freq", 1, 1, 4096, &c->moe_layer_freq));
+  TANDEM_RETURN_IF_ERROR(r.Must("scoring_func", "softmax"));
+  TANDEM_ASSIGN_OR_RETURN(c->norm_topk_prob, r.Bool("norm_topk_prob", false));
+  TANDEM_ASSIGN_OR_RETURN(const double scaling, r.Number("routed_scaling_factor", 1, 0, 1e6));
+  c->routed_scaling_factor = static_cast<float>(scaling);
+  if (c->experts_per_token > c->num_experts) {
+    return r.Invalid(
+        "num_experts_per_tok",
+        absl::StrCat("is ", c->experts_per_token, ", but there are ", c->num_experts, " experts"));
+  }
+  // "gready" is how the original configuration class spells its default.
+  TANDEM_ASSIGN_OR_RETURN(const std::string method, r.String("topk_method", "greedy"));
+  if (method == "greedy" || method == "gready") return absl::OkStatus();
+  if (method != "group_limited_greedy") {
+    return r.Unsupported("topk_method", absl::StrCat("is \"", method,
+                                                     "\", but only greedy and group_limited_greedy "
+                                                     "are supported"));
+  }
+  c->topk_method = TopkMethod::kGroupLimitedGreedy;
+  TANDEM_RETURN_IF_ERROR(r.Int("n_group", {}, 1, 1 << 16, &c->num_groups));
+  TANDEM_RETURN_IF_ERROR(r.Int("topk_group", {}, 1, c->num_groups, &c->top_groups));
+  if (c->num_experts % c->num_groups != 0) {
+    return r.Invalid("n_group", absl::StrCat("is ", c->num_groups, ", which does not divide ",
+                                             c->num_experts, " experts"));
+  }
+  if (c->experts_per_token > c->num_experts / c->num_groups * c->top_groups) {
+    return r.Invalid("topk_group", "leaves fewer experts than num_experts_per_tok");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ParseRope(const Reader& r, ModelConfig* c) {
+  // transformers 5 writes rope_parameters, with rope_theta inside.
+  const Json* scaling = r.Find("rope_parameters");
+  if (scaling == nullptr) scaling = r.Find("rope_scaling");
+  if (scaling != nullptr && !scaling->is_object()) {
+    return r.Invalid("rope_scaling", "is not an object");
+  }
+  const Json none = Json::object();
+  const Reader s(scaling == nullptr ? none : *scaling, r.source());
+  std::optional<double> outer_theta;
+  if (r.Find("rope_theta") != nullptr || s.Find("rope_theta") == nullptr) {
+    TANDEM_ASSIGN_OR_RETURN(outer_theta, r.Number("rope_theta", {}, 1, 1e12));
+  }
+  TANDEM_ASSIGN_OR_RETURN(c->rope_theta, s.Number("rope_theta", outer_theta, 1, 1e12));
+  if (scaling == nullptr) return absl::OkStatus();
+  TANDEM_ASSIGN_OR_RETURN(const std::string old_type, s.String("type", "default"));
+  TANDEM_ASSIGN_OR_RETURN(const std::string type, s.String("rope_type", old_type.c_str()));
+  if (type == "default") return absl::OkStatus();
+  if (type != "yarn") {
+    return r.Unsupported("rope_scaling",
+                         absl::StrCat("has the type \"", type, "\", but only yarn is supported"));
+  }
+  YarnScaling yarn;
+  TANDEM_ASSIGN_OR_RETURN(yarn.factor, s.Number("factor", {}, 1, 1e6));
+  TANDEM_ASSIGN_OR_RETURN(yarn.original_max_position_embeddings,
+                          s.Number("original_max_position_embeddings", 4096, 1, 1e9));
+  TANDEM_ASSIGN_OR_RETURN(yarn.beta_fast, s.Number("beta_fast", 32, 1e-6, 1e6));
+  TANDEM_ASSIGN_OR_RETURN(yarn.beta_slow, s.Number("beta_slow", 1, 1e-6, 1e6));
+  TANDEM_ASSIGN_OR_RETURN(yarn.mscale, s.Number("mscale", 1, 0, 1e3));
+  TANDEM_ASSIGN_OR_RETURN(yarn.mscale_all_dim, s.Number("mscale_all_dim", 0, 0, 1e3));
+  c->yarn = yarn;
+  return absl::OkStatus();
+}
+
+absl::Status ParseTokens(const Reader& r, ModelConfig* c) {
+  const auto id = [&](const char* key, const Json& value) -> absl::StatusOr<int32_t> {
+    if (!value.is_number_integer() || value.get<double>() < 0 ||
+        value.get<double>() >= c->vocab_size) {
+      return r.Invalid(key,
+                       absl::StrCat("is ", value.dump(), ", which is no token of ", c->vocab_size));
+    }
+    return value.get<int32_t>();
+  };
+  if (const Json* bos = r.Find("bos_token_id")) {
+    TANDEM_ASSIGN_OR_RETURN(c->bos_token_id, id("bos_token_id", *bos));
+  }
+  if (const Json* eos = r.Find("eos_token_id")) {
+    const Json list = eos->is_array() ? *eos : Json::array({*eos});
+    for (const Json& value : list) {
+      TANDEM_ASSIGN_OR_RETURN(const int32_t token, id("eos_token_id", value));
+      c->eos_token_ids.push_back(token);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+float ModelConfig::SoftmaxScale() const {
+  double scale = 1.0 / std::sqrt(static_cast<double>(qk_head_dim()));
+  if (yarn && yarn->mscale_all_dim != 0) {
+    const double growth = YarnGrowth(yarn->factor, yarn->mscale_all_dim);
+    scale *= growth * growth;
+  }
+  return static_cast<float>(scale);
+}
+
+float ModelConfig::RopeFactor() const {
+  if (!yarn) return 1.0f;
+  return static_cast<float>(YarnGrowth(yarn->factor, yarn->mscale) /
+                            YarnGrowth(yarn->factor, yarn->mscale_all_dim));
+}
+
+std::vector<float> ModelConfig::RopeFrequencies() const {
+  const int32_t pairs = qk_rope_head_dim / 2;
+  double low = 0, high = 0;
+  if (yarn) {
+    const auto correction = [&](double rotations) {
+      return qk_rope_head_dim *
+             std::log(yarn->original_max_position_embeddings / (rotations * 2 * M_PI)) /
+             (2 * std::log(rope_theta));
+    };
+    low = std::max(std::floor(correction(yarn->beta_fast)), 0.0);
+    high = std::min(std::ceil(correction(yarn->beta_slow)), qk_rope_head_dim - 1.0);
+    if (low == high) high += 0.001;
+  }
+  std::vector<float> frequencies(pairs);
+  for (int32_t i = 0; i < pairs; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(qk_rope_head_dim);
+    const float power = static_cast<float>(std::pow(rope_theta, static_cast<double>(exponent)));
+    const float extrapolated = 1.0f / power;
+    if (!yarn) {
+      frequencies[i] = extrapolated;
+      continue;
+    }
+    const float interpolated = 1.0f / (static_cast<float>(yarn->factor) * power);
+    const float ramp = std::clamp(
+        (static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0f,
+        1.0f);
+    const float keep = 1.0f - ramp;
+    const float a = interpolated * (1.0f - keep);
+    const float b = extrapolated * keep;
+    frequencies[i] = a + b;
+  }
+  return frequencies;
+}
+
+absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json, absl::string_view source) {
+  const Json object = Json::parse(json.begin(), json.end(), nullptr, /*allow_exceptions=*/false);
+  if (!object.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(source, " is not a JSON object"));
+  }
+  const Reader r(object, source);
+  TANDEM_ASSIGN_OR_RETURN(const std::string type, r.String("model_type", ""));
+  if (type != "deepseek_v2") {
+    return r.Unsupported("model_type",
+                         absl::StrCat("is \"", type, "\", but only deepseek_v2 is supported"));
+  }
+  TANDEM_RETURN_IF_ERROR(r.MustBe("use_mla", true));
+  TANDEM_RETURN_IF_ERROR(r.MustBe("attention_bias", false));
+  TANDEM_RETURN_IF_ERROR(r.MustBe("mlp_bias", false));
+  TANDEM_RETURN_IF_ERROR(r.Must("hidden_act", "silu"));
+  if (r.Find("quantization_config") != nullptr) {
+    return r.Unsupported("quantization_config",
+                         "is set, but quantized checkpoints are not supported");
+  }
+  ModelConfig config;
+  TANDEM_RETURN_IF_ERROR(ParseShape(r, &config));
+  TANDEM_RETURN_IF_ERROR(ParseExperts(r, &config));
+  TANDEM_RETURN_IF_ERROR(ParseRope(r, &config));
+  TANDEM_RETURN_IF_ERROR(ParseTokens(r, &config));
+  return config;
+}
+
+absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir) {
+  const std::string path = absl::StrCat(dir, "/config.json");
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  const std::string json((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  return ParseModelConfig(json, path);
+}
+
+}  // namespace tandem

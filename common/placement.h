@@ -1,0 +1,43 @@
+// Which expert workers hold which experts.
+#ifndef TANDEM_COMMON_PLACEMENT_H_
+#define TANDEM_COMMON_PLACEMENT_H_
+
+#include <compare>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tandem {
+
+using WorkerId = uint32_t;  // given by the registry, never reused within a gateway's life
+
+// Orders placements: a gateway's life, then a count within it.
+struct PlacementVersion {
+  uint64_t epoch = 0;
+  uint64_t counter = 0;
+  auto operator<=>(const PlacementVersion&) const = default;
+};
+
+// A versioned map from (layer, expert) to the expert workers that hold it, one or more; the first
+// is the preferred one. Owned by the gateway, pushed to every worker. A plain value.
+struct Placement {
+  struct Worker {
+    WorkerId id = 0;
+    std::string address;  // host:port of its ExpertWorker service; empty within one process
+    bool operator==(const Worker&) const = default;
+  };
+
+  PlacementVersion version;
+  int num_layers = 0;   // of the model, dense ones included
+  int num_experts = 0;  // routed experts per layer
+  std::vector<Worker> workers;
+  std::vector<std::vector<WorkerId>> holders;  // [num_layers * num_experts]; empty in dense layers
+
+  const std::vector<WorkerId>& Holders(int layer, int expert) const {
+    return holders[static_cast<size_t>(layer) * num_experts + expert];
+  }
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_PLACEMENT_H_

@@ -1,0 +1,186 @@
+#include "common/service/registry_client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "proto/registry.grpc.pb.h"
+#include "spdlog/spdlog.h"
+
+namespace tandem {
+namespace {
+
+constexpr auto kFirstPause = std::chrono::milliseconds(50);
+constexpr auto kLongestPause = std::chrono::milliseconds(1000);
+
+v1::WorkerReport HeartbeatReport(const WorkerHealth& health) {
+  v1::WorkerReport report;
+  v1::WorkerHeartbeat& heartbeat = *report.mutable_heartbeat();
+  heartbeat.set_ready(health.ready);
+  heartbeat.set_loaded(health.loaded);
+  heartbeat.set_placement_epoch(health.placement.epoch);
+  heartbeat.set_placement_counter(health.placement.counter);
+  for (const auto& [name, value] : health.counters) (*heartbeat.mutable_counters())[name] = value;
+  return report;
+}
+
+bool IsRefusal(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::FAILED_PRECONDITION ||
+         status.error_code() == grpc::StatusCode::INVALID_ARGUMENT;
+}
+
+}  // namespace
+
+Placement PlacementFromProto(const v1::PlacementOrder& order) {
+  Placement placement;
+  placement.version = {order.epoch(), order.counter()};
+  placement.num_layers = static_cast<int>(order.num_layers());
+  placement.num_experts = static_cast<int>(order.num_experts());
+  for (const auto& worker : order.workers()) {
+    placement.workers.push_back({worker.id(), worker.address()});
+  }
+  for (const auto& holders : order.holders()) {
+    placement.holders.emplace_back(holders.worker_ids().begin(), holders.worker_ids().end());
+  }
+  placement.holders.resize(static_cast<size_t>(placement.num_layers) * placement.num_experts);
+  return placement;
+}
+
+v1::PlacementOrder PlacementToProto(const Placement& placement) {
+  v1::PlacementOrder order;
+  order.set_epoch(placement.version.epoch);
+  order.set_counter(placement.version.counter);
+  order.set_num_layers(placement.num_layers);
+  order.set_num_experts(placement.num_experts);
+  for (const Placement::Worker& worker : placement.workers) {
+    auto& to = *order.add_workers();
+    to.set_id(worker.id);
+    to.set_address(worker.address);
+  }
+  for (const auto& holders : placement.holders) {
+    auto& to = *order.add_holders();
+    for (WorkerId id : holders) to.add_worker_ids(id);
+  }
+  return order;
+}
+
+class RegistryClient::Impl {
+ public:
+  Impl(std::string address, v1::WorkerHello hello, Callbacks callbacks)
+      : address_(std::move(address)), hello_(std::move(hello)), callbacks_(std::move(callbacks)) {
+    stub_ =
+        v1::Registry::NewStub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
+    thread_ = std::thread([this] { Run(); });
+  }
+
+  ~Impl() {
+    {
+      std::lock_guard lock(mutex_);
+      ended_ = true;
+      if (context_ != nullptr) context_->TryCancel();
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+
+ private:
+  void Run() {
+    auto pause = kFirstPause;
+    while (true) {
+      const bool was_accepted = Session();
+      pause = was_accepted ? kFirstPause
+                           : std::min<std::chrono::milliseconds>(pause * 2, kLongestPause);
+      std::unique_lock lock(mutex_);
+      if (wake_.wait_for(lock, pause, [this] { return ended_ || refused_; })) return;
+    }
+  }
+
+  // One connection, to its end. Returns whether the registry accepted this worker.
+  bool Session() {
+    grpc::ClientContext context;
+    {
+      std::lock_guard lock(mutex_);
+      if (ended_) return false;
+      context_ = &context;
+    }
+    auto stream = stub_->Join(&context);
+    v1::WorkerReport first;
+    *first.mutable_hello() = hello_;
+    bool accepted = false;
+    std::thread beats;
+    bool stream_ended = false;
+    if (stream->Write(first)) {
+      v1::WorkerOrder order;
+      while (stream->Read(&order)) {
+        if (order.has_accepted() && !accepted) {
+          accepted = true;
+          callbacks_.on_accepted(order.accepted().worker_id(),
+                                 order.accepted().gateway_incarnation());
+          const auto interval =
+              std::chrono::milliseconds(std::clamp(order.accepted().heartbeat_ms(), 10u, 10'000u));
+          beats = std::thread(
+              [this, &stream, &stream_ended, interval] { Beat(*stream, stream_ended, interval); });
+        } else if (order.has_load() && callbacks_.on_load) {
+          callbacks_.on_load(PlacementFromProto(order.load()));
+        } else if (order.has_use() && callbacks_.on_use) {
+          callbacks_.on_use(PlacementFromProto(order.use()));
+        }
+      }
+    }
+    {
+      std::lock_guard lock(mutex_);
+      stream_ended = true;
+    }
+    wake_.notify_all();
+    if (beats.joinable()) beats.join();
+    const grpc::Status status = stream->Finish();
+    std::lock_guard lock(mutex_);
+    context_ = nullptr;
+    if (ended_) return accepted;
+    if (IsRefusal(status)) {
+      refused_ = true;
+      callbacks_.on_refused(
+          absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message()));
+    } else {
+      spdlog::log(accepted ? spdlog::level::warn : spdlog::level::debug,
+                  "the registry at {} is not connected: {}", address_, status.error_message());
+    }
+    return accepted;
+  }
+
+  void Beat(grpc::ClientReaderWriterInterface<v1::WorkerReport, v1::WorkerOrder>& stream,
+            const bool& stream_ended, std::chrono::milliseconds interval) {
+    std::unique_lock lock(mutex_);
+    while (!stream_ended && !ended_) {
+      lock.unlock();
+      const bool written = stream.Write(HeartbeatReport(callbacks_.health()));
+      lock.lock();
+      if (!written) return;
+      wake_.wait_for(lock, interval, [&] { return stream_ended || ended_; });
+    }
+  }
+
+  const std::string address_;
+  const v1::WorkerHello hello_;
+  const Callbacks callbacks_;
+  std::unique_ptr<v1::Registry::Stub> stub_;
+
+  std::mutex mutex_;  // guards the four below
+  std::condition_variable wake_;
+  bool ended_ = false;
+  bool refused_ = false;
+  grpc::ClientContext* context_ = nullptr;
+
+  std::thread thread_;
+};
+
+RegistryClient::RegistryClient(std::string address, v1::WorkerHello hello, Callbacks callbacks)
+    : impl_(std::make_unique<Impl>(std::move(address), std::move(hello), std::move(callbacks))) {}
+RegistryClient::~RegistryClient() = default;
+
+}  // namespace tandem

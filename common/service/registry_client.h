@@ -1,0 +1,50 @@
+// A worker's membership in a deployment: joins the gateway's registry, reports, takes orders.
+#ifndef TANDEM_COMMON_SERVICE_REGISTRY_CLIENT_H_
+#define TANDEM_COMMON_SERVICE_REGISTRY_CLIENT_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "common/counters.h"
+#include "common/placement.h"
+#include "proto/registry.pb.h"
+
+namespace tandem {
+
+// What a worker says of itself at every heartbeat.
+struct WorkerHealth {
+  bool ready = false;
+  float loaded = 0;            // share of its weights, 0 to 1
+  PlacementVersion placement;  // newest that it has loaded (expert) or uses (attention)
+  CounterSnapshot counters;
+};
+
+Placement PlacementFromProto(const v1::PlacementOrder& order);
+v1::PlacementOrder PlacementToProto(const Placement& placement);
+
+// Dials, and dials again with a growing pause (at most 1 s) when the connection breaks, until it is
+// destroyed or refused. Callbacks come one at a time from the client's thread.
+class RegistryClient {
+ public:
+  struct Callbacks {
+    std::function<WorkerHealth()> health;
+    std::function<void(WorkerId self, uint64_t gateway_incarnation)> on_accepted;
+    std::function<void(Placement)> on_load;  // expert workers
+    std::function<void(Placement)> on_use;   // attention workers
+    // The registry will not have this worker: wrong checkpoint, mode or numerics class. Final.
+    std::function<void(absl::Status)> on_refused;
+  };
+
+  RegistryClient(std::string address, v1::WorkerHello hello, Callbacks callbacks);
+  ~RegistryClient();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_SERVICE_REGISTRY_CLIENT_H_

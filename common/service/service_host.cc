@@ -1,0 +1,212 @@
+#include "common/service/service_host.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <prometheus/collectable.h>
+#include <prometheus/exposer.h>
+#include <prometheus/metric_family.h>
+#include <signal.h>
+#include <time.h>
+
+#include <exception>
+#include <random>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/status.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace tandem {
+namespace {
+
+// Splits host:port at the last colon, so that [::1]:80 works.
+absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  if (colon == std::string::npos || colon == 0 ||
+      !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("address \"", address, "\" is not host:port"));
+  }
+  return std::make_pair(address.substr(0, colon), port);
+}
+
+sigset_t EndSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+class CounterCollectable : public prometheus::Collectable {
+ public:
+  CounterCollectable(std::string prefix, std::function<CounterSnapshot()> snapshot)
+      : prefix_(std::move(prefix)), snapshot_(std::move(snapshot)) {}
+
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    std::vector<prometheus::MetricFamily> families;
+    for (const auto& [name, value] : snapshot_()) {
+      prometheus::MetricFamily family;
+      family.name = absl::StrCat(prefix_, "_", name);
+      family.type = absl::EndsWith(name, "_total") ? prometheus::MetricType::Counter
+                                                   : prometheus::MetricType::Gauge;
+      prometheus::ClientMetric metric;
+      (family.type == prometheus::MetricType::Counter ? metric.counter.value : metric.gauge.value) =
+          static_cast<double>(value);
+      family.metric.push_back(std::move(metric));
+      families.push_back(std::move(family));
+    }
+    return families;
+  }
+
+ private:
+  const std::string prefix_;
+  const std::function<CounterSnapshot()> snapshot_;
+};
+
+}  // namespace
+
+void AddListenFlags(CLI::App& app, ListenOptions* options) {
+  app.add_option("--listen", options->listen, "host:port to serve on; port 0 takes a free one")
+      ->capture_default_str();
+  app.add_option("--metrics-listen", options->metrics_listen,
+                 "host:port to serve Prometheus metrics on");
+  app.add_flag("--insecure-listen", options->insecure_listen,
+               "allow plain text on addresses beyond loopback");
+}
+
+absl::Status CheckListenAddress(const std::string& address, bool insecure) {
+  TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(address));
+  const std::string& host = host_port.first;
+  const bool loopback = host == "localhost" || host == "[::1]" || absl::StartsWith(host, "127.");
+  if (!loopback && !insecure) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("listening on ", address,
+                     " would send everything in plain text beyond this machine: listen ",
+                     "on a loopback address, or pass --insecure-listen"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
+    const ListenOptions& options, const std::vector<grpc::Service*>& services,
+    const std::vector<std::string>& health_names) {
+  TANDEM_RETURN_IF_ERROR(CheckListenAddress(options.listen, options.insecure_listen));
+  TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(options.listen));
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  // Two servers must never share a port silently.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.SetMaxReceiveMessageSize(-1);
+  builder.SetMaxSendMessageSize(-1);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  auto host = std::unique_ptr<ServiceHost>(new ServiceHost);
+  host->server_ = builder.BuildAndStart();
+  if (host->server_ == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen,
+                                               ": the address is taken or not this machine's"));
+  }
+  host->address_ = absl::StrCat(host_port.first, ":", port);
+  host->health_names_ = health_names;
+  host->health_names_.push_back("");  // the server as a whole
+  host->SetServing(false);
+  return host;
+}
+
+ServiceHost::~ServiceHost() { Shutdown(absl::ZeroDuration()); }
+
+void ServiceHost::SetServing(bool serving) {
+  for (const std::string& name : health_names_) {
+    server_->GetHealthCheckService()->SetServingStatus(name, serving);
+  }
+}
+
+std::shared_ptr<grpc::Channel> ServiceHost::InProcessChannel() {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetMaxSendMessageSize(-1);
+  return server_->InProcessChannel(arguments);
+}
+
+void ServiceHost::Shutdown(absl::Duration grace) {
+  if (server_ == nullptr) return;
+  server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+  server_->Wait();
+  server_.reset();
+}
+
+struct MetricsHost::Impl {
+  std::shared_ptr<prometheus::Collectable> collectable;
+  std::unique_ptr<prometheus::Exposer> exposer;
+};
+
+MetricsHost::MetricsHost(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+MetricsHost::~MetricsHost() = default;
+
+absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
+    const ListenOptions& options, const std::string& prefix,
+    std::function<CounterSnapshot()> snapshot) {
+  const std::string& listen = options.metrics_listen;
+  if (listen.empty()) return nullptr;
+  TANDEM_RETURN_IF_ERROR(CheckListenAddress(listen, options.insecure_listen));
+  auto impl = std::make_unique<Impl>();
+  impl->collectable = std::make_shared<CounterCollectable>(prefix, std::move(snapshot));
+  try {  // civetweb reports a taken port by an exception
+    impl->exposer = std::make_unique<prometheus::Exposer>(listen, /*num_threads=*/1);
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve metrics on ", listen, ": ", error.what()));
+  }
+  impl->exposer->RegisterCollectable(impl->collectable);
+  return std::unique_ptr<MetricsHost>(new MetricsHost(std::move(impl)));
+}
+
+std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv) {
+  spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
+  try {  // CLI11 reports by exceptions; none leaves this function
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return std::nullopt;
+}
+
+void BlockEndSignals() {
+  const sigset_t set = EndSignals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+bool WaitForEnd(const std::function<bool()>& failed) {
+  const sigset_t set = EndSignals();
+  const timespec interval = {0, 50'000'000};
+  while (!failed()) {
+    if (sigtimedwait(&set, nullptr, &interval) > 0) {
+      pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+      return true;
+    }
+  }
+  return false;
+}
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+}
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+uint64_t NewIncarnation() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+}  // namespace tandem

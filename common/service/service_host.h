@@ -1,0 +1,96 @@
+// What every Tandem server has in common: one gRPC port with health and reflection, one optional
+// metrics port, and a clean end on SIGTERM.
+#ifndef TANDEM_COMMON_SERVICE_SERVICE_HOST_H_
+#define TANDEM_COMMON_SERVICE_SERVICE_HOST_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/counters.h"
+
+namespace tandem {
+
+struct ListenOptions {
+  std::string listen;            // host:port; port 0 takes a free one
+  std::string metrics_listen;    // host:port of Prometheus metrics over HTTP; empty: none
+  bool insecure_listen = false;  // allow plain text beyond loopback
+};
+
+// --listen, --metrics-listen and --insecure-listen.
+void AddListenFlags(CLI::App& app, ListenOptions* options);
+
+// INVALID_ARGUMENT unless `address` is host:port; FAILED_PRECONDITION if the host is not loopback
+// and `insecure` does not allow it.
+absl::Status CheckListenAddress(const std::string& address, bool insecure);
+
+// A running gRPC server. Messages of any size are accepted; every service starts NOT_SERVING.
+class ServiceHost {
+ public:
+  // Starts listening. `services` must outlive the host; they are named in health checks by their
+  // full protobuf names (`health_names`).
+  //   UNAVAILABLE  the address cannot be bound
+  static absl::StatusOr<std::unique_ptr<ServiceHost>> Start(
+      const ListenOptions& options, const std::vector<grpc::Service*>& services,
+      const std::vector<std::string>& health_names);
+  ~ServiceHost();
+
+  void SetServing(bool serving);
+  // host:port with the port that was really taken.
+  const std::string& address() const { return address_; }
+  // A channel to this server that stays within the process.
+  std::shared_ptr<grpc::Channel> InProcessChannel();
+  // Ends calls that still run after `grace`. Idempotent.
+  void Shutdown(absl::Duration grace);
+
+ private:
+  ServiceHost() = default;
+  std::unique_ptr<grpc::Server> server_;
+  std::vector<std::string> health_names_;
+  std::string address_;
+};
+
+// Serves counters as Prometheus metrics, each named `prefix`_name, asked for at every scrape.
+class MetricsHost {
+ public:
+  // Null if the options name no address.
+  static absl::StatusOr<std::unique_ptr<MetricsHost>> Start(
+      const ListenOptions& options, const std::string& prefix,
+      std::function<CounterSnapshot()> snapshot);
+  ~MetricsHost();
+
+ private:
+  struct Impl;
+  explicit MetricsHost(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// What runs in every main: logs to standard error, prints one sentence for a bad command line.
+// Returns the exit code to end with, or nothing.
+std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv);
+
+// Must be called first in main, before any thread starts: SIGTERM and SIGINT are then only seen by
+// WaitForEnd, and writing to a closed pipe is an error rather than a death.
+void BlockEndSignals();
+
+// Returns when SIGTERM or SIGINT arrives (true), or when `failed()` turns true (false). A second
+// signal ends the process at once.
+bool WaitForEnd(const std::function<bool()>& failed);
+
+grpc::Status ToGrpc(const absl::Status& status);
+absl::Status FromGrpc(const grpc::Status& status);
+
+// A random number that names this process's life.
+uint64_t NewIncarnation();
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_SERVICE_SERVICE_HOST_H_

@@ -1,0 +1,89 @@
+// Element types and non-owning views of dense tensors: the vocabulary in which checkpoints, kernels
+// and transports speak of memory.
+#ifndef TANDEM_COMMON_TENSOR_H_
+#define TANDEM_COMMON_TENSOR_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <type_traits>
+
+namespace tandem {
+
+enum class Dtype : uint8_t { kF32 = 1, kBF16 = 2, kF16 = 3, kI32 = 4 };
+
+constexpr size_t DtypeBytes(Dtype dtype) {
+  return dtype == Dtype::kF32 || dtype == Dtype::kI32 ? 4 : 2;
+}
+constexpr const char* DtypeName(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kF32:
+      return "f32";
+    case Dtype::kBF16:
+      return "bf16";
+    case Dtype::kF16:
+      return "f16";
+    case Dtype::kI32:
+      return "i32";
+  }
+  return "unknown";
+}
+
+// The upper half of an f32. Trivial, so that arrays of it may lie in mapped files.
+struct BF16 {
+  uint16_t bits;
+};
+
+// A view of a dense row-major tensor of up to four dimensions. Owns nothing; `data` need not be
+// aligned to the element. A rank-2 view may have rows further apart than its width: `row_stride`,
+// in elements, is the distance between consecutive rows (all leading dimensions flattened).
+struct TensorView {
+  static constexpr int kMaxRank = 4;
+
+  void* data = nullptr;
+  Dtype dtype = Dtype::kF32;
+  int rank = 0;
+  std::array<int64_t, kMaxRank> shape = {0, 0, 0, 0};
+  int64_t row_stride = 0;
+
+  TensorView() = default;
+  TensorView(void* data, Dtype dtype, std::initializer_list<int64_t> dims)
+      : data(data), dtype(dtype), rank(static_cast<int>(dims.size())) {
+    int i = 0;
+    for (int64_t d : dims) shape[i++] = d;
+    row_stride = rank == 0 ? 1 : shape[rank - 1];
+  }
+
+  bool empty() const { return data == nullptr; }
+  int64_t dim(int i) const { return shape[i]; }
+  // Elements in a row: the last dimension.
+  int64_t width() const { return rank == 0 ? 1 : shape[rank - 1]; }
+  // The product of all dimensions but the last.
+  int64_t rows() const {
+    int64_t n = 1;
+    for (int i = 0; i + 1 < rank; ++i) n *= shape[i];
+    return n;
+  }
+  int64_t elements() const { return rows() * width(); }
+  size_t bytes() const { return static_cast<size_t>(elements()) * DtypeBytes(dtype); }
+
+  std::byte* row(int64_t i) const {
+    return static_cast<std::byte*>(data) + i * row_stride * static_cast<int64_t>(DtypeBytes(dtype));
+  }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+  // Rows [first, first + count) of a rank-2 view.
+  TensorView slice_rows(int64_t first, int64_t count) const {
+    TensorView v = *this;
+    v.data = row(first);
+    v.shape[0] = count;
+    return v;
+  }
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_TENSOR_H_

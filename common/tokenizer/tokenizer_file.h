@@ -1,0 +1,51 @@
+// Reads tokenizer.json and tokenizer_config.json. Both are untrusted: whatever the DeepSeek-V2
+// pipeline does not use is refused rather than ignored, with a sentence that names it.
+#ifndef TANDEM_COMMON_TOKENIZER_TOKENIZER_FILE_H_
+#define TANDEM_COMMON_TOKENIZER_TOKENIZER_FILE_H_
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/tokenizer/bpe.h"
+#include "common/tokenizer/pre_tokenizer.h"
+
+namespace tandem {
+
+// A token that is cut out of the raw text before anything else.
+struct AddedToken {
+  int32_t id;
+  std::string content;  // UTF-8, not empty
+  bool special;         // left out by Decode when special tokens are skipped
+  bool normalized;      // matched in what the tokens that are not `normalized` left over
+};
+
+// What tokenizer.json says.
+struct TokenizerFile {
+  std::vector<std::string> token_bytes;  // by id; empty: the id has no token
+  std::array<int32_t, 256> byte_ids;     // the token of each byte, or -1
+  std::vector<BpeMerge> merges;          // in order of rank
+  std::vector<AddedToken> added_tokens;
+  std::vector<PreTokenizerStep> steps;
+};
+
+// What tokenizer_config.json says.
+struct TokenizerConfig {
+  std::optional<std::string> bos_token;
+  std::optional<std::string> eos_token;
+  bool add_bos = false;                      // prompts of plain text begin with bos_token
+  std::optional<std::string> chat_template;  // Jinja
+};
+
+// Both return InvalidArgument if the JSON is broken or does not have the form of such a file, and
+// Unimplemented if it asks for something that this tokenizer does not do.
+absl::StatusOr<TokenizerFile> ParseTokenizerFile(absl::string_view json);
+absl::StatusOr<TokenizerConfig> ParseTokenizerConfig(absl::string_view json);
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_TOKENIZER_TOKENIZER_FILE_H_

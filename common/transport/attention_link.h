@@ -1,0 +1,155 @@
+// The attention seam: one attention worker as its gateway sees it. Layers are the unit of
+// scheduling: a step names new batches of rows and, for each batch, how far through the layers it
+// goes now.
+#ifndef TANDEM_COMMON_TRANSPORT_ATTENTION_LINK_H_
+#define TANDEM_COMMON_TRANSPORT_ATTENTION_LINK_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/counters.h"
+#include "common/sampling_params.h"
+
+namespace tandem {
+
+using SequenceId = uint64_t;  // grows within a link's life, never reused
+using BatchId = uint64_t;     // likewise
+using StepId = uint64_t;      // 1, 2, 3, ... within a link's life
+
+// A sequence as an attention worker knows it. Token ids travel once, here; rows name positions.
+struct SequenceSpec {
+  SequenceId sequence = 0;
+  // All tokens known when it is opened: the prompt, then what was generated before an interruption.
+  std::vector<int32_t> token_ids;
+  // One form per position: positions below this are computed in the expanded form, all others in
+  // the absorbed form, always (DESIGN.md section 6). ExpandedLength(prompt) for requests.
+  int32_t expanded_length = 0;
+  SamplingParams sampling;
+  bool mask_ids_without_token = true;  // draw only ids for which the tokenizer has a token
+
+  static constexpr int kPageTokens = 64;
+  // b = 64 * floor((P - 1) / 64): all but the last page of a prompt of P >= 1 tokens.
+  static int32_t ExpandedLength(int64_t prompt_tokens) {
+    return static_cast<int32_t>(kPageTokens * ((prompt_tokens - 1) / kPageTokens));
+  }
+};
+
+// A run of consecutive rows of one sequence within a batch. Position p's token is known from the
+// spec, or, with `last_sampled`, is what the worker itself drew last for the sequence (count 1).
+struct RowRun {
+  SequenceId sequence = 0;
+  int32_t first_position = 0;
+  int32_t count = 0;
+  bool last_sampled = false;
+};
+
+// What is wanted of a row after the last layer.
+enum class RowOutputKind : uint8_t {
+  kSample = 1,   // draw the token of the next position; it becomes the sequence's last sampled
+  kLogProb = 2,  // log-probability of `target` as the next token, unmasked
+  kLogits = 3,   // the whole row of logits, unmasked
+};
+struct RowOutput {
+  int32_t row = 0;  // index within the batch
+  RowOutputKind kind = RowOutputKind::kSample;
+  int32_t target = 0;  // kLogProb only
+};
+
+// A set of token rows that travels the layers together. Rows never move within a batch; those of a
+// cancelled sequence are dead.
+struct NewBatch {
+  BatchId batch = 0;
+  std::vector<RowRun> runs;
+  std::vector<RowOutput> outputs;  // ascending by row
+};
+
+// Layers [first_layer, end_layer). Embedding happens at 0, outputs after the last layer.
+struct Advance {
+  BatchId batch = 0;
+  int32_t first_layer = 0;
+  int32_t end_layer = 0;
+};
+
+struct Step {
+  StepId step = 0;
+  std::vector<NewBatch> new_batches;  // each is also named in `advance`, or waits at layer 0
+  std::vector<Advance> advance;
+};
+
+struct RowResult {
+  SequenceId sequence = 0;
+  int32_t position = 0;  // of the row
+  RowOutputKind kind = RowOutputKind::kSample;
+  int32_t token = 0;  // kSample: the drawn id, -1 if the logits held a NaN; kLogProb: the target
+  float log_prob = 0.0f;      // kSample, kLogProb
+  std::vector<float> logits;  // kLogits: [vocab]
+};
+
+struct BatchProgress {
+  BatchId batch = 0;
+  int32_t next_layer = 0;  // num_layers: finished and forgotten
+};
+
+struct StepResult {
+  StepId step = 0;
+  absl::Status status;  // not OK: the step was refused or failed, see AttentionLink::Run
+  std::vector<RowResult> rows;
+  std::vector<BatchProgress> batches;  // every batch that the step advanced
+  int32_t free_pages = 0;
+  int64_t compute_us = 0;  // from the first layer's start to the last output
+};
+
+struct AttentionWorkerInfo {
+  int32_t num_layers = 0;
+  int32_t total_pages = 0;  // of 64 tokens, over all layers
+  int32_t vocab_size = 0;
+};
+
+// One session of a gateway with one attention worker. Thread-safe; calls never block on the
+// worker's arithmetic. Destroying the link cancels everything it opened and frees its pages.
+// Callbacks come from the worker's side, one at a time, must not block and must not destroy the
+// link; none comes after the destructor has returned.
+class AttentionLink {
+ public:
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    // Results come in the order of the steps.
+    virtual void OnStepResult(StepResult result) = 0;
+    // The worker is gone; at most once, and nothing follows. Every outstanding step is lost.
+    virtual void OnDown(absl::Status status) = 0;
+  };
+  static constexpr int kMaxOutstandingSteps = 2;
+
+  virtual ~AttentionLink() = default;
+  virtual AttentionWorkerInfo info() const = 0;
+
+  // Makes a sequence known. In order with Run.
+  virtual void OpenSequence(SequenceSpec spec) = 0;
+
+  // Queues a step; exactly one OnStepResult answers it, unless OnDown comes first. Its status:
+  //   FAILED_PRECONDITION  a batch does not stand at first_layer, or a sequence was never opened,
+  //   or
+  //                        more than kMaxOutstandingSteps are outstanding
+  //   INVALID_ARGUMENT     rows, layers or outputs out of range
+  //   RESOURCE_EXHAUSTED   the cache has no page left (schedulers count pages, so this is a bug
+  //   there) UNAVAILABLE          no expert worker answered for a layer within the limit: batches
+  //   stand where
+  //                        `batches` says; the step may be repeated from there
+  // A refused step (all but UNAVAILABLE) changed nothing. A step_id that was already run is
+  // answered again, not run again. Rows of sequences that were released or cancelled meanwhile are
+  // dead: they are neither computed nor answered.
+  virtual void Run(Step step) = 0;
+
+  // Ends a sequence now: overtakes queued steps, is looked at on every layer boundary. Its rows are
+  // dead in every batch and its pages are freed. Unknown or ended sequences are ignored.
+  virtual void Cancel(SequenceId sequence) = 0;
+
+  // Ends a sequence after the steps sent so far.
+  virtual void Release(SequenceId sequence) = 0;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_TRANSPORT_ATTENTION_LINK_H_

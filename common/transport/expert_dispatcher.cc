@@ -1,0 +1,477 @@
+#include "common/transport/expert_dispatcher.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/transport/expert_split.h"
+
+namespace tandem {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How often a wait looks at cancellation, placement and time limits.
+constexpr absl::Duration kPollInterval = absl::Milliseconds(2);
+
+Clock::time_point After(Clock::time_point start, absl::Duration duration) {
+  constexpr absl::Duration kFar = absl::Hours(24 * 365);
+  return start + absl::ToChronoNanoseconds(std::min(duration, kFar));
+}
+
+// Where links leave replies. Outlives its layer as long as a reply may still come.
+struct Mailbox {
+  struct Arrival {
+    uint32_t part = 0;
+    ExpertReply reply;
+  };
+  std::mutex mu;
+  std::condition_variable arrived;
+  std::vector<Arrival> arrivals;  // guarded by mu
+
+  void Put(uint32_t part, ExpertReply reply) {
+    {
+      std::lock_guard<std::mutex> lock(mu);
+      arrivals.push_back({part, std::move(reply)});
+    }
+    arrived.notify_one();
+  }
+  std::vector<Arrival> Take() {
+    std::lock_guard<std::mutex> lock(mu);
+    return std::exchange(arrivals, {});
+  }
+  void WaitFor(absl::Duration duration) {
+    std::unique_lock<std::mutex> lock(mu);
+    arrived.wait_for(lock, absl::ToChronoNanoseconds(duration),
+                     [this] { return !arrivals.empty(); });
+  }
+};
+
+struct Counts {
+  std::atomic<int64_t> dispatches{0};
+  std::atomic<int64_t> parts{0};
+  std::atomic<int64_t> retries{0};
+  std::atomic<int64_t> rows_sent{0};
+  std::atomic<int64_t> rows_received{0};
+  std::atomic<int64_t> late_replies{0};
+  std::atomic<int64_t> parts_live{0};
+};
+
+bool Answers(const ExpertReply& reply, const ExpertRequest& request) {
+  return reply.rows.rank == 2 && reply.rows.rows() == request.num_output_rows() &&
+         reply.rows.width() == request.rows.width() && reply.rows.dtype == request.rows.dtype;
+}
+
+}  // namespace
+
+// ---- a dispatched layer -------------------------------------------------------------------------
+
+struct ExpertDispatcher::Layer {
+  struct Sent {
+    ExpertPart part;
+    std::shared_ptr<ExpertLink> link;  // kept until the part is answered or given up
+    std::string address;
+    Clock::time_point start;
+    Clock::time_point give_up;
+  };
+  struct Failures {
+    int count = 0;
+    Clock::time_point last;
+  };
+
+  explicit Layer(std::shared_ptr<Counts> counts) : counts(std::move(counts)) {}
+  ~Layer() { counts->parts_live -= static_cast<int64_t>(sent.size()); }
+
+  int64_t num_rows() const { return batch.rows.rows(); }
+
+  // Takes a part that failed back, to be split again.
+  void Fail(uint32_t number, const absl::Status& status, Clock::time_point now) {
+    Sent failed = std::move(sent.at(number));
+    Forget(number);
+    Failures& failures = this->failures[failed.part.worker];
+    ++failures.count;
+    failures.last = now;
+    last_error =
+        absl::StrCat("expert worker ", failed.part.worker,
+                     failed.address.empty() ? "" : absl::StrCat(" (", failed.address, ")"), ": ",
+                     absl::StatusCodeToString(status.code()), ": ", status.message());
+    next_attempt = std::max(next_attempt, failed.part.request->id.attempt + 1);
+    if (status.code() == absl::StatusCode::kDeadlineExceeded) {
+      num_timeouts = std::min(num_timeouts + 1, 10);
+    }
+    const size_t middle = waiting.size();
+    waiting.insert(waiting.end(), failed.part.routes.begin(), failed.part.routes.end());
+    std::inplace_merge(waiting.begin(), waiting.begin() + middle, waiting.end());
+    ++counts->retries;
+  }
+  void Forget(uint32_t number) {
+    sent.erase(number);
+    --counts->parts_live;
+  }
+
+  std::shared_ptr<Counts> counts;
+  RowBatch batch;  // its ids and weights are the vectors below
+  std::vector<int32_t> expert_ids;
+  std::vector<float> weights;
+  std::shared_ptr<Mailbox> mailbox = std::make_shared<Mailbox>();
+  absl::Duration timeout;  // of the layer
+  Clock::time_point deadline;
+
+  std::vector<int32_t> waiting;  // routes that are in no part, ascending
+  absl::flat_hash_map<uint32_t, Sent> sent;
+  absl::flat_hash_map<WorkerId, Failures> failures;
+  PlacementVersion placement;  // under which the waiting routes were last split
+  uint32_t next_attempt = 0;
+  int num_timeouts = 0;
+  std::string last_error;
+  std::vector<uint8_t> combined;  // [rows], 1: the worker has combined the row, it is in `out`
+};
+
+ExpertDispatcher::Pending::Pending(std::unique_ptr<Layer> layer) : layer_(std::move(layer)) {}
+ExpertDispatcher::Pending::~Pending() = default;
+
+// ---- the dispatcher -----------------------------------------------------------------------------
+
+struct ExpertDispatcher::State {
+  struct Peer {
+    Placement::Worker worker;
+    std::shared_ptr<ExpertLink> link;  // null until first needed
+  };
+
+  uint64_t incarnation = 0;
+  DispatcherOptions options;
+  ExpertLinkFactory make_link;
+  CombineFunction combine;
+  std::shared_ptr<Counts> counts = std::make_shared<Counts>();
+
+  mutable std::mutex mu;
+  std::shared_ptr<const Placement> placement;        // guarded by mu; null until set
+  absl::flat_hash_map<WorkerId, Peer> peers;         // guarded by mu
+  std::vector<std::shared_ptr<ExpertLink>> retired;  // guarded by mu; closed by the engine thread
+
+  // Of the engine thread.
+  absl::flat_hash_map<WorkerId, Clock::time_point> avoid_until;
+  absl::Duration least_per_route = absl::ZeroDuration();  // zero: not measured yet
+  uint32_t next_part = 0;                    // never repeats, whatever callers name their steps
+  std::unique_ptr<std::byte[]> expert_rows;  // [routes, hidden] of the layer that is waited for
+  size_t expert_rows_bytes = 0;
+
+  std::shared_ptr<const Placement> CurrentPlacement() const {
+    std::lock_guard<std::mutex> lock(mu);
+    return placement;
+  }
+  std::pair<std::shared_ptr<ExpertLink>, std::string> LinkTo(WorkerId id);
+  void CloseRetired();
+  absl::Duration AttemptLimit(int64_t num_routes) const {
+    return options.attempt_timeout + 8 * num_routes * least_per_route;
+  }
+  void Measure(absl::Duration elapsed, int64_t num_routes);
+  std::optional<WorkerId> Choose(const Layer& layer, const Placement& placement, int expert,
+                                 Clock::time_point now) const;
+  void SendWaiting(Layer& layer);
+  void SendPart(Layer& layer, ExpertPart part, const Placement& placement, Clock::time_point now);
+  void GiveUpParts(Layer& layer);
+  void Collect(Layer& layer, const TensorView& out);
+  void Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply,
+              const TensorView& out);
+  void CombineRest(const Layer& layer, const TensorView& out) const;
+  absl::Status TimedOut(const Layer& layer) const;
+};
+
+std::pair<std::shared_ptr<ExpertLink>, std::string> ExpertDispatcher::State::LinkTo(WorkerId id) {
+  std::lock_guard<std::mutex> lock(mu);
+  const auto it = peers.find(id);
+  if (it == peers.end()) return {nullptr, ""};
+  Peer& peer = it->second;
+  if (peer.link == nullptr) peer.link = make_link(peer.worker);
+  return {peer.link, peer.worker.address};
+}
+
+// Closing a link can take a while, so it happens neither under the lock nor on SetPlacement's
+// thread.
+void ExpertDispatcher::State::CloseRetired() {
+  std::vector<std::shared_ptr<ExpertLink>> closing;
+  std::lock_guard<std::mutex> lock(mu);
+  closing.swap(retired);
+}
+
+// Times of large parts say most about the worker, and are the least per route.
+void ExpertDispatcher::State::Measure(absl::Duration elapsed, int64_t num_routes) {
+  const absl::Duration per_route = elapsed / num_routes;
+  if (least_per_route == absl::ZeroDuration() || per_route < least_per_route) {
+    least_per_route = per_route;
+  }
+}
+
+// The holder that has failed least in this layer, then one that has not failed lately anywhere,
+// then the placement's order; none while that holder's retry delay runs.
+std::optional<WorkerId> ExpertDispatcher::State::Choose(const Layer& layer,
+                                                        const Placement& placement, int expert,
+                                                        Clock::time_point now) const {
+  if (layer.batch.layer < 0 || layer.batch.layer >= placement.num_layers || expert < 0 ||
+      expert >= placement.num_experts) {
+    return std::nullopt;
+  }
+  std::optional<WorkerId> best;
+  std::pair<int, bool> best_rank;
+  Clock::time_point ready = now;
+  for (const WorkerId holder : placement.Holders(layer.batch.layer, expert)) {
+    const auto failures = layer.failures.find(holder);
+    const int count = failures == layer.failures.end() ? 0 : failures->second.count;
+    const auto avoid = avoid_until.find(holder);
+    const std::pair<int, bool> rank(count, avoid != avoid_until.end() && now < avoid->second);
+    if (best.has_value() && !(rank < best_rank)) continue;
+    best = holder;
+    best_rank = rank;
+    ready = count == 0 ? now : After(failures->second.last, options.retry_delay);
+  }
+  return now < ready ? std::nullopt : best;
+}
+
+void ExpertDispatcher::State::SendWaiting(Layer& layer) {
+  if (layer.waiting.empty()) return;
+  const std::shared_ptr<const Placement> current = CurrentPlacement();
+  if (current == nullptr) return;
+  const Clock::time_point now = Clock::now();
+  ExpertSplit split = SplitRoutes(layer.batch, layer.waiting,
+                                  [&](int expert) { return Choose(layer, *current, expert, now); });
+  layer.waiting = std::move(split.unplaced);
+  layer.placement = current->version;
+  for (ExpertPart& part : split.parts) SendPart(layer, std::move(part), *current, now);
+}
+
+void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part, const Placement& placement,
+                                       Clock::time_point now) {
+  const uint32_t number = next_part++;
+  const absl::Duration layer_left = absl::FromChrono(layer.deadline - now);
+  ExpertRequest& request = *part.request;
+  request.id = {incarnation, layer.batch.step, static_cast<uint32_t>(layer.batch.layer), number,
+                layer.next_attempt};
+  request.placement = placement.version;
+  request.time_left =
+      std::min(AttemptLimit(request.num_routes()) * (1 << layer.num_timeouts), layer_left);
+  counts->parts += 1;
+  counts->parts_live += 1;
+  counts->rows_sent += request.num_rows();
+
+  auto [link, address] = LinkTo(part.worker);
+  std::shared_ptr<const ExpertRequest> sending = part.request;
+  layer.sent.emplace(number, Layer::Sent{std::move(part), link, std::move(address), now,
+                                         After(now, request.time_left + options.reply_grace)});
+  if (link == nullptr) {
+    layer.mailbox->Put(number, {absl::UnavailableError("it cannot be reached"), {}, nullptr});
+    return;
+  }
+  link->Send(std::move(sending), [mailbox = layer.mailbox, number](ExpertReply reply) {
+    mailbox->Put(number, std::move(reply));
+  });
+}
+
+// Takes back parts whose link has lost them, and those at workers that the newest placement no
+// longer names: they may be the reason for it.
+void ExpertDispatcher::State::GiveUpParts(Layer& layer) {
+  const std::shared_ptr<const Placement> current = CurrentPlacement();
+  const bool changed = current != nullptr && current->version != layer.placement;
+  if (changed) layer.placement = current->version;
+  const Clock::time_point now = Clock::now();
+  const auto has_left = [&](WorkerId id) {
+    return changed && std::none_of(current->workers.begin(), current->workers.end(),
+                                   [id](const Placement::Worker& w) { return w.id == id; });
+  };
+  std::vector<std::pair<uint32_t, absl::Status>> lost;
+  for (const auto& [number, sent] : layer.sent) {
+    if (now >= sent.give_up) {
+      lost.emplace_back(number, absl::DeadlineExceededError("it did not answer in time"));
+    } else if (has_left(sent.part.worker)) {
+      lost.emplace_back(number, absl::UnavailableError("it has left the placement"));
+    }
+  }
+  for (const auto& [number, status] : lost) {
+    avoid_until[layer.sent.at(number).part.worker] = After(now, options.avoid_failed);
+    layer.Fail(number, status, now);
+  }
+}
+
+void ExpertDispatcher::State::Collect(Layer& layer, const TensorView& out) {
+  for (Mailbox::Arrival& arrival : layer.mailbox->Take()) {
+    const auto it = layer.sent.find(arrival.part);
+    if (it == layer.sent.end()) {
+      ++counts->late_replies;
+      continue;
+    }
+    const ExpertPart& part = it->second.part;
+    absl::Status status = arrival.reply.status;
+    if (status.ok() && !Answers(arrival.reply, *part.request)) {
+      status = absl::DataLossError("its reply does not answer the request");
+    }
+    if (!status.ok()) {
+      const Clock::time_point now = Clock::now();
+      avoid_until[part.worker] = After(now, options.avoid_failed);
+      layer.Fail(arrival.part, status, now);
+      continue;
+    }
+    avoid_until.erase(part.worker);
+    Measure(absl::FromChrono(Clock::now() - it->second.start), part.request->num_routes());
+    Accept(layer, part, arrival.reply, out);
+    layer.Forget(arrival.part);
+  }
+}
+
+// Puts a part's rows where they belong: combined ones into `out`, the others into expert_rows, by
+// route.
+void ExpertDispatcher::State::Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply,
+                                     const TensorView& out) {
+  const ExpertRequest& request = *part.request;
+  const size_t row_bytes = static_cast<size_t>(reply.rows.width()) * DtypeBytes(reply.rows.dtype);
+  const size_t needed_bytes = layer.num_rows() * layer.batch.top_k * row_bytes;
+  const auto ensure_expert_rows = [&] {
+    if (expert_rows_bytes >= needed_bytes) return;
+    expert_rows.reset(new std::byte[needed_bytes]);
+    expert_rows_bytes = needed_bytes;
+  };
+  int64_t next = 0;
+  for (int i = 0; i < request.num_rows(); ++i) {
+    if (request.combined[i]) {
+      std::memcpy(out.row(part.rows[i]), reply.rows.row(next++), row_bytes);
+      layer.combined[part.rows[i]] = 1;
+      continue;
+    }
+    ensure_expert_rows();
+    for (int t = request.route_offsets[i]; t < request.route_offsets[i + 1]; ++t) {
+      std::memcpy(expert_rows.get() + part.routes[t] * row_bytes, reply.rows.row(next++),
+                  row_bytes);
+    }
+  }
+  counts->rows_received += next;
+}
+
+// Combines the rows whose routes went to several workers, each run of them in one call.
+void ExpertDispatcher::State::CombineRest(const Layer& layer, const TensorView& out) const {
+  const int64_t num_rows = layer.num_rows();
+  const int top_k = layer.batch.top_k;
+  std::vector<int32_t> offsets(num_rows + 1);
+  for (int64_t i = 0; i <= num_rows; ++i) offsets[i] = static_cast<int32_t>(i * top_k);
+  const TensorView all(expert_rows.get(), out.dtype, {num_rows * top_k, out.width()});
+  for (int64_t begin = 0; begin < num_rows;) {
+    if (layer.combined[begin]) {
+      ++begin;
+      continue;
+    }
+    int64_t end = begin;
+    while (end < num_rows && !layer.combined[end]) ++end;
+    combine(all.slice_rows(begin * top_k, (end - begin) * top_k), offsets.data(),
+            layer.weights.data() + begin * top_k, out.slice_rows(begin, end - begin));
+    begin = end;
+  }
+}
+
+absl::Status ExpertDispatcher::State::TimedOut(const Layer& layer) const {
+  std::string why = layer.last_error;
+  if (why.empty() && !layer.sent.empty()) {
+    const Layer::Sent& sent = layer.sent.begin()->second;
+    why = absl::StrCat("expert worker ", sent.part.worker,
+                       sent.address.empty() ? "" : absl::StrCat(" (", sent.address, ")"),
+                       " has not answered");
+  } else if (why.empty()) {
+    why = absl::StrCat("no expert worker holds expert ",
+                       layer.batch.expert_ids[layer.waiting.front()]);
+  }
+  return absl::UnavailableError(absl::StrCat("layer ", layer.batch.layer, " was not answered in ",
+                                             absl::FormatDuration(layer.timeout), ": ", why));
+}
+
+ExpertDispatcher::ExpertDispatcher(uint64_t incarnation, DispatcherOptions options,
+                                   ExpertLinkFactory make_link, CombineFunction combine)
+    : state_(std::make_shared<State>()) {
+  state_->incarnation = incarnation;
+  state_->options = options;
+  state_->make_link = std::move(make_link);
+  state_->combine = std::move(combine);
+}
+
+ExpertDispatcher::~ExpertDispatcher() = default;
+
+void ExpertDispatcher::SetPlacement(Placement placement) {
+  auto shared = std::make_shared<const Placement>(std::move(placement));
+  std::lock_guard<std::mutex> lock(state_->mu);
+  absl::flat_hash_map<WorkerId, State::Peer> peers;
+  for (const Placement::Worker& worker : shared->workers) {
+    State::Peer peer{worker, nullptr};
+    const auto it = state_->peers.find(worker.id);
+    if (it != state_->peers.end() && it->second.worker == worker) {
+      peer.link = std::move(it->second.link);
+    }
+    peers.emplace(worker.id, std::move(peer));
+  }
+  for (auto& [id, peer] : state_->peers) {
+    if (peer.link != nullptr) state_->retired.push_back(std::move(peer.link));
+  }
+  state_->peers = std::move(peers);
+  state_->placement = std::move(shared);
+}
+
+bool ExpertDispatcher::HasPlacement() const { return state_->CurrentPlacement() != nullptr; }
+
+std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(const RowBatch& batch) {
+  TANDEM_CHECK(batch.top_k > 0 && batch.rows.rank == 2);
+  auto layer = std::make_unique<Layer>(state_->counts);
+  const int64_t num_routes = batch.rows.rows() * batch.top_k;
+  layer->expert_ids.assign(batch.expert_ids, batch.expert_ids + num_routes);
+  layer->weights.assign(batch.weights, batch.weights + num_routes);
+  layer->batch = batch;
+  layer->batch.expert_ids = layer->expert_ids.data();
+  layer->batch.weights = layer->weights.data();
+  layer->timeout = state_->options.layer_timeout;
+  if (state_->least_per_route > absl::ZeroDuration()) {
+    layer->timeout = std::max(layer->timeout, 24 * num_routes * state_->least_per_route);
+  }
+  layer->deadline = After(Clock::now(), layer->timeout);
+  layer->combined.assign(batch.rows.rows(), 0);
+  layer->waiting.resize(num_routes);
+  std::iota(layer->waiting.begin(), layer->waiting.end(), 0);
+  ++state_->counts->dispatches;
+  state_->CloseRetired();
+  state_->SendWaiting(*layer);
+  return std::unique_ptr<Pending>(new Pending(std::move(layer)));
+}
+
+absl::Status ExpertDispatcher::Wait(Pending& pending, const std::function<bool()>& cancelled,
+                                    const TensorView& out) {
+  Layer& layer = *pending.layer_;
+  TANDEM_CHECK(out.rows() == layer.num_rows() && out.width() == layer.batch.rows.width() &&
+               out.dtype == layer.batch.rows.dtype);
+  while (true) {
+    state_->Collect(layer, out);
+    if (layer.waiting.empty() && layer.sent.empty()) break;
+    if (cancelled != nullptr && cancelled()) {
+      return absl::CancelledError(absl::StrCat("layer ", layer.batch.layer, " was cancelled"));
+    }
+    if (Clock::now() >= layer.deadline) return state_->TimedOut(layer);
+    state_->CloseRetired();
+    state_->GiveUpParts(layer);
+    state_->SendWaiting(layer);
+    layer.mailbox->WaitFor(kPollInterval);
+  }
+  state_->CombineRest(layer, out);
+  return absl::OkStatus();
+}
+
+CounterSnapshot ExpertDispatcher::Counters() const {
+  const Counts& counts = *state_->counts;
+  return {{"dispatches_total", counts.dispatches.load()},
+          {"parts_total", counts.parts.load()},
+          {"retries_total", counts.retries.load()},
+          {"rows_sent_total", counts.rows_sent.load()},
+          {"rows_received_total", counts.rows_received.load()},
+          {"late_replies_total", counts.late_replies.load()},
+          {"parts_live", counts.parts_live.load()}};
+}
+
+}  // namespace tandem

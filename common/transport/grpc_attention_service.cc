@@ -1,0 +1,308 @@
+#include "common/transport/grpc_attention_service.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/transport/attention_proto.h"
+#include "common/transport/grpc_peer.h"
+#include "common/transport/timer_thread.h"
+#include "proto/attention.grpc.pb.h"
+
+namespace tandem {
+
+using Clock = TimerThread::Clock;
+using ServerReactor = grpc::ServerBidiReactor<v1::AttentionRequest, v1::AttentionReply>;
+
+namespace {
+// Results that wait to be written; a gateway that reads has few, since few steps are outstanding.
+constexpr size_t kMaxQueuedReplies = 256;
+constexpr absl::Duration kCheckInterval = absl::Seconds(1);
+}  // namespace
+
+class GrpcAttentionService::Service : public v1::AttentionWorker::CallbackService {
+ public:
+  Service(AttentionConnect connect, GrpcAttentionServiceOptions options)
+      : connect_(std::move(connect)),
+        options_(std::move(options)),
+        reaper_(std::make_unique<TimerThread>([this] { return Reap(); })) {}
+  ~Service() override;
+
+  ServerReactor* Run(grpc::CallbackServerContext* context) override;
+  CounterSnapshot Counters() const;
+
+ private:
+  friend class GrpcAttentionService::Session;
+
+  // A session whose stream has ended. The link goes first: the session observes it.
+  struct Ended {
+    std::shared_ptr<Session> session;
+    std::unique_ptr<AttentionLink> link;
+  };
+
+  void Bury(std::shared_ptr<Session> session, std::unique_ptr<AttentionLink> link);
+  void Forget(Session* session);
+  Clock::time_point Reap();
+
+  const AttentionConnect connect_;
+  const GrpcAttentionServiceOptions options_;
+  std::atomic<int64_t> sessions_live_{0};
+  std::atomic<int64_t> sessions_total_{0};
+  std::atomic<int64_t> sessions_refused_total_{0};
+  std::atomic<int64_t> messages_sent_total_{0};
+  std::atomic<int64_t> messages_received_total_{0};
+
+  std::mutex mu_;
+  std::condition_variable changed_;
+  std::vector<Ended> ended_;     // guarded by mu_
+  std::set<Session*> sessions_;  // guarded by mu_; whose stream has not ended
+  int burying_ = 0;              // guarded by mu_
+
+  std::unique_ptr<TimerThread> reaper_;
+};
+
+// One stream. Owned by itself until OnDone and by the service until its link is destroyed.
+class GrpcAttentionService::Session : public ServerReactor, public AttentionLink::Observer {
+ public:
+  Session(Service* service, grpc::CallbackServerContext* context)
+      : service_(service), context_(context) {}
+
+  // Before the reactor is handed to gRPC.
+  void Start(std::shared_ptr<Session> self) {
+    self_ = std::move(self);
+    StartRead(&read_message_);
+  }
+
+  // From the service's thread, while the stream has not ended.
+  void CheckSilence(Clock::time_point now) {
+    std::lock_guard<std::mutex> lock(mu_);
+    if (now - last_read_ >= absl::ToChronoNanoseconds(service_->options_.silence_limit)) {
+      context_->TryCancel();
+    }
+  }
+
+  void OnReadDone(bool ok) override {
+    absl::Status status = ok ? OnMessage(read_message_) : absl::OkStatus();
+    if (ok && status.ok()) {
+      {
+        std::lock_guard<std::mutex> lock(mu_);
+        last_read_ = Clock::now();
+      }
+      read_message_.Clear();
+      StartRead(&read_message_);
+      return;
+    }
+    if (link_ != nullptr) service_->Bury(self_, std::move(link_));
+    End(std::move(status));
+  }
+
+  void OnWriteDone(bool ok) override {
+    std::lock_guard<std::mutex> lock(mu_);
+    writing_ = false;
+    if (finish_wanted_) {
+      FinishOnce();
+    } else if (ok) {
+      WriteNext();
+    }
+  }
+
+  void OnDone() override {
+    service_->Forget(this);
+    const std::shared_ptr<Session> last = std::move(self_);
+  }
+
+  void OnStepResult(StepResult result) override {
+    v1::AttentionReply reply;
+    ToProto(result, reply.mutable_result());
+    Write(std::move(reply));
+  }
+
+  void OnDown(absl::Status status) override { End(std::move(status)); }
+
+ private:
+  absl::Status OnMessage(const v1::AttentionRequest& message) {
+    ++service_->messages_received_total_;
+    if (message.has_hello()) {
+      const absl::Status status = OnHello(message.hello());
+      if (!status.ok()) ++service_->sessions_refused_total_;
+      return status;
+    }
+    if (link_ == nullptr) return absl::FailedPreconditionError("a session begins with a hello");
+    switch (message.kind_case()) {
+      case v1::AttentionRequest::kOpen:
+        link_->OpenSequence(FromProto(message.open()));
+        return absl::OkStatus();
+      case v1::AttentionRequest::kStep: {
+        absl::StatusOr<Step> step = FromProto(message.step());
+        if (!step.ok()) return step.status();
+        link_->Run(*std::move(step));
+        return absl::OkStatus();
+      }
+      case v1::AttentionRequest::kCancel:
+        link_->Cancel(message.cancel());
+        return absl::OkStatus();
+      case v1::AttentionRequest::kRelease:
+        link_->Release(message.release());
+        return absl::OkStatus();
+      case v1::AttentionRequest::kKeepalive:
+        return AnswerKeepalive();
+      default:
+        return absl::InvalidArgumentError("a message of an unknown kind");
+    }
+  }
+
+  absl::Status OnHello(const v1::AttentionHello& hello) {
+    if (link_ != nullptr) return absl::FailedPreconditionError("a session has one hello");
+    if (hello.digest() != service_->options_.digest) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the gateway serves the checkpoint with digest ", hello.digest(),
+                       ", this attention worker the one with digest ", service_->options_.digest));
+    }
+    link_ = service_->connect_(this);
+    if (link_ == nullptr) return absl::UnavailableError("this attention worker is not ready yet");
+    ++service_->sessions_live_;
+    ++service_->sessions_total_;
+    v1::AttentionReply reply;
+    ToProto(link_->info(), reply.mutable_welcome());
+    Write(std::move(reply));
+    return absl::OkStatus();
+  }
+
+  // Only where nothing else is being said: so a gateway that does not read cannot fill the queue.
+  absl::Status AnswerKeepalive() {
+    {
+      std::lock_guard<std::mutex> lock(mu_);
+      if (writing_ || !queue_.empty()) return absl::OkStatus();
+    }
+    v1::AttentionReply reply;
+    reply.mutable_keepalive();
+    Write(std::move(reply));
+    return absl::OkStatus();
+  }
+
+  // From any thread.
+  void Write(v1::AttentionReply message) {
+    std::lock_guard<std::mutex> lock(mu_);
+    if (finish_wanted_) return;
+    if (queue_.size() >= kMaxQueuedReplies) {
+      context_->TryCancel();
+      return;
+    }
+    queue_.push_back(std::move(message));
+    WriteNext();
+  }
+
+  // Requires mu_, as does FinishOnce.
+  void WriteNext() {
+    if (writing_ || queue_.empty()) return;
+    write_message_ = std::move(queue_.front());
+    queue_.pop_front();
+    writing_ = true;
+    ++service_->messages_sent_total_;
+    StartWrite(&write_message_);
+  }
+
+  void End(absl::Status status) {
+    std::lock_guard<std::mutex> lock(mu_);
+    if (finish_wanted_) return;
+    finish_wanted_ = true;
+    queue_.clear();
+    final_status_ = StatusToGrpc(status);
+    if (!writing_) FinishOnce();
+  }
+
+  void FinishOnce() { Finish(final_status_); }
+
+  Service* const service_;
+  grpc::CallbackServerContext* const context_;  // valid until OnDone
+  std::shared_ptr<Session> self_;               // until OnDone
+
+  // Of the reading reaction.
+  v1::AttentionRequest read_message_;
+  std::unique_ptr<AttentionLink> link_;
+
+  std::mutex mu_;  // guards all below
+  std::deque<v1::AttentionReply> queue_;
+  v1::AttentionReply write_message_;
+  bool writing_ = false;
+  bool finish_wanted_ = false;  // nothing is queued any more
+  grpc::Status final_status_;
+  Clock::time_point last_read_ = Clock::now();
+};
+
+ServerReactor* GrpcAttentionService::Service::Run(grpc::CallbackServerContext* context) {
+  auto session = std::make_shared<Session>(this, context);
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    sessions_.insert(session.get());
+  }
+  session->Start(session);
+  return session.get();
+}
+
+void GrpcAttentionService::Service::Bury(std::shared_ptr<Session> session,
+                                         std::unique_ptr<AttentionLink> link) {
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    ended_.push_back({std::move(session), std::move(link)});
+    ++burying_;
+  }
+  reaper_->Wake();
+}
+
+void GrpcAttentionService::Service::Forget(Session* session) {
+  std::lock_guard<std::mutex> lock(mu_);
+  sessions_.erase(session);
+  changed_.notify_all();
+}
+
+Clock::time_point GrpcAttentionService::Service::Reap() {
+  const Clock::time_point now = Clock::now();
+  std::vector<Ended> ended;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    ended.swap(ended_);
+    for (Session* session : sessions_) session->CheckSilence(now);
+  }
+  for (Ended& e : ended) {
+    e.link.reset();
+    e.session.reset();
+    --sessions_live_;
+    std::lock_guard<std::mutex> lock(mu_);
+    --burying_;
+    changed_.notify_all();
+  }
+  return now + absl::ToChronoNanoseconds(std::min(kCheckInterval, options_.silence_limit / 2));
+}
+
+GrpcAttentionService::Service::~Service() {
+  {
+    std::unique_lock<std::mutex> lock(mu_);
+    changed_.wait(lock, [this] { return sessions_.empty() && burying_ == 0; });
+  }
+  reaper_.reset();
+}
+
+CounterSnapshot GrpcAttentionService::Service::Counters() const {
+  return {{"sessions_live", sessions_live_.load()},
+          {"sessions_total", sessions_total_.load()},
+          {"sessions_refused_total", sessions_refused_total_.load()},
+          {"messages_sent_total", messages_sent_total_.load()},
+          {"messages_received_total", messages_received_total_.load()}};
+}
+
+GrpcAttentionService::GrpcAttentionService(AttentionConnect connect,
+                                           GrpcAttentionServiceOptions options)
+    : service_(std::make_unique<Service>(std::move(connect), std::move(options))) {}
+GrpcAttentionService::~GrpcAttentionService() = default;
+
+grpc::Service* GrpcAttentionService::service() { return service_.get(); }
+CounterSnapshot GrpcAttentionService::Counters() const { return service_->Counters(); }
+
+}  // namespace tandem

@@ -1,0 +1,448 @@
+#include "common/transport/grpc_expert_link.h"
+
+#include <grpcpp/generic/generic_stub.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "common/transport/expert_frame.h"
+#include "common/transport/timer_thread.h"
+
+namespace tandem {
+namespace {
+
+using Clock = TimerThread::Clock;
+using ClientReactor = grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+
+constexpr char kMethod[] = "/tandem.v1.ExpertWorker/Exchange";
+
+// An answer that is given when no lock is held.
+struct DueAnswer {
+  ExpertLink::Done done;
+  ExpertReply reply;
+};
+
+void Answer(std::vector<DueAnswer> due) {
+  for (DueAnswer& answer : due) answer.done(std::move(answer.reply));
+}
+
+}  // namespace
+
+// ---- the link -----------------------------------------------------------------------------------
+
+class GrpcExpertLink::Impl {
+ public:
+  Impl(GrpcPeer peer, GrpcExpertLinkOptions options)
+      : address_(peer.address),
+        options_(options),
+        channel_(CreatePeerChannel(peer)),
+        stub_(channel_),
+        timer_(std::make_unique<TimerThread>([this] { return Tick(); })) {}
+  ~Impl();
+
+  void Send(std::shared_ptr<const ExpertRequest> request, Done done);
+  CounterSnapshot Counters() const;
+
+ private:
+  friend class GrpcExpertLink::Stream;
+
+  struct Outstanding {
+    std::shared_ptr<const ExpertRequest> request;
+    Done done;
+    Stream* stream = nullptr;  // that carries it
+    Clock::time_point deadline;
+    int64_t bytes = 0;
+  };
+
+  absl::Status Enqueue(const std::shared_ptr<const ExpertRequest>& request, Done* done,
+                       std::vector<EncodedFrame> frames);
+  void OpenStream();
+  void CloseStream();
+  // Ends an outstanding request; the caller gives the answer without the lock.
+  DueAnswer Finish(absl::flat_hash_map<DispatchId, Outstanding>::iterator it, ExpertReply reply);
+  Clock::time_point Tick();
+  void CollectExpired(Clock::time_point now, std::vector<DueAnswer>* due);
+
+  // From the stream's reactions.
+  absl::Status OnFrame(Stream* stream, const grpc::ByteBuffer& buffer,
+                       ExpertMessageAssembler* assembler);
+  std::optional<DueAnswer> OnReply(Stream* stream, const DecodedFrame& frame,
+                                   ExpertMessageAssembler* assembler);
+  void OnStreamDone(Stream* stream, const absl::Status& why);
+  void OnStreamGone();
+
+  const std::string address_;
+  const GrpcExpertLinkOptions options_;
+  std::shared_ptr<grpc::Channel> channel_;
+  grpc::GenericStub stub_;
+  FrameCounters frames_;
+
+  mutable std::mutex mu_;
+  std::condition_variable gone_;
+  bool closing_ = false;      // guarded by mu_, as is everything to timer_
+  Stream* stream_ = nullptr;  // that new requests use; null: none, or it broke
+  int streams_live_ = 0;      // whose reactions may still call
+  absl::flat_hash_map<DispatchId, Outstanding> outstanding_;
+  int64_t outstanding_bytes_ = 0;
+  Clock::time_point next_tick_ = Clock::time_point::max();
+  int64_t requests_total_ = 0;
+  int64_t streams_total_ = 0;
+  int64_t late_replies_total_ = 0;
+  int64_t timeouts_total_ = 0;
+
+  std::unique_ptr<TimerThread> timer_;  // reset first: its thread uses the rest
+};
+
+// ---- one stream ---------------------------------------------------------------------------------
+
+// Lives from OpenStream to OnDone, which deletes it. All but the reactions needs the link's lock.
+class GrpcExpertLink::Stream : public ClientReactor {
+ public:
+  explicit Stream(GrpcExpertLink::Impl* link) : link_(link) {
+    link_->stub_.PrepareBidiStreamingCall(&context_, kMethod, {}, this);
+    AddHold();  // until Break: other threads write
+    StartRead(&read_buffer_);
+    StartCall();
+  }
+
+  void Write(const DispatchId& id, std::vector<EncodedFrame> frames) {
+    queue_.push_back({id, std::move(frames), 0});
+    WriteNext();
+  }
+  void WriteKeepalive() {
+    std::vector<EncodedFrame> frames;
+    frames.push_back(EncodeKeepalive());
+    Write(DispatchId{}, std::move(frames));
+  }
+
+  // Takes a message out of the queue unless it has begun to be sent.
+  void Unqueue(const DispatchId& id) {
+    const auto it = std::find_if(queue_.begin(), queue_.end(), [&id](const Message& message) {
+      return message.id == id && message.next == 0;
+    });
+    if (it != queue_.end()) queue_.erase(it);
+  }
+
+  bool idle() const { return !writing_ && queue_.empty(); }
+  Clock::time_point last_write() const { return last_write_; }
+  Clock::time_point last_sign_of_life() const { return last_sign_of_life_; }
+
+  // Nothing is written any more; OnDone follows.
+  void Break() {
+    if (broken_) return;
+    broken_ = true;
+    queue_.clear();
+    context_.TryCancel();
+    RemoveHold();
+  }
+
+  // Said by OnDone instead of gRPC's status.
+  void set_reason(absl::Status reason) {
+    if (reason_.ok()) reason_ = std::move(reason);
+  }
+
+  void OnWriteDone(bool ok) override {
+    std::lock_guard<std::mutex> lock(link_->mu_);
+    writing_ = false;
+    last_write_ = Clock::now();
+    if (written_payload_bytes_ > 0) last_sign_of_life_ = last_write_;
+    write_buffer_.Clear();
+    if (ok && !broken_) WriteNext();
+  }
+
+  void OnReadDone(bool ok) override {
+    absl::Status status = ok ? link_->OnFrame(this, read_buffer_, &assembler_)
+                             : absl::UnavailableError("the stream has ended");
+    read_buffer_.Clear();
+    std::lock_guard<std::mutex> lock(link_->mu_);
+    if (!status.ok()) {
+      if (ok) set_reason(std::move(status));
+      if (link_->stream_ == this) link_->stream_ = nullptr;
+      Break();
+      return;
+    }
+    last_sign_of_life_ = Clock::now();
+    if (!broken_) StartRead(&read_buffer_);
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    GrpcExpertLink::Impl* const link = link_;
+    absl::Status why = reason_.ok() ? StatusFromGrpc(status) : reason_;
+    link->OnStreamDone(this, why);
+    delete this;
+    link->OnStreamGone();
+  }
+
+ private:
+  struct Message {
+    DispatchId id;
+    std::vector<EncodedFrame> frames;
+    size_t next = 0;  // frame to be written
+  };
+
+  void WriteNext() {
+    if (writing_ || broken_ || queue_.empty()) return;
+    Message& message = queue_.front();
+    EncodedFrame& frame = message.frames[message.next++];
+    link_->frames_.AddSent(frame);
+    written_payload_bytes_ = frame.payload_bytes;
+    write_buffer_.Swap(&frame.buffer);
+    if (message.next == message.frames.size()) queue_.pop_front();
+    writing_ = true;
+    StartWrite(&write_buffer_);
+  }
+
+  GrpcExpertLink::Impl* const link_;
+  grpc::ClientContext context_;
+  grpc::ByteBuffer read_buffer_;
+  ExpertMessageAssembler assembler_;  // of the reading reaction
+
+  // Guarded by link_->mu_.
+  std::deque<Message> queue_;
+  grpc::ByteBuffer write_buffer_;
+  size_t written_payload_bytes_ = 0;
+  bool writing_ = false;
+  bool broken_ = false;
+  absl::Status reason_;
+  Clock::time_point last_write_ = Clock::now();
+  Clock::time_point last_sign_of_life_ = Clock::now();
+};
+
+// ---- sending ------------------------------------------------------------------------------------
+
+void GrpcExpertLink::Impl::Send(std::shared_ptr<const ExpertRequest> request, Done done) {
+  absl::Status status;
+  if (request->time_left <= absl::ZeroDuration()) {
+    status = absl::DeadlineExceededError("no time was left to send the request");
+  } else if (absl::StatusOr<std::vector<EncodedFrame>> frames = EncodeRequest(request);
+             frames.ok()) {
+    status = Enqueue(request, &done, *std::move(frames));
+  } else {
+    status = frames.status();
+  }
+  if (!status.ok()) done({std::move(status), {}, nullptr});
+}
+
+// Takes `done` over unless it fails.
+absl::Status GrpcExpertLink::Impl::Enqueue(const std::shared_ptr<const ExpertRequest>& request,
+                                           Done* done, std::vector<EncodedFrame> frames) {
+  const int64_t bytes = RequestPayloadBytes(*request);
+  const auto deadline =
+      Clock::now() + absl::ToChronoNanoseconds(std::min(request->time_left, absl::Hours(24 * 365)));
+  bool wake = false;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    if (closing_) return absl::UnavailableError("the link is closed");
+    if (outstanding_bytes_ + bytes > options_.max_outstanding_bytes) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(outstanding_bytes_, " bytes are outstanding at ", address_, ", and ", bytes,
+                       " more would be over the limit of ", options_.max_outstanding_bytes));
+    }
+    if (outstanding_.contains(request->id)) {
+      return absl::InvalidArgumentError("a request with the same id is outstanding");
+    }
+    if (stream_ == nullptr) {
+      OpenStream();
+      wake = true;
+    }
+    outstanding_.emplace(request->id,
+                         Outstanding{request, std::move(*done), stream_, deadline, bytes});
+    outstanding_bytes_ += bytes;
+    ++requests_total_;
+    stream_->Write(request->id, std::move(frames));
+    wake = wake || deadline < next_tick_;
+    next_tick_ = std::min(next_tick_, deadline);
+  }
+  if (wake) timer_->Wake();
+  return absl::OkStatus();
+}
+
+void GrpcExpertLink::Impl::OpenStream() {
+  ++streams_total_;
+  ++streams_live_;
+  stream_ = new Stream(this);
+}
+
+void GrpcExpertLink::Impl::CloseStream() {
+  if (stream_ == nullptr) return;
+  stream_->Break();
+  stream_ = nullptr;
+}
+
+DueAnswer GrpcExpertLink::Impl::Finish(absl::flat_hash_map<DispatchId, Outstanding>::iterator it,
+                                       ExpertReply reply) {
+  DueAnswer due{std::move(it->second.done), std::move(reply)};
+  outstanding_bytes_ -= it->second.bytes;
+  outstanding_.erase(it);
+  return due;
+}
+
+// ---- receiving ----------------------------------------------------------------------------------
+
+// An error means that the peer does not speak the protocol: the stream is of no use any more.
+absl::Status GrpcExpertLink::Impl::OnFrame(Stream* stream, const grpc::ByteBuffer& buffer,
+                                           ExpertMessageAssembler* assembler) {
+  absl::StatusOr<DecodedFrame> frame = DecodeFrame(buffer);
+  if (!frame.ok()) return frame.status();
+  frames_.AddReceived(*frame);
+  if (frame->header.kind() == v1::EXPERT_FRAME_KIND_KEEPALIVE) return absl::OkStatus();
+  std::optional<DueAnswer> due = OnReply(stream, *frame, assembler);
+  if (due.has_value()) due->done(std::move(due->reply));
+  return absl::OkStatus();
+}
+
+std::optional<DueAnswer> GrpcExpertLink::Impl::OnReply(Stream* stream, const DecodedFrame& frame,
+                                                       ExpertMessageAssembler* assembler) {
+  const DispatchId id = IdOf(frame.header);
+  std::shared_ptr<const ExpertRequest> request;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    const auto it = outstanding_.find(id);
+    if (it == outstanding_.end() || it->second.stream != stream) {
+      if (frame.header.payload_offset() == 0) ++late_replies_total_;
+    } else {
+      request = it->second.request;
+    }
+  }
+  if (request == nullptr) {
+    assembler->Drop(id);
+    return std::nullopt;
+  }
+  ExpertReply reply;
+  if (!frame.intact) {
+    reply.status = absl::DataLossError("a reply does not match its checksum");
+  } else {
+    reply.status = CheckReplyHeader(frame.header, *request);
+  }
+  if (reply.status.ok()) {
+    absl::StatusOr<std::optional<ExpertMessage>> message = assembler->Add(frame);
+    if (message.ok() && !message->has_value()) return std::nullopt;
+    reply = message.ok()
+                ? DecodeReply(**message)
+                : ExpertReply{absl::DataLossError(message.status().message()), {}, nullptr};
+  } else {
+    assembler->Drop(id);
+  }
+  std::lock_guard<std::mutex> lock(mu_);
+  const auto it = outstanding_.find(id);
+  if (it == outstanding_.end()) {
+    ++late_replies_total_;
+    return std::nullopt;
+  }
+  stream->Unqueue(id);  // an early refusal may overtake the request's own frames
+  return Finish(it, std::move(reply));
+}
+
+void GrpcExpertLink::Impl::OnStreamDone(Stream* stream, const absl::Status& why) {
+  std::vector<DueAnswer> due;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    const absl::Status status = absl::UnavailableError(
+        closing_ ? "the link was closed"
+                 : absl::StrCat("the connection to ", address_, " broke: ", why.ToString()));
+    for (auto it = outstanding_.begin(); it != outstanding_.end();) {
+      const auto next = std::next(it);
+      if (it->second.stream == stream) due.push_back(Finish(it, {status, {}, nullptr}));
+      it = next;
+    }
+  }
+  Answer(std::move(due));
+}
+
+void GrpcExpertLink::Impl::OnStreamGone() {
+  std::lock_guard<std::mutex> lock(mu_);
+  --streams_live_;
+  gone_.notify_all();
+}
+
+// ---- time ---------------------------------------------------------------------------------------
+
+void GrpcExpertLink::Impl::CollectExpired(Clock::time_point now, std::vector<DueAnswer>* due) {
+  for (auto it = outstanding_.begin(); it != outstanding_.end();) {
+    const auto next = std::next(it);
+    if (it->second.deadline <= now) {
+      ++timeouts_total_;
+      if (it->second.stream == stream_ && stream_ != nullptr) stream_->Unqueue(it->first);
+      due->push_back(Finish(
+          it, {absl::DeadlineExceededError(absl::StrCat(address_, " did not answer in time")),
+               {},
+               nullptr}));
+    } else {
+      next_tick_ = std::min(next_tick_, it->second.deadline);
+    }
+    it = next;
+  }
+}
+
+Clock::time_point GrpcExpertLink::Impl::Tick() {
+  std::vector<DueAnswer> due;
+  Clock::time_point next;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    const Clock::time_point now = Clock::now();
+    next_tick_ = now + std::chrono::hours(1);
+    CollectExpired(now, &due);
+    if (stream_ != nullptr) {
+      const auto silence_limit = absl::ToChronoNanoseconds(options_.silence_limit);
+      const auto keepalive = absl::ToChronoNanoseconds(options_.keepalive_interval);
+      if (now - stream_->last_sign_of_life() >= silence_limit) {
+        stream_->set_reason(absl::UnavailableError(
+            absl::StrCat("it said nothing for ", absl::FormatDuration(options_.silence_limit))));
+        CloseStream();
+      } else {
+        if (stream_->idle() && now - stream_->last_write() >= keepalive) stream_->WriteKeepalive();
+        const auto quiet_since = stream_->idle() ? stream_->last_write() : now;
+        next_tick_ = std::min(next_tick_, quiet_since + keepalive);
+      }
+    }
+    next = next_tick_;
+  }
+  Answer(std::move(due));
+  return next;
+}
+
+// ---- life ---------------------------------------------------------------------------------------
+
+GrpcExpertLink::Impl::~Impl() {
+  {
+    std::unique_lock<std::mutex> lock(mu_);
+    closing_ = true;
+    CloseStream();
+    gone_.wait(lock, [this] { return streams_live_ == 0; });
+  }
+  timer_.reset();
+}
+
+CounterSnapshot GrpcExpertLink::Impl::Counters() const {
+  CounterSnapshot snapshot;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    snapshot = {{"requests_total", requests_total_},
+                {"requests_live", static_cast<int64_t>(outstanding_.size())},
+                {"outstanding_bytes", outstanding_bytes_},
+                {"streams_total", streams_total_},
+                {"late_replies_total", late_replies_total_},
+                {"timeouts_total", timeouts_total_}};
+  }
+  frames_.AppendTo(&snapshot);
+  return snapshot;
+}
+
+GrpcExpertLink::GrpcExpertLink(GrpcPeer peer, GrpcExpertLinkOptions options)
+    : impl_(std::make_unique<Impl>(std::move(peer), options)) {}
+GrpcExpertLink::~GrpcExpertLink() = default;
+
+void GrpcExpertLink::Send(std::shared_ptr<const ExpertRequest> request, Done done) {
+  impl_->Send(std::move(request), std::move(done));
+}
+
+CounterSnapshot GrpcExpertLink::Counters() const { return impl_->Counters(); }
+
+}  // namespace tandem

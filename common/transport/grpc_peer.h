@@ -1,0 +1,31 @@
+// How Tandem's gRPC clients reach a peer.
+#ifndef TANDEM_COMMON_TRANSPORT_GRPC_PEER_H_
+#define TANDEM_COMMON_TRANSPORT_GRPC_PEER_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace tandem {
+
+struct GrpcPeer {
+  std::string address;                                    // host:port
+  std::shared_ptr<grpc::ChannelCredentials> credentials;  // null: plain text
+};
+
+// A channel of its own connection, not shared with other channels of the process, that receives
+// messages of any size and tries a peer that was away again within a second. Connects lazily.
+// Its last reference must not be dropped in a gRPC callback.
+std::shared_ptr<grpc::Channel> CreatePeerChannel(const GrpcPeer& peer);
+
+// The same codes mean the same on both sides. Bytes that are not ASCII become '?', since gRPC
+// refuses messages that are not UTF-8.
+grpc::Status StatusToGrpc(const absl::Status& status);
+absl::Status StatusFromGrpc(const grpc::Status& status);
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_TRANSPORT_GRPC_PEER_H_

@@ -1,0 +1,269 @@
+#include "gateway/coordinator.h"
+
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/service/registry_client.h"
+#include "common/service/service_host.h"
+#include "proto/registry.grpc.pb.h"
+#include "spdlog/spdlog.h"
+
+namespace tandem {
+namespace {
+
+// Often enough to keep the connection's polling hot.
+constexpr uint32_t kHeartbeatMs = 300;
+
+JoinRequest FromProto(const v1::WorkerHello& hello) {
+  JoinRequest request;
+  request.kind =
+      hello.kind() == v1::WORKER_KIND_EXPERT ? WorkerKind::kExpert : WorkerKind::kAttention;
+  request.address = hello.address();
+  request.incarnation = hello.incarnation();
+  request.digest = hello.digest();
+  request.dtype = hello.dtype();
+  request.numerics_class = hello.numerics_class();
+  request.device = hello.device();
+  return request;
+}
+
+MemberHealth FromProto(const v1::WorkerHeartbeat& heartbeat) {
+  MemberHealth health;
+  health.ready = heartbeat.ready();
+  health.loaded = heartbeat.loaded();
+  health.placement = {heartbeat.placement_epoch(), heartbeat.placement_counter()};
+  health.counters.assign(heartbeat.counters().begin(), heartbeat.counters().end());
+  std::sort(health.counters.begin(), health.counters.end());
+  return health;
+}
+
+}  // namespace
+
+class Coordinator::Impl {
+ public:
+  Impl(const ModelConfig* config, MembershipOptions options, StepDriver* driver,
+       AttentionDialer dial, std::function<void(bool)> on_serving_changed)
+      : membership_(config, options),
+        interval_(absl::ToChronoMilliseconds(options.lease / 10)),
+        driver_(driver),
+        dial_(std::move(dial)),
+        on_serving_changed_(std::move(on_serving_changed)),
+        epoch_(options.epoch),
+        service_(this),
+        thread_([this] { Run(); }) {}
+
+  ~Impl() {
+    {
+      std::unique_lock lock(mutex_);
+      ended_ = true;
+      wake_.notify_all();
+      for (auto& [id, stream] : streams_)
+        stream->End(grpc::Status(grpc::UNAVAILABLE, "the gateway ends"));
+      wake_.wait(lock, [this] { return live_streams_ == 0; });
+    }
+    thread_.join();
+  }
+
+  grpc::Service* service() { return &service_; }
+
+  View Look() const {
+    std::lock_guard lock(mutex_);
+    View view;
+    view.serving = membership_.serving();
+    view.detail = membership_.Detail();
+    view.placement = membership_.placement().version;
+    for (const auto& [id, member] : membership_.members()) view.members.push_back(member);
+    return view;
+  }
+
+ private:
+  // One worker's membership. Reads reports, writes queued orders. Lives until OnDone.
+  class Stream : public grpc::ServerBidiReactor<v1::WorkerReport, v1::WorkerOrder> {
+   public:
+    explicit Stream(Impl* owner) : owner_(owner) { StartRead(&report_); }
+
+    // The owner's mutex is held by the callers of these two.
+    void Send(v1::WorkerOrder order) {
+      orders_.push_back(std::move(order));
+      if (orders_.size() == 1 && !ended_) StartWrite(&orders_.front());
+    }
+    void End(grpc::Status status) {
+      if (!std::exchange(ended_, true)) Finish(std::move(status));
+    }
+
+    void OnReadDone(bool ok) override {
+      std::lock_guard lock(owner_->mutex_);
+      if (!ok) return End(grpc::Status::OK);
+      owner_->OnReport(this, report_);
+      if (!ended_) StartRead(&report_);
+    }
+    void OnWriteDone(bool ok) override {
+      std::lock_guard lock(owner_->mutex_);
+      orders_.pop_front();
+      if (ok && !orders_.empty() && !ended_) StartWrite(&orders_.front());
+    }
+    void OnCancel() override {
+      std::lock_guard lock(owner_->mutex_);
+      End(grpc::Status::CANCELLED);
+    }
+    void OnDone() override {
+      {
+        std::lock_guard lock(owner_->mutex_);
+        owner_->OnStreamDone(this);
+      }
+      delete this;
+    }
+
+    WorkerId worker = 0;  // 0: not joined
+
+   private:
+    Impl* const owner_;
+    v1::WorkerReport report_;
+    std::deque<v1::WorkerOrder> orders_;  // the first is being written
+    bool ended_ = false;
+  };
+
+  class Service : public v1::Registry::CallbackService {
+   public:
+    explicit Service(Impl* owner) : owner_(owner) {}
+    grpc::ServerBidiReactor<v1::WorkerReport, v1::WorkerOrder>* Join(
+        grpc::CallbackServerContext*) override {
+      std::lock_guard lock(owner_->mutex_);
+      ++owner_->live_streams_;
+      auto* stream = new Stream(owner_);
+      if (owner_->ended_) stream->End(grpc::Status(grpc::UNAVAILABLE, "the gateway ends"));
+      return stream;
+    }
+
+   private:
+    Impl* const owner_;
+  };
+
+  void OnReport(Stream* stream, const v1::WorkerReport& report) {
+    if (report.has_hello() && stream->worker == 0) {
+      const JoinRequest request = FromProto(report.hello());
+      const absl::StatusOr<WorkerId> id = membership_.Join(request, absl::Now());
+      if (!id.ok()) {
+        spdlog::warn("refused: {}", std::string(id.status().message()));
+        stream->End(ToGrpc(id.status()));
+        return;
+      }
+      spdlog::info("{} worker {} at {} joined ({})", WorkerKindName(request.kind), *id,
+                   request.address, request.device);
+      stream->worker = *id;
+      streams_[*id] = stream;
+      v1::WorkerOrder order;
+      order.mutable_accepted()->set_worker_id(*id);
+      order.mutable_accepted()->set_gateway_incarnation(epoch_);
+      order.mutable_accepted()->set_heartbeat_ms(kHeartbeatMs);
+      stream->Send(std::move(order));
+    } else if (report.has_heartbeat() && stream->worker != 0) {
+      membership_.Heartbeat(stream->worker, FromProto(report.heartbeat()), absl::Now());
+    } else {
+      stream->End(grpc::Status(grpc::INVALID_ARGUMENT, "a worker says hello once, and first"));
+      return;
+    }
+    changed_ = true;
+    wake_.notify_all();
+  }
+
+  void OnStreamDone(Stream* stream) {
+    const auto it = streams_.find(stream->worker);
+    if (it != streams_.end() && it->second == stream) {
+      spdlog::warn("worker {} left", stream->worker);
+      streams_.erase(it);
+      membership_.Leave(stream->worker);
+    }
+    --live_streams_;
+    changed_ = true;
+    wake_.notify_all();
+  }
+
+  void Run() {
+    std::unique_lock lock(mutex_);
+    bool serving = false;
+    while (!ended_) {
+      const std::vector<MembershipAction> actions = membership_.Advance(absl::Now());
+      for (const MembershipAction& action : actions) CarryOut(action, lock);
+      if (membership_.serving() != serving) {
+        serving = !serving;
+        spdlog::info("{}", serving ? "serving: " + membership_.Detail() : membership_.Detail());
+        lock.unlock();
+        on_serving_changed_(serving);
+        lock.lock();
+      }
+      wake_.wait_for(lock, interval_, [this] { return changed_ || ended_; });
+      changed_ = false;
+    }
+  }
+
+  void CarryOut(const MembershipAction& action, std::unique_lock<std::mutex>& lock) {
+    using Kind = MembershipAction::Kind;
+    const auto stream = streams_.find(action.worker);
+    switch (action.kind) {
+      case Kind::kLoad:
+      case Kind::kUse: {
+        if (stream == streams_.end()) return;
+        v1::WorkerOrder order;
+        *(action.kind == Kind::kLoad ? order.mutable_load() : order.mutable_use()) =
+            PlacementToProto(membership_.placement());
+        stream->second->Send(std::move(order));
+        return;
+      }
+      case Kind::kDrop:
+        if (stream == streams_.end()) return;
+        stream->second->End(grpc::Status(grpc::DEADLINE_EXCEEDED, "no heartbeat within the lease"));
+        streams_.erase(stream);
+        return;
+      case Kind::kStartAttention: {
+        lock.unlock();  // dialing waits for the worker's welcome
+        const absl::Status started = driver_->AddWorker(
+            action.worker,
+            [&](AttentionLink::Observer* observer) { return dial_(action.address, observer); });
+        lock.lock();
+        if (!started.ok()) {
+          spdlog::warn("attention worker {} at {} does not answer: {}", action.worker,
+                       action.address, std::string(started.message()));
+          membership_.StartFailed(action.worker);
+        }
+        return;
+      }
+      case Kind::kStopAttention:
+        lock.unlock();
+        driver_->RemoveWorker(action.worker);
+        lock.lock();
+        return;
+    }
+  }
+
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable wake_;
+  Membership membership_;
+  std::map<WorkerId, Stream*> streams_;
+  int live_streams_ = 0;
+  bool changed_ = false;
+  bool ended_ = false;
+
+  const std::chrono::milliseconds interval_;
+  StepDriver* const driver_;
+  const AttentionDialer dial_;
+  const std::function<void(bool)> on_serving_changed_;
+  const uint64_t epoch_;
+  Service service_;
+  std::thread thread_;
+};
+
+Coordinator::Coordinator(const ModelConfig* config, MembershipOptions options, StepDriver* driver,
+                         AttentionDialer dial, std::function<void(bool)> on_serving_changed)
+    : impl_(std::make_unique<Impl>(config, std::move(options), driver, std::move(dial),
+                                   std::move(on_serving_changed))) {}
+Coordinator::~Coordinator() = default;
+grpc::Service* Coordinator::service() { return impl_->service(); }
+Coordinator::View Coordinator::Look() const { return impl_->Look(); }
+
+}  // namespace tandem

@@ -1,0 +1,51 @@
+// The gateway's side of a deployment of several processes: serves the Registry, owns the placement,
+// and gives ready attention workers to the step driver.
+#ifndef TANDEM_GATEWAY_COORDINATOR_H_
+#define TANDEM_GATEWAY_COORDINATOR_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/transport/attention_link.h"
+#include "gateway/membership.h"
+#include "gateway/step_driver.h"
+
+namespace tandem {
+
+// Makes a link to an attention worker at an address.
+using AttentionDialer = std::function<absl::StatusOr<std::unique_ptr<AttentionLink>>(
+    const std::string& address, AttentionLink::Observer* observer)>;
+
+// Thread-safe. One thread of its own feeds the Membership with time and carries out its actions.
+class Coordinator {
+ public:
+  // `config` and `driver` must outlive the coordinator.
+  Coordinator(const ModelConfig* config, MembershipOptions options, StepDriver* driver,
+              AttentionDialer dial, std::function<void(bool)> on_serving_changed);
+  // Ends every membership.
+  ~Coordinator();
+
+  // The service that workers dial; register it with the gateway's registry port.
+  grpc::Service* service();
+
+  struct View {
+    bool serving = false;
+    std::string detail;
+    std::vector<Member> members;
+    PlacementVersion placement;
+  };
+  View Look() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_COORDINATOR_H_

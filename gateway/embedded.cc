@@ -1,0 +1,165 @@
+#include "gateway/embedded.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "attention_worker/combine.h"
+#include "attention_worker/engine.h"
+#include "attention_worker/model.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/status.h"
+#include "common/tokenizer/allowed_ids.h"
+#include "common/transport/expert_dispatcher.h"
+#include "expert_worker/engine.h"
+#include "gateway/inference_service.h"
+#include "gateway/placement.h"
+#include "kernels/backend.h"
+
+namespace tandem {
+namespace {
+
+constexpr WorkerId kAttentionWorker = 1;
+constexpr WorkerId kExpertWorker = 2;
+
+}  // namespace
+
+void AddCounters(const CounterSnapshot& counters, v1::WorkerStatus* status) {
+  for (const auto& [name, value] : counters) (*status->mutable_counters())[name] = value;
+}
+
+// In the order in which they come up; they go down in the reverse order.
+struct EmbeddedDeployment::Parts {
+  StepDriver* driver = nullptr;
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<Checkpoint> checkpoint;
+  ServedModel model;
+  std::shared_ptr<ExpertEngine> experts;
+  std::unique_ptr<ExpertDispatcher> dispatcher;
+  std::unique_ptr<AttentionModel> attention_model;
+  std::unique_ptr<AttentionEngine> attention;
+
+  ~Parts() {
+    if (attention != nullptr) driver->RemoveWorker(kAttentionWorker);
+  }
+};
+
+EmbeddedDeployment::EmbeddedDeployment(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+EmbeddedDeployment::~EmbeddedDeployment() = default;
+
+absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
+    const EmbeddedOptions& options, StepDriver* driver) {
+  auto parts = std::make_unique<Parts>();
+  Parts& p = *parts;
+  p.driver = driver;
+  const auto progress = options.progress ? options.progress : [](float) {};
+  TANDEM_ASSIGN_OR_RETURN(p.backend, kernels::CreateCpuBackend(options.threads));
+  TANDEM_ASSIGN_OR_RETURN(p.checkpoint, Checkpoint::Open(options.model_dir));
+  TANDEM_ASSIGN_OR_RETURN(p.model,
+                          LoadServedModel(*p.checkpoint, options.model_dir, options.dtype));
+
+  // The routed experts are nearly all of the bytes.
+  constexpr float kAttentionShare = 0.1f;
+  TANDEM_ASSIGN_OR_RETURN(p.attention_model,
+                          AttentionModel::Load(*p.checkpoint, options.dtype, [&](float share) {
+                            progress(share * kAttentionShare);
+                          }));
+  p.experts = std::make_shared<ExpertEngine>(
+      p.backend.get(), p.checkpoint.get(),
+      ExpertEngineOptions{.dtype = options.dtype, .inline_execution = true});
+  TANDEM_ASSIGN_OR_RETURN(Placement placement,
+                          PlanPlacement(p.model.config, {{kExpertWorker, ""}}, {1, 1}));
+  TANDEM_RETURN_IF_ERROR(p.experts->Load(placement, kExpertWorker, [&](float share) {
+    progress(kAttentionShare + share * (1 - kAttentionShare));
+  }));
+  p.dispatcher = std::make_unique<ExpertDispatcher>(
+      /*incarnation=*/1, DispatcherOptions{},
+      [experts = p.experts](const Placement::Worker&) { return experts; },
+      MakeCombine(p.backend.get()));
+  p.dispatcher->SetPlacement(std::move(placement));
+
+  AttentionEngineOptions engine_options;
+  engine_options.total_pages = static_cast<int>(
+      (options.cache_tokens + SequenceSpec::kPageTokens - 1) / SequenceSpec::kPageTokens);
+  engine_options.ids_with_token = IdsWithToken(p.model.tokenizer.get(), p.model.config.vocab_size);
+  TANDEM_ASSIGN_OR_RETURN(p.attention,
+                          AttentionEngine::Create(p.backend.get(), p.attention_model.get(),
+                                                  p.dispatcher.get(), std::move(engine_options)));
+  TANDEM_RETURN_IF_ERROR(driver->AddWorker(
+      kAttentionWorker,
+      [&](AttentionLink::Observer* observer) -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
+        return p.attention->Connect(observer);
+      }));
+  return std::unique_ptr<EmbeddedDeployment>(new EmbeddedDeployment(std::move(parts)));
+}
+
+const ServedModel& EmbeddedDeployment::model() const { return parts_->model; }
+
+std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
+  const Parts& p = *parts_;
+  std::vector<v1::WorkerStatus> workers(2);
+  workers[0].set_id(kAttentionWorker);
+  workers[0].set_kind("attention");
+  AddCounters(p.attention->Counters(), &workers[0]);
+  AddCounters(p.dispatcher->Counters(), &workers[0]);
+  workers[1].set_id(kExpertWorker);
+  workers[1].set_kind("expert");
+  AddCounters(p.experts->Counters(), &workers[1]);
+  AddCounters({{"mapped_tensors", p.checkpoint->mapped_tensors()},
+               {"mapped_bytes", p.checkpoint->mapped_bytes()}},
+              &workers[0]);
+  for (v1::WorkerStatus& worker : workers) {
+    worker.set_state("ready");
+    worker.set_loaded(1);
+    worker.set_device(p.backend->Description());
+  }
+  return workers;
+}
+
+struct InProcessDeployment::Parts {
+  StepDriver driver{SchedulerPolicy{}};
+  std::unique_ptr<EmbeddedDeployment> deployment;
+  InferenceService service{&driver, [this] { return Status(); }};
+  std::unique_ptr<grpc::Server> server;
+
+  v1::GetStatusResponse Status() const {
+    v1::GetStatusResponse status;
+    status.set_state("serving");
+    status.set_detail("everything runs in this process");
+    status.set_model(deployment->model().name);
+    v1::WorkerStatus& self = *status.add_workers();
+    self.set_kind("gateway");
+    self.set_state("ready");
+    self.set_loaded(1);
+    AddCounters(driver.Counters(), &self);
+    AddCounters(service.Counters(), &self);
+    for (const v1::WorkerStatus& worker : deployment->Workers()) *status.add_workers() = worker;
+    return status;
+  }
+};
+
+InProcessDeployment::InProcessDeployment(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+InProcessDeployment::~InProcessDeployment() { parts_->server->Shutdown(); }
+
+absl::StatusOr<std::unique_ptr<InProcessDeployment>> InProcessDeployment::Create(
+    const EmbeddedOptions& options) {
+  auto parts = std::make_unique<Parts>();
+  TANDEM_ASSIGN_OR_RETURN(parts->deployment, EmbeddedDeployment::Create(options, &parts->driver));
+  parts->service.SetModel(&parts->deployment->model());
+  grpc::ServerBuilder builder;
+  builder.SetMaxReceiveMessageSize(-1);
+  builder.SetMaxSendMessageSize(-1);
+  builder.RegisterService(&parts->service);
+  parts->server = builder.BuildAndStart();
+  if (parts->server == nullptr) return absl::InternalError("gRPC does not start in this process");
+  return std::unique_ptr<InProcessDeployment>(new InProcessDeployment(std::move(parts)));
+}
+
+std::shared_ptr<grpc::Channel> InProcessDeployment::Channel() {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetMaxSendMessageSize(-1);
+  return parts_->server->InProcessChannel(arguments);
+}
+
+}  // namespace tandem

@@ -1,0 +1,68 @@
+// A whole deployment in one process: gateway, attention worker and experts joined by direct calls.
+// A composition root, as a main.cc is: the one place below gateway/ that knows workers and kernels.
+#ifndef TANDEM_GATEWAY_EMBEDDED_H_
+#define TANDEM_GATEWAY_EMBEDDED_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/tensor.h"
+#include "gateway/scheduler.h"
+#include "gateway/served_model.h"
+#include "gateway/step_driver.h"
+#include "proto/inference.pb.h"
+
+namespace tandem {
+
+struct EmbeddedOptions {
+  std::string model_dir;
+  Dtype dtype = Dtype::kBF16;
+  int threads = 0;                      // 0: one per core
+  int64_t cache_tokens = 65536;         // rounded up to pages
+  std::function<void(float)> progress;  // share of the weights that is loaded
+};
+
+// Attention worker and experts of one checkpoint, given to a step driver.
+class EmbeddedDeployment {
+ public:
+  // Loads everything and adds the worker to `driver`, which must outlive the deployment.
+  // Errors: those of the checkpoint, the tokenizer and the cache's allocation; each a sentence.
+  static absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> Create(const EmbeddedOptions& options,
+                                                                    StepDriver* driver);
+  ~EmbeddedDeployment();
+
+  const ServedModel& model() const;
+  // The attention and the expert worker, as GetStatus shows them.
+  std::vector<v1::WorkerStatus> Workers() const;
+
+ private:
+  struct Parts;
+  explicit EmbeddedDeployment(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+// The same with the public service in front, reached without a socket: what the tool uses.
+class InProcessDeployment {
+ public:
+  static absl::StatusOr<std::unique_ptr<InProcessDeployment>> Create(
+      const EmbeddedOptions& options);
+  ~InProcessDeployment();
+  std::shared_ptr<grpc::Channel> Channel();
+
+ private:
+  struct Parts;
+  explicit InProcessDeployment(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+// Fills in a worker's counters.
+void AddCounters(const CounterSnapshot& counters, v1::WorkerStatus* status);
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_EMBEDDED_H_

@@ -1,0 +1,269 @@
+#include "gateway/inference_service.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/service/service_host.h"
+#include "common/status.h"
+#include "gateway/streaming_call.h"
+#include "gateway/text_stream.h"
+#include "gateway/validate.h"
+
+namespace tandem {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "logits travel as the memory holds them");
+
+template <typename Request>
+absl::StatusOr<Request> Parse(const grpc::ByteBuffer* buffer) {
+  Request request;
+  if (ParseMessage(*buffer, &request)) return request;
+  return absl::InvalidArgumentError(
+      absl::StrCat("the request is not a valid ", Request::descriptor()->full_name(),
+                   ": a string in it is not valid UTF-8, or its bytes are malformed"));
+}
+
+uint64_t Microseconds(absl::Duration duration) {
+  return static_cast<uint64_t>(std::max<int64_t>(0, absl::ToInt64Microseconds(duration)));
+}
+
+class GenerateCall : public StreamingCall {
+ public:
+  using StreamingCall::StreamingCall;
+
+  void Start(const ServedModel& model, ValidRequest request) {
+    submitted_ = absl::Now();
+    prompt_tokens_ = static_cast<uint32_t>(request.job.prompt.size());
+    text_.emplace(model.tokenizer.get(), std::move(request.stop));
+    v1::GenerateResponse response;
+    response.mutable_started()->set_model(model.name);
+    response.mutable_started()->set_prompt_tokens(prompt_tokens_);
+    response.mutable_started()->set_seed(request.job.sampling.seed);
+    Send(response);
+    Submit(std::move(request.job));
+  }
+
+ private:
+  void OnAdmitted() override { admitted_ = absl::Now(); }
+  void OnScored(const ScoredRow&, float, std::vector<float>) override {}
+
+  void OnToken(int32_t id, float log_prob) override {
+    if (text_->stopped()) return;
+    last_ = absl::Now();
+    if (completion_tokens_++ == 0) first_ = last_;
+    v1::GenerateResponse response;
+    v1::GenerateResponse::Chunk& chunk = *response.mutable_chunk();
+    chunk.set_text(text_->Push(id));
+    chunk.add_token_ids(id);
+    chunk.add_log_probs(log_prob);
+    Send(response);
+    if (text_->stopped()) CancelJob();
+  }
+
+  void OnDone(JobEnd end, absl::Status status) override {
+    if (!text_->stopped() && end == JobEnd::kFailed) return End(ToGrpc(status));
+    v1::GenerateResponse response;
+    v1::GenerateResponse::Finished& finished = *response.mutable_finished();
+    finished.set_text(text_->Flush());
+    finished.set_reason(text_->stopped()      ? v1::GenerateResponse::FINISH_REASON_STOP
+                        : end == JobEnd::kEos ? v1::GenerateResponse::FINISH_REASON_EOS
+                                              : v1::GenerateResponse::FINISH_REASON_LENGTH);
+    finished.set_prompt_tokens(prompt_tokens_);
+    finished.set_completion_tokens(completion_tokens_);
+    finished.set_queue_us(Microseconds(admitted_ - submitted_));
+    finished.set_prefill_us(Microseconds(first_ - admitted_));
+    finished.set_decode_us(Microseconds(last_ - first_));
+    Send(response);
+    End(grpc::Status::OK);
+  }
+
+  std::optional<TextStream> text_;
+  uint32_t prompt_tokens_ = 0;
+  uint32_t completion_tokens_ = 0;
+  absl::Time submitted_, admitted_, first_, last_;
+};
+
+class ScoreCall : public StreamingCall {
+ public:
+  using StreamingCall::StreamingCall;
+
+  // `wants_last`: the last position is asked for; without logits nothing is computed of it.
+  void Start(Job job, bool wants_last) {
+    v1::ScoreResponse response;
+    response.set_prompt_tokens(static_cast<uint32_t>(job.prompt.size()));
+    Send(response);
+    const int32_t last = static_cast<int32_t>(job.prompt.size()) - 1;
+    if (wants_last && (job.scored.empty() || job.scored.back().position != last)) last_ = last;
+    if (job.scored.empty()) return OnDone(JobEnd::kScored, absl::OkStatus());
+    Submit(std::move(job));
+  }
+
+ private:
+  void OnAdmitted() override {}
+  void OnToken(int32_t, float) override {}
+
+  void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) override {
+    v1::ScoreResponse response;
+    v1::ScoreResponse::Row& to = *response.add_rows();
+    to.set_position(static_cast<uint32_t>(row.position));
+    to.set_target(row.target);
+    to.set_log_prob(row.target < 0 ? 0 : log_prob);
+    to.set_logits(logits.data(), logits.size() * sizeof(float));
+    Send(response);
+  }
+
+  void OnDone(JobEnd end, absl::Status status) override {
+    if (end == JobEnd::kFailed) return End(ToGrpc(status));
+    if (last_ >= 0) OnScored({last_, -1, false}, 0, {});
+    End(grpc::Status::OK);
+  }
+
+  int32_t last_ = -1;
+};
+
+// A call that carries nothing but its end.
+class RefusedCall : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
+ public:
+  explicit RefusedCall(const absl::Status& status) { Finish(ToGrpc(status)); }
+  void OnDone() override { delete this; }
+};
+
+absl::Time Deadline(const grpc::CallbackServerContext& context) {
+  const auto deadline = context.deadline();
+  return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture()
+                                                                  : absl::FromChrono(deadline);
+}
+
+grpc::ServerUnaryReactor* Finished(grpc::CallbackServerContext* context,
+                                   const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+absl::StatusOr<std::vector<int32_t>> TokenizeRequested(const v1::TokenizeRequest& request,
+                                                       const ServedModel& model) {
+  TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
+  TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
+  if (request.has_chat()) return tokenizer->EncodeChat(ChatFromProto(request.chat()), true);
+  return tokenizer->Encode(
+      request.text(),
+      request.plain() ? Tokenizer::AddedTokens::kPlain : Tokenizer::AddedTokens::kMatch,
+      request.add_bos());
+}
+
+}  // namespace
+
+InferenceService::InferenceService(StepDriver* driver,
+                                   std::function<v1::GetStatusResponse()> status)
+    : driver_(driver), status_(std::move(status)) {}
+
+CounterSnapshot InferenceService::Counters() const {
+  return {{"requests_live", live_.live},
+          {"requests_total", live_.total},
+          {"requests_failed_total", live_.failed}};
+}
+
+absl::StatusOr<const ServedModel*> InferenceService::Model() const {
+  const ServedModel* model = model_;
+  if (model == nullptr) return absl::UnavailableError("the model is still loading");
+  return model;
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
+  const auto start = [&]() -> absl::StatusOr<grpc::ServerWriteReactor<grpc::ByteBuffer>*> {
+    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
+    TANDEM_ASSIGN_OR_RETURN(const auto request, Parse<v1::GenerateRequest>(buffer));
+    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateGenerate(request, *model));
+    valid.job.deadline = Deadline(*context);
+    const auto call = std::make_shared<GenerateCall>(driver_, &live_);
+    call->KeepAlive();
+    call->Start(*model, std::move(valid));
+    return call.get();
+  };
+  const auto call = start();
+  return call.ok() ? *call : new RefusedCall(call.status());
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Score(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
+  const auto start = [&]() -> absl::StatusOr<grpc::ServerWriteReactor<grpc::ByteBuffer>*> {
+    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
+    TANDEM_ASSIGN_OR_RETURN(const auto request, Parse<v1::ScoreRequest>(buffer));
+    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateScore(request, *model));
+    valid.job.deadline = Deadline(*context);
+    const bool wants_last =
+        request.positions().empty() ||
+        request.positions(request.positions_size() - 1) + 1 == valid.job.prompt.size();
+    const auto call = std::make_shared<ScoreCall>(driver_, &live_);
+    call->KeepAlive();
+    call->Start(std::move(valid.job), wants_last);
+    return call.get();
+  };
+  const auto call = start();
+  return call.ok() ? *call : new RefusedCall(call.status());
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* buffer,
+                                                     grpc::ByteBuffer* response) {
+  const auto tokenize = [&]() -> absl::Status {
+    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
+    TANDEM_ASSIGN_OR_RETURN(const auto request, Parse<v1::TokenizeRequest>(buffer));
+    TANDEM_ASSIGN_OR_RETURN(const auto ids, TokenizeRequested(request, *model));
+    v1::TokenizeResponse answer;
+    answer.mutable_ids()->Add(ids.begin(), ids.end());
+    *response = SerializeMessage(answer);
+    return absl::OkStatus();
+  };
+  return Finished(context, tokenize());
+}
+
+grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
+                                                       const v1::DetokenizeRequest* request,
+                                                       v1::DetokenizeResponse* response) {
+  const auto detokenize = [&]() -> absl::Status {
+    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
+    TANDEM_RETURN_IF_ERROR(ValidateModelName(request->model(), *model));
+    TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(*model));
+    const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
+    TANDEM_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode(ids, request->skip_special()));
+    response->set_text(std::move(text));
+    return absl::OkStatus();
+  };
+  return Finished(context, detokenize());
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext* context,
+                                                     const v1::GetModelRequest*,
+                                                     v1::GetModelResponse* response) {
+  const absl::StatusOr<const ServedModel*> served = Model();
+  if (!served.ok()) return Finished(context, served.status());
+  const ServedModel& model = **served;
+  response->set_name(model.name);
+  response->set_dtype(DtypeName(model.dtype));
+  response->set_context_tokens(static_cast<uint32_t>(model.config.max_position_embeddings));
+  response->set_vocab_size(static_cast<uint32_t>(model.config.vocab_size));
+  response->set_num_layers(static_cast<uint32_t>(model.config.num_layers));
+  response->set_has_tokenizer(model.tokenizer != nullptr);
+  response->set_has_chat_template(model.tokenizer != nullptr &&
+                                  model.tokenizer->EncodeChat({{"user", "x"}}, true).ok());
+  response->mutable_eos_ids()->Add(model.eos_ids.begin(), model.eos_ids.end());
+  if (model.config.bos_token_id) response->set_bos_id(*model.config.bos_token_id);
+  response->set_digest(model.digest);
+  response->set_parameters(model.parameters);
+  return Finished(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetStatus(grpc::CallbackServerContext* context,
+                                                      const v1::GetStatusRequest*,
+                                                      v1::GetStatusResponse* response) {
+  *response = status_();
+  return Finished(context, absl::OkStatus());
+}
+
+}  // namespace tandem

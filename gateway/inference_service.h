@@ -1,0 +1,69 @@
+// The public API: validates, hands jobs to the step driver, streams what comes back.
+#ifndef TANDEM_GATEWAY_INFERENCE_SERVICE_H_
+#define TANDEM_GATEWAY_INFERENCE_SERVICE_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+
+#include "gateway/served_model.h"
+#include "gateway/step_driver.h"
+#include "proto/inference.grpc.pb.h"
+
+namespace tandem {
+
+// gRPC's callback threads only validate, tokenize and enqueue here. The methods with text are raw:
+// gRPC answers a request that it cannot parse, one with invalid UTF-8 for example, with an empty
+// UNIMPLEMENTED, where INVALID_ARGUMENT and a sentence are due.
+class InferenceService final
+    : public v1::Inference::WithRawCallbackMethod_Generate<
+          v1::Inference::WithRawCallbackMethod_Score<v1::Inference::WithRawCallbackMethod_Tokenize<
+              v1::Inference::WithCallbackMethod_Detokenize<
+                  v1::Inference::WithCallbackMethod_GetModel<
+                      v1::Inference::WithCallbackMethod_GetStatus<v1::Inference::Service>>>>>> {
+ public:
+  // `driver` must outlive the service. `status` fills in the deployment's state.
+  InferenceService(StepDriver* driver, std::function<v1::GetStatusResponse()> status);
+
+  // Requests are UNAVAILABLE before this, and answered from then on. `model` must outlive the
+  // service.
+  void SetModel(const ServedModel* model) { model_ = model; }
+
+  // requests_live, requests_total, requests_failed_total
+  CounterSnapshot Counters() const;
+
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Score(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
+                                     const v1::GetModelRequest* request,
+                                     v1::GetModelResponse* response) override;
+  grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context,
+                                      const v1::GetStatusRequest* request,
+                                      v1::GetStatusResponse* response) override;
+
+  struct Live {
+    std::atomic<int64_t> live = 0, total = 0, failed = 0;
+  };
+
+ private:
+  absl::StatusOr<const ServedModel*> Model() const;
+
+  StepDriver* const driver_;
+  const std::function<v1::GetStatusResponse()> status_;
+  std::atomic<const ServedModel*> model_ = nullptr;
+  Live live_;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_INFERENCE_SERVICE_H_

@@ -1,0 +1,59 @@
+// A request once it is nothing but token ids: what the scheduler and the step driver know of it.
+#ifndef TANDEM_GATEWAY_JOB_H_
+#define TANDEM_GATEWAY_JOB_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/sampling_params.h"
+
+namespace tandem {
+
+using JobId = uint64_t;  // never reused within a gateway's life
+
+// A row whose log-probability or logits a Score request wants.
+struct ScoredRow {
+  int32_t position = 0;
+  int32_t target = -1;  // the next id, whose log-probability is wanted; -1: none
+  bool logits = false;
+};
+
+// Validated: ids in the vocabulary, 1 <= prompt + max_new_tokens <= context.
+struct Job {
+  std::vector<int32_t> prompt;
+  int32_t expanded_length =
+      0;                       // SequenceSpec::ExpandedLength(prompt.size()), but for scoring paths
+  int32_t max_new_tokens = 0;  // 0: only score
+  std::vector<int32_t> stop_ids;  // end-of-sequence ids; empty: ignore them
+  SamplingParams sampling;
+  bool mask_ids_without_token = true;
+  std::vector<ScoredRow> scored;   // ascending by position; all below prompt.size()
+  int32_t max_rows_per_batch = 0;  // of the prompt; 0: the scheduler's policy
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+enum class JobEnd : uint8_t { kEos, kLength, kScored, kFailed };
+
+// Receives what becomes of a job. Calls come one at a time from the driver's thread and must not
+// block; they may call StepDriver::Cancel.
+class JobSink {
+ public:
+  virtual ~JobSink() = default;
+  // The job left the queue and its first rows were sent to an attention worker; once.
+  virtual void OnAdmitted() = 0;
+  // In the order of positions. `logits` is empty unless wanted.
+  virtual void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) = 0;
+  // The id of an end-of-sequence token is not reported.
+  virtual void OnToken(int32_t id, float log_prob) = 0;
+  // Last, exactly once per submitted job, also after Cancel. `status` is OK unless `end` is
+  // kFailed:
+  //   CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (no worker within the limit, or draining),
+  //   RESOURCE_EXHAUSTED (longer than any worker's cache), INTERNAL (a NaN in the logits)
+  virtual void OnDone(JobEnd end, absl::Status status) = 0;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_JOB_H_

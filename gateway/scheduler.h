@@ -1,0 +1,218 @@
+// Decides which rows run next on which attention worker, and how far through the layers each goes.
+// A pure state machine: no clock, thread, device or I/O.
+#ifndef TANDEM_GATEWAY_SCHEDULER_H_
+#define TANDEM_GATEWAY_SCHEDULER_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/placement.h"
+#include "common/transport/attention_link.h"
+#include "gateway/job.h"
+
+namespace tandem {
+
+struct SchedulerPolicy {
+  int max_waiting = 1024;
+  int max_running_per_worker = 64;
+  int max_batch_rows = 2048;    // rows of prefill that are put into new batches in one step
+  int max_layers_per_step = 0;  // that a prefill batch goes; 0: all
+  // Not 0: layer ranges, chunk sizes and preemptions are drawn from this seed, for tests. Results
+  // must not depend on it.
+  uint64_t test_seed = 0;
+  absl::Duration max_wait_without_worker = absl::Seconds(60);
+};
+
+// What became of a job, in the order in which its JobSink is to hear of it.
+struct SchedulerEvent {
+  enum class Kind : uint8_t { kAdmitted, kScored, kToken, kDone };
+  JobId job = 0;
+  Kind kind = Kind::kDone;
+  ScoredRow row;              // kScored
+  std::vector<float> logits;  // kScored
+  float log_prob = 0.0f;      // kScored, kToken
+  int32_t token = 0;          // kToken
+  JobEnd end = JobEnd::kFailed;
+  absl::Status status;  // kDone
+};
+
+// What to tell a worker, in this order: cancels, releases, opens, step.
+struct WorkerOrders {
+  std::vector<SequenceId> cancels;
+  std::vector<SequenceId> releases;
+  std::vector<SequenceSpec> opens;
+  std::optional<Step> step;
+  // Of any job, not only of this worker's.
+  std::vector<SchedulerEvent> events;
+
+  // Whether asking again, here or for another worker, could give something new.
+  bool changed_something() const { return step.has_value() || !cancels.empty() || !events.empty(); }
+};
+
+// Not thread-safe. Calls cost O(jobs of the worker) at most, plus the size of what they return.
+//
+// A sequence stays on one worker until it ends, is preempted or loses its worker; then it waits
+// again, before all younger jobs, and is prefilled anew with what was generated. Pages are counted
+// here as the worker takes them: a page when the first row in it is put into a batch, given back by
+// cancel or release. So a worker never runs out of pages; if a decode row needs one and none is
+// left, the worker's youngest sequence is preempted. The oldest job always advances.
+class Scheduler {
+ public:
+  explicit Scheduler(SchedulerPolicy policy);
+
+  // ALREADY_EXISTS, or INVALID_ARGUMENT if it has no layer or no page.
+  absl::Status AddWorker(WorkerId worker, const AttentionWorkerInfo& info);
+  // Its sequences wait for another worker. The link must be destroyed; results that were under way
+  // are ignored.
+  void RemoveWorker(WorkerId worker, absl::Time now);
+
+  // Requires ids that grow. RESOURCE_EXHAUSTED: as many jobs wait as may.
+  absl::Status Add(JobId id, Job job, absl::Time now);
+  // Unknown and ended jobs are ignored.
+  std::vector<SchedulerEvent> Cancel(JobId id);
+
+  // What to tell `worker` now; may be asked at any time, and is to be asked for every worker after
+  // each change, until no worker's orders changed anything. Gives no step while
+  // AttentionLink::kMaxOutstandingSteps are outstanding. A second step is planned on the assumption
+  // that the first one succeeds.
+  WorkerOrders NextStep(WorkerId worker);
+  // Results of one worker come in the order of its steps.
+  std::vector<SchedulerEvent> OnStepDone(WorkerId worker, StepResult result);
+
+  // Ends jobs whose time is up: their own deadline, or the wait while there is no worker at all.
+  std::vector<SchedulerEvent> Expire(absl::Time now);
+  // When Expire has something to do at the earliest; InfiniteFuture: never.
+  absl::Time NextDeadline() const;
+
+  int num_waiting() const { return static_cast<int>(waiting_.size()); }
+  int num_running() const { return static_cast<int>(jobs_.size() - waiting_.size()); }
+  int num_outstanding_steps() const;
+  int64_t preemptions() const { return preemptions_; }
+  // Pages of `worker` that no sequence holds.
+  int free_pages(WorkerId worker) const { return workers_.at(worker).free_pages; }
+
+ private:
+  // What arrived for one entry of Job::scored.
+  struct PartialScore {
+    std::optional<float> log_prob;
+    std::optional<std::vector<float>> logits;
+  };
+
+  struct JobState {
+    JobId id = 0;
+    Job job;
+    absl::Time added;
+    std::vector<int32_t> generated;
+    size_t next_scored = 0;            // job.scored[0, next_scored) are reported
+    std::vector<PartialScore> scores;  // parallel to job.scored
+    bool admitted = false;
+    int test_preemptions = 0;
+
+    // While it is on a worker.
+    std::optional<WorkerId> worker;
+    SequenceId sequence = 0;  // 0: not opened yet
+    int64_t known = 0;        // tokens in the spec; rows from there on are last_sampled
+    int64_t planned = 0;      // rows that were put into batches
+    int64_t pages = 0;        // that these rows hold
+    BatchId batch = 0;        // that does not reach the last layer in the steps planned so far
+
+    int64_t prompt_size() const { return static_cast<int64_t>(job.prompt.size()); }
+    int64_t KnownTokens() const { return prompt_size() + static_cast<int64_t>(generated.size()); }
+    // One past the last row that is ever computed: the last token is drawn, not fed back.
+    int64_t EndRow() const { return prompt_size() + std::max(job.max_new_tokens - 1, 0); }
+    bool PrefillReady() const { return batch == 0 && planned < known; }
+    bool DecodeReady() const { return batch == 0 && planned >= known && planned < EndRow(); }
+    // Pages that it was promised at admission and has not taken yet.
+    int64_t Reserved() const;
+  };
+
+  struct Run {
+    JobId job = 0;  // 0: dead
+    int64_t end_row = 0;
+  };
+  struct Batch {
+    bool decode = false;
+    std::vector<Run> runs;
+    int num_live = 0;
+    int32_t next_layer = 0;  // after all steps planned so far
+  };
+  struct SentStep {
+    StepId step = 0;
+    std::vector<BatchId> finishing;  // batches that it carries through the last layer
+  };
+
+  struct Worker {
+    AttentionWorkerInfo info;
+    int64_t free_pages = 0;
+    int64_t reserved_pages = 0;  // sum of JobState::Reserved
+    std::set<JobId> running;     // oldest first
+    absl::flat_hash_map<SequenceId, JobId> sequences;
+    std::map<BatchId, Batch> batches;  // until confirmed to be finished, or all dead
+    StepId next_step = 1;
+    std::deque<SentStep> outstanding;
+    bool dirty = false;  // a step failed: what is outstanding means nothing any more
+    int failures = 0;    // consecutive UNAVAILABLE
+    std::vector<SequenceId> cancels;
+    std::vector<SequenceId> releases;
+  };
+
+  enum class Leave : uint8_t { kCancel, kRelease, kWorkerGone };
+
+  void Admit(std::vector<SchedulerEvent>* events);
+  Worker* ChooseWorker(int64_t pages, WorkerId* id);
+  // Takes a job off its worker and puts it back to waiting; the caller may end it from there.
+  void Detach(JobState* job, Leave how);
+  void Preempt(JobState* job);
+  void End(JobState* job, JobEnd end, absl::Status status, Leave how,
+           std::vector<SchedulerEvent>* events);
+  void Fail(JobState* job, absl::Status status, std::vector<SchedulerEvent>* events) {
+    End(job, JobEnd::kFailed, std::move(status), Leave::kCancel, events);
+  }
+
+  void PlanStep(Worker* worker, WorkerOrders* orders);
+  void PlanDecode(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches);
+  void PlanPrefill(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches);
+  void PlanAdvances(Worker* worker, Step* step);
+  // Puts rows [planned, planned + count) of `job` into `batch`, opening the sequence if need be.
+  void PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* batch, WorkerOrders* orders);
+  void MaybeTestPreempt(Worker* worker);
+  SequenceSpec MakeSpec(const JobState& job) const;
+
+  void TakeRow(Worker* worker, RowResult row, std::vector<SchedulerEvent>* events);
+  void TakeScore(JobState* job, RowResult row);
+  void ReportScores(JobState* job, int64_t end_row, std::vector<SchedulerEvent>* events);
+  void TakeToken(JobState* job, const RowResult& row, std::vector<SchedulerEvent>* events);
+  void FinishBatch(Worker* worker, BatchId id, std::vector<SchedulerEvent>* events);
+  void FinishRows(JobState* job, int64_t end_row, std::vector<SchedulerEvent>* events);
+  void TakeFailure(Worker* worker, const absl::Status& status, std::vector<SchedulerEvent>* events);
+
+  absl::Time EndOfWait(const JobState& job) const;
+  // In [low, high].
+  int64_t Draw(int64_t low, int64_t high);
+
+  const SchedulerPolicy policy_;
+  std::mt19937_64 random_;
+  std::map<JobId, JobState> jobs_;
+  std::set<JobId> waiting_;  // oldest first
+  std::set<std::pair<absl::Time, JobId>> deadlines_;
+  std::map<WorkerId, Worker> workers_;
+  absl::Time no_worker_since_ = absl::InfinitePast();
+  SequenceId next_sequence_ = 1;
+  BatchId next_batch_ = 1;
+  int64_t preemptions_ = 0;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_SCHEDULER_H_

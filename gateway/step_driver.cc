@@ -1,0 +1,422 @@
+#include "gateway/step_driver.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "spdlog/spdlog.h"
+
+namespace tandem {
+
+class StepDriver::Impl {
+ public:
+  explicit Impl(SchedulerPolicy policy)
+      : policy_(policy), scheduler_(policy), thread_([this] { Loop(); }) {}
+
+  ~Impl() {
+    {
+      std::lock_guard lock(mutex_);
+      draining_ = true;
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+
+  absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
+  void Cancel(JobId job) { Enqueue(CancelJob{job}); }
+  absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
+  void RemoveWorker(WorkerId worker);
+  int num_workers() const;
+  bool Drain(absl::Duration grace);
+  CounterSnapshot Counters() const;
+
+ private:
+  // One session with a worker; what its callbacks report goes into the queue.
+  struct Peer : AttentionLink::Observer, std::enable_shared_from_this<Peer> {
+    Peer(Impl* impl_arg, WorkerId id_arg) : impl(impl_arg), id(id_arg) {}
+    void OnStepResult(StepResult result) override {
+      impl->Enqueue(StepDone{shared_from_this(), std::move(result)});
+    }
+    void OnDown(absl::Status status) override {
+      impl->Enqueue(PeerGone{shared_from_this(), std::move(status)});
+    }
+
+    Impl* const impl;
+    const WorkerId id;
+    bool joined = false;  // guarded by impl->mutex_
+    // The driver's thread's, once PeerJoined is in the queue.
+    std::unique_ptr<AttentionLink> link;
+    bool gone = false;
+  };
+
+  struct NewJob {
+    JobId id;
+    Job job;
+    std::shared_ptr<JobSink> sink;
+  };
+  struct CancelJob {
+    JobId id;
+  };
+  struct PeerJoined {
+    std::shared_ptr<Peer> peer;
+  };
+  struct PeerGone {
+    std::shared_ptr<Peer> peer;
+    absl::Status status;
+  };
+  struct StepDone {
+    std::shared_ptr<Peer> peer;
+    StepResult result;
+  };
+  using Event = std::variant<NewJob, CancelJob, PeerJoined, PeerGone, StepDone>;
+
+  void Enqueue(Event event) {
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(event));
+    }
+    wake_.notify_one();
+  }
+
+  // All below run on the driver's thread, without the mutex.
+  void Loop();
+  // False: the driver is to end.
+  bool WaitForEvents(std::vector<Event>* events);
+  void Handle(NewJob event);
+  void Handle(CancelJob event) { Deliver(scheduler_.Cancel(event.id)); }
+  void Handle(PeerJoined event);
+  void Handle(PeerGone event);
+  void Handle(StepDone event);
+  void CloseLink(Peer* peer);
+  void SendOrders();
+  bool Send(Peer* peer, WorkerOrders orders);
+  void Deliver(std::vector<SchedulerEvent> events);
+  void EndJob(JobId id, JobEnd end, absl::Status status);
+  void EndEverything();
+  void Publish(int new_jobs_handled);
+
+  const SchedulerPolicy policy_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;   // the driver's thread
+  std::condition_variable ended_;  // those who wait for a job's or a peer's end
+  std::vector<Event> queue_;
+  std::map<WorkerId, std::shared_ptr<Peer>> members_;  // from AddWorker until the link is destroyed
+  bool draining_ = false;
+  bool stopping_ = false;
+  JobId next_job_ = 1;
+  int64_t live_jobs_ = 0;     // whose OnDone has not returned
+  int64_t jobs_on_way_ = 0;   // submitted, not yet seen by the scheduler
+  int64_t jobs_waiting_ = 0;  // as of the scheduler's last change, like the following
+  int64_t jobs_running_ = 0;
+  int64_t steps_outstanding_ = 0;
+  int64_t preemptions_ = 0;
+
+  std::atomic<int64_t> tokens_generated_ = 0;
+  std::atomic<int64_t> prompt_tokens_ = 0;
+  std::atomic<int64_t> steps_ = 0;
+
+  // The driver's thread's.
+  Scheduler scheduler_;
+  std::map<WorkerId, std::shared_ptr<Peer>> peers_;
+  absl::flat_hash_map<JobId, std::shared_ptr<JobSink>> sinks_;
+
+  std::thread thread_;  // last: starts when all above is there
+};
+
+// ---- Callers' threads ---------------------------------------------------------------------------
+
+absl::StatusOr<JobId> StepDriver::Impl::Submit(Job job, std::shared_ptr<JobSink> sink) {
+  JobId id = 0;
+  {
+    std::lock_guard lock(mutex_);
+    if (draining_) {
+      return absl::UnavailableError("the gateway is shutting down and takes no new requests");
+    }
+    if (jobs_on_way_ + jobs_waiting_ >= policy_.max_waiting) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the queue is full: ", policy_.max_waiting, " requests wait already"));
+    }
+    id = next_job_++;
+    ++live_jobs_;
+    ++jobs_on_way_;
+    prompt_tokens_ += static_cast<int64_t>(job.prompt.size());
+    queue_.push_back(NewJob{id, std::move(job), std::move(sink)});
+  }
+  wake_.notify_one();
+  return id;
+}
+
+absl::Status StepDriver::Impl::AddWorker(WorkerId worker, const AttentionLinkFactory& make_link) {
+  const auto peer = std::make_shared<Peer>(this, worker);
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) return absl::UnavailableError("the gateway is shutting down");
+    if (!members_.emplace(worker, peer).second) {
+      return absl::AlreadyExistsError(
+          absl::StrCat("attention worker ", worker, " is here already"));
+    }
+  }
+  absl::StatusOr<std::unique_ptr<AttentionLink>> link = make_link(peer.get());
+  absl::Status status = link.status();
+  if (status.ok() && ((*link)->info().num_layers < 1 || (*link)->info().total_pages < 1)) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("attention worker ", worker, " says that it has ", (*link)->info().num_layers,
+                     " layers and ", (*link)->info().total_pages, " pages"));
+    link->reset();
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (status.ok()) {
+      peer->link = *std::move(link);
+      peer->joined = true;
+      queue_.push_back(PeerJoined{peer});
+    } else {
+      members_.erase(worker);
+    }
+  }
+  wake_.notify_one();
+  ended_.notify_all();
+  return status;
+}
+
+void StepDriver::Impl::RemoveWorker(WorkerId worker) {
+  std::unique_lock lock(mutex_);
+  const auto it = members_.find(worker);
+  if (it == members_.end()) return;
+  const std::shared_ptr<Peer> peer = it->second;
+  queue_.push_back(PeerGone{peer, absl::OkStatus()});
+  wake_.notify_one();
+  ended_.wait(lock, [&] {
+    const auto now = members_.find(worker);
+    return now == members_.end() || now->second != peer;
+  });
+}
+
+int StepDriver::Impl::num_workers() const {
+  std::lock_guard lock(mutex_);
+  int workers = 0;
+  for (const auto& [id, peer] : members_) workers += peer->joined ? 1 : 0;
+  return workers;
+}
+
+bool StepDriver::Impl::Drain(absl::Duration grace) {
+  const absl::Duration limit = std::min(grace, absl::Hours(24 * 365));
+  std::unique_lock lock(mutex_);
+  draining_ = true;
+  return ended_.wait_for(lock, absl::ToChronoNanoseconds(limit),
+                         [this] { return live_jobs_ == 0; });
+}
+
+CounterSnapshot StepDriver::Impl::Counters() const {
+  std::lock_guard lock(mutex_);
+  return {{"jobs_total", static_cast<int64_t>(next_job_ - 1)},
+          {"jobs_waiting", jobs_on_way_ + jobs_waiting_},
+          {"jobs_running", jobs_running_},
+          {"tokens_generated_total", tokens_generated_.load()},
+          {"prompt_tokens_total", prompt_tokens_.load()},
+          {"steps_total", steps_.load()},
+          {"steps_outstanding", steps_outstanding_},
+          {"preemptions_total", preemptions_}};
+}
+
+// ---- The driver's thread ------------------------------------------------------------------------
+
+void StepDriver::Impl::Loop() {
+  std::vector<Event> events;
+  while (WaitForEvents(&events)) {
+    int new_jobs = 0;
+    for (Event& event : events) {
+      new_jobs += std::holds_alternative<NewJob>(event) ? 1 : 0;
+      std::visit([this](auto& e) { Handle(std::move(e)); }, event);
+    }
+    Deliver(scheduler_.Expire(absl::Now()));
+    SendOrders();
+    Publish(new_jobs);
+  }
+  EndEverything();
+}
+
+bool StepDriver::Impl::WaitForEvents(std::vector<Event>* events) {
+  events->clear();
+  const absl::Time deadline = scheduler_.NextDeadline();
+  std::unique_lock lock(mutex_);
+  const auto ready = [this] { return stopping_ || !queue_.empty(); };
+  if (deadline == absl::InfiniteFuture()) {
+    wake_.wait(lock, ready);
+  } else {
+    wake_.wait_until(lock, absl::ToChronoTime(deadline), ready);
+  }
+  if (stopping_) return false;
+  events->swap(queue_);
+  return true;
+}
+
+void StepDriver::Impl::Handle(NewJob event) {
+  sinks_[event.id] = std::move(event.sink);
+  absl::Status status = scheduler_.Add(event.id, std::move(event.job), absl::Now());
+  if (!status.ok()) EndJob(event.id, JobEnd::kFailed, std::move(status));
+}
+
+void StepDriver::Impl::Handle(PeerJoined event) {
+  Peer& peer = *event.peer;
+  absl::Status status = absl::OkStatus();
+  if (!peer.gone) status = scheduler_.AddWorker(peer.id, peer.link->info());
+  if (!status.ok()) spdlog::error("{}", std::string(status.message()));
+  if (peer.gone || !status.ok()) {
+    CloseLink(&peer);
+  } else {
+    peers_[peer.id] = event.peer;
+  }
+}
+
+void StepDriver::Impl::Handle(PeerGone event) {
+  Peer& peer = *event.peer;
+  if (peer.gone) return;
+  peer.gone = true;
+  if (!event.status.ok()) {
+    spdlog::warn("attention worker {} is gone: {}", peer.id, std::string(event.status.message()));
+  }
+  const auto it = peers_.find(peer.id);
+  if (it == peers_.end() || it->second != event.peer) return;  // PeerJoined will see `gone`
+  peers_.erase(it);
+  scheduler_.RemoveWorker(peer.id, absl::Now());
+  CloseLink(&peer);
+}
+
+void StepDriver::Impl::Handle(StepDone event) {
+  if (event.peer->gone) return;
+  if (!event.result.status.ok()) {
+    spdlog::warn("attention worker {}, step {}: {}", event.peer->id, event.result.step,
+                 event.result.status.ToString());
+  }
+  Deliver(scheduler_.OnStepDone(event.peer->id, std::move(event.result)));
+}
+
+void StepDriver::Impl::CloseLink(Peer* peer) {
+  peer->link.reset();
+  {
+    std::lock_guard lock(mutex_);
+    members_.erase(peer->id);
+  }
+  ended_.notify_all();
+}
+
+void StepDriver::Impl::SendOrders() {
+  bool again = true;
+  while (again) {
+    again = false;
+    for (const auto& [id, peer] : peers_) {
+      again = Send(peer.get(), scheduler_.NextStep(id)) || again;
+    }
+  }
+}
+
+bool StepDriver::Impl::Send(Peer* peer, WorkerOrders orders) {
+  const bool changed = orders.changed_something();
+  for (const SequenceId sequence : orders.cancels) peer->link->Cancel(sequence);
+  for (const SequenceId sequence : orders.releases) peer->link->Release(sequence);
+  for (SequenceSpec& spec : orders.opens) peer->link->OpenSequence(std::move(spec));
+  if (orders.step.has_value()) {
+    ++steps_;
+    peer->link->Run(*std::move(orders.step));
+  }
+  Deliver(std::move(orders.events));
+  return changed;
+}
+
+void StepDriver::Impl::Deliver(std::vector<SchedulerEvent> events) {
+  for (SchedulerEvent& event : events) {
+    const auto it = sinks_.find(event.job);
+    if (it == sinks_.end()) continue;
+    switch (event.kind) {
+      case SchedulerEvent::Kind::kAdmitted:
+        it->second->OnAdmitted();
+        break;
+      case SchedulerEvent::Kind::kScored:
+        it->second->OnScored(event.row, event.log_prob, std::move(event.logits));
+        break;
+      case SchedulerEvent::Kind::kToken:
+        ++tokens_generated_;
+        it->second->OnToken(event.token, event.log_prob);
+        break;
+      case SchedulerEvent::Kind::kDone:
+        EndJob(event.job, event.end, std::move(event.status));
+        break;
+    }
+  }
+}
+
+void StepDriver::Impl::EndJob(JobId id, JobEnd end, absl::Status status) {
+  const auto it = sinks_.find(id);
+  const std::shared_ptr<JobSink> sink = std::move(it->second);
+  sinks_.erase(it);
+  sink->OnDone(end, std::move(status));
+  {
+    std::lock_guard lock(mutex_);
+    --live_jobs_;
+  }
+  ended_.notify_all();
+}
+
+void StepDriver::Impl::Publish(int new_jobs_handled) {
+  std::lock_guard lock(mutex_);
+  jobs_on_way_ -= new_jobs_handled;
+  jobs_waiting_ = scheduler_.num_waiting();
+  jobs_running_ = scheduler_.num_running();
+  steps_outstanding_ = scheduler_.num_outstanding_steps();
+  preemptions_ = scheduler_.preemptions();
+}
+
+void StepDriver::Impl::EndEverything() {
+  std::vector<Event> events;
+  {
+    std::lock_guard lock(mutex_);
+    events.swap(queue_);
+  }
+  for (Event& event : events) {
+    if (auto* job = std::get_if<NewJob>(&event)) sinks_[job->id] = std::move(job->sink);
+    if (auto* joined = std::get_if<PeerJoined>(&event)) {
+      peers_.emplace(joined->peer->id, joined->peer);
+    }
+  }
+  // The links first: their destructors end the work, so that no sink hears of it afterwards.
+  for (const auto& [id, peer] : peers_) CloseLink(peer.get());
+  peers_.clear();
+  std::vector<JobId> jobs;
+  for (const auto& [id, sink] : sinks_) jobs.push_back(id);
+  std::sort(jobs.begin(), jobs.end());
+  for (const JobId id : jobs) {
+    EndJob(id, JobEnd::kFailed, absl::UnavailableError("the gateway is shutting down"));
+  }
+}
+
+// ---- StepDriver ---------------------------------------------------------------------------------
+
+StepDriver::StepDriver(SchedulerPolicy policy) : impl_(std::make_unique<Impl>(policy)) {}
+StepDriver::~StepDriver() = default;
+
+absl::StatusOr<JobId> StepDriver::Submit(Job job, std::shared_ptr<JobSink> sink) {
+  return impl_->Submit(std::move(job), std::move(sink));
+}
+void StepDriver::Cancel(JobId job) { impl_->Cancel(job); }
+absl::Status StepDriver::AddWorker(WorkerId worker, const AttentionLinkFactory& make_link) {
+  return impl_->AddWorker(worker, make_link);
+}
+void StepDriver::RemoveWorker(WorkerId worker) { impl_->RemoveWorker(worker); }
+int StepDriver::num_workers() const { return impl_->num_workers(); }
+bool StepDriver::Drain(absl::Duration grace) { return impl_->Drain(grace); }
+CounterSnapshot StepDriver::Counters() const { return impl_->Counters(); }
+
+}  // namespace tandem

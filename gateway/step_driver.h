@@ -1,0 +1,57 @@
+// Carries the scheduler's steps to the attention workers and their results back to requests.
+#ifndef TANDEM_GATEWAY_STEP_DRIVER_H_
+#define TANDEM_GATEWAY_STEP_DRIVER_H_
+
+#include <functional>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/counters.h"
+#include "common/placement.h"
+#include "common/transport/attention_link.h"
+#include "gateway/job.h"
+#include "gateway/scheduler.h"
+
+namespace tandem {
+
+// Makes a session with an attention worker that reports to `observer`. May block for a moment,
+// never forever.
+using AttentionLinkFactory = std::function<absl::StatusOr<std::unique_ptr<AttentionLink>>(
+    AttentionLink::Observer* observer)>;
+
+// One thread owns the scheduler; everything else reaches it through a queue. Thread-safe.
+class StepDriver {
+ public:
+  explicit StepDriver(SchedulerPolicy policy);
+  // Fails what still runs with UNAVAILABLE.
+  ~StepDriver();
+
+  // Takes a job, or answers RESOURCE_EXHAUSTED (the queue is full; the sentence names the limit) or
+  // UNAVAILABLE (draining). `sink` is kept until its OnDone has returned.
+  absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
+  // Ends a job with CANCELLED; unknown and ended ones are ignored.
+  void Cancel(JobId job);
+
+  // A worker's sequences move to the others, by re-prefill, when its link goes down or it is
+  // removed.
+  absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
+  void RemoveWorker(WorkerId worker);
+  int num_workers() const;
+
+  // No new jobs; true once nothing runs any more, false if that took longer than `grace`.
+  bool Drain(absl::Duration grace);
+
+  // jobs_total, jobs_waiting, jobs_running, tokens_generated_total, prompt_tokens_total,
+  // steps_total, steps_outstanding, preemptions_total
+  CounterSnapshot Counters() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_STEP_DRIVER_H_

@@ -1,0 +1,211 @@
+#include "gateway/validate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "common/status.h"
+#include "common/transport/attention_link.h"
+
+namespace tandem {
+namespace {
+
+constexpr int kDefaultMaxTokens = 1024;
+constexpr int kMaxStops = 16;
+constexpr size_t kMaxStopBytes = 1024;
+constexpr float kMaxTemperature = 100;
+// Of a score's answer: rows of logits wait for the client in memory.
+constexpr int64_t kMaxLogitsBytes = int64_t{1} << 30;
+
+absl::Status CheckIds(absl::Span<const int32_t> ids, const ServedModel& model) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= model.config.vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat("token_ids[", i, "] is ", ids[i],
+                                                     ", but the vocabulary is 0 to ",
+                                                     model.config.vocab_size - 1));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> TextIds(const std::string& text, bool match_added_tokens,
+                                             const ServedModel& model) {
+  TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
+  if (text.empty()) return absl::InvalidArgumentError("text is empty");
+  return tokenizer->Encode(
+      text, match_added_tokens ? Tokenizer::AddedTokens::kMatch : Tokenizer::AddedTokens::kPlain,
+      tokenizer->add_bos());
+}
+
+// The prompt's ids from whichever field holds them. Request is GenerateRequest or ScoreRequest.
+template <typename Request>
+absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const ServedModel& model) {
+  std::vector<int32_t> ids;
+  if (request.has_text()) {
+    TANDEM_ASSIGN_OR_RETURN(ids, TextIds(request.text(), request.match_added_tokens(), model));
+  } else if (request.has_token_ids()) {
+    ids.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
+    TANDEM_RETURN_IF_ERROR(CheckIds(ids, model));
+  } else if constexpr (requires { request.chat(); }) {
+    if (!request.has_chat()) {
+      return absl::InvalidArgumentError("prompt is missing: set text, token_ids or chat");
+    }
+    TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
+    TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->EncodeChat(ChatFromProto(request.chat()),
+                                                       /*add_generation_prompt=*/true));
+  } else {
+    return absl::InvalidArgumentError("prompt is missing: set text or token_ids");
+  }
+  if (ids.empty()) return absl::InvalidArgumentError("prompt has no tokens");
+  const int64_t context = model.config.max_position_embeddings;
+  if (static_cast<int64_t>(ids.size()) > context) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt has ", ids.size(), " tokens, but the model's context is ", context));
+  }
+  return ids;
+}
+
+absl::StatusOr<SamplingParams> ValidateSampling(const v1::Sampling& sampling,
+                                                const SamplingParams& defaults) {
+  SamplingParams params = defaults;
+  if (sampling.has_temperature()) params.temperature = sampling.temperature();
+  if (sampling.has_top_p()) params.top_p = sampling.top_p();
+  if (!(params.temperature >= 0 && params.temperature <= kMaxTemperature)) {
+    return absl::InvalidArgumentError(absl::StrCat("sampling.temperature is ", params.temperature,
+                                                   ", but must be 0 to ", kMaxTemperature));
+  }
+  if (!(params.top_p > 0 && params.top_p <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.top_p is ", params.top_p, ", but must be above 0 and at most 1"));
+  }
+  if (sampling.has_top_k()) {
+    params.top_k = static_cast<int32_t>(std::min<uint32_t>(sampling.top_k(), INT32_MAX));
+  }
+  if (sampling.has_seed()) {
+    params.seed = sampling.seed();
+  } else {
+    std::random_device device;
+    params.seed = (uint64_t{device()} << 32) | device();
+  }
+  return params;
+}
+
+}  // namespace
+
+absl::Status ValidateModelName(const std::string& name, const ServedModel& model) {
+  if (name.empty() || name == model.name) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat(
+      "model \"", name, "\" is not served here: this server has \"", model.name, "\""));
+}
+
+absl::StatusOr<const Tokenizer*> NeedTokenizer(const ServedModel& model) {
+  if (model.tokenizer != nullptr) return model.tokenizer.get();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the checkpoint \"", model.name, "\" has no tokenizer.json: send token_ids instead of text"));
+}
+
+std::vector<ChatMessage> ChatFromProto(const v1::Chat& chat) {
+  std::vector<ChatMessage> messages;
+  for (const v1::ChatMessage& message : chat.messages()) {
+    messages.push_back({message.role(), message.content()});
+  }
+  return messages;
+}
+
+absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request,
+                                              const ServedModel& model) {
+  TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
+  ValidRequest valid;
+  Job& job = valid.job;
+  TANDEM_ASSIGN_OR_RETURN(job.sampling,
+                          ValidateSampling(request.sampling(), model.default_sampling));
+  if (request.stop_size() > kMaxStops) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "stop has ", request.stop_size(), " strings, but at most ", kMaxStops, " are allowed"));
+  }
+  for (const std::string& stop : request.stop()) {
+    if (stop.empty() || stop.size() > kMaxStopBytes) {
+      return absl::InvalidArgumentError(absl::StrCat("a stop string has ", stop.size(),
+                                                     " bytes, but must have 1 to ", kMaxStopBytes));
+    }
+    valid.stop.push_back(stop);
+  }
+  if (!valid.stop.empty()) TANDEM_RETURN_IF_ERROR(NeedTokenizer(model).status());
+  if (request.has_max_tokens() && request.max_tokens() == 0) {
+    return absl::InvalidArgumentError("max_tokens is 0, but must be at least 1");
+  }
+  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model));
+  const int64_t prompt = static_cast<int64_t>(job.prompt.size());
+  const int64_t room = model.config.max_position_embeddings - prompt;
+  const int64_t wanted = request.has_max_tokens() ? int64_t{request.max_tokens()}
+                                                  : std::clamp<int64_t>(room, 1, kDefaultMaxTokens);
+  if (wanted > room) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt has ", prompt, " tokens and max_tokens is ", wanted,
+                     ", but the model's context is ", model.config.max_position_embeddings));
+  }
+  job.max_new_tokens = static_cast<int32_t>(wanted);
+  job.expanded_length = SequenceSpec::ExpandedLength(prompt);
+  if (!request.ignore_eos()) job.stop_ids = model.eos_ids;
+  return valid;
+}
+
+absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,
+                                           const ServedModel& model) {
+  TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
+  ValidRequest valid;
+  Job& job = valid.job;
+  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model));
+  const int32_t length = static_cast<int32_t>(job.prompt.size());
+  std::vector<int32_t> positions;
+  for (const uint32_t position : request.positions()) {
+    if (position >= job.prompt.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("positions names ", position, ", but the last position is ", length - 1));
+    }
+    if (!positions.empty() && static_cast<int32_t>(position) <= positions.back()) {
+      return absl::InvalidArgumentError(absl::StrCat("positions are not ascending at ", position));
+    }
+    positions.push_back(static_cast<int32_t>(position));
+  }
+  if (positions.empty()) {
+    for (int32_t i = 0; i < length; ++i) positions.push_back(i);
+  }
+  const int64_t bytes =
+      int64_t{4} * model.config.vocab_size * static_cast<int64_t>(positions.size());
+  if (request.logits() && bytes > kMaxLogitsBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "logits of ", positions.size(), " positions take ", bytes, " bytes, but at most ",
+        kMaxLogitsBytes, " are answered: name fewer positions"));
+  }
+  for (const int32_t position : positions) {
+    const int32_t target = position + 1 < length ? job.prompt[position + 1] : -1;
+    if (target >= 0 || request.logits()) job.scored.push_back({position, target, request.logits()});
+  }
+  job.mask_ids_without_token = false;
+  job.expanded_length = SequenceSpec::ExpandedLength(length);
+  switch (request.path()) {
+    case v1::SCORE_PATH_AS_REQUEST:
+      break;
+    case v1::SCORE_PATH_PREFILL:
+      job.expanded_length = length;
+      break;
+    case v1::SCORE_PATH_DECODE:
+      job.expanded_length = 0;
+      job.max_rows_per_batch = 1;
+      break;
+    case v1::SCORE_PATH_CHUNK:
+      if (request.chunk_tokens() == 0) {
+        return absl::InvalidArgumentError("chunk_tokens is 0, but must be at least 1");
+      }
+      job.max_rows_per_batch =
+          static_cast<int32_t>(std::min<uint32_t>(request.chunk_tokens(), INT32_MAX));
+      break;
+    default:
+      return absl::InvalidArgumentError(absl::StrCat("path ", request.path(), " is unknown"));
+  }
+  return valid;
+}
+
+}  // namespace tandem

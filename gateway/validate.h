@@ -1,0 +1,39 @@
+// Turns what a client sent into jobs, or says in one sentence what is wrong with it.
+#ifndef TANDEM_GATEWAY_VALIDATE_H_
+#define TANDEM_GATEWAY_VALIDATE_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "gateway/job.h"
+#include "gateway/served_model.h"
+#include "proto/inference.pb.h"
+
+namespace tandem {
+
+struct ValidRequest {
+  Job job;
+  std::vector<std::string> stop;  // none empty
+};
+
+// All return
+//   INVALID_ARGUMENT     the field and its limit
+//   NOT_FOUND            another model than the one that is served
+//   FAILED_PRECONDITION  text or chat, but the checkpoint has no tokenizer or no known chat
+//   template
+absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request,
+                                              const ServedModel& model);
+absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,
+                                           const ServedModel& model);
+absl::Status ValidateModelName(const std::string& name, const ServedModel& model);
+
+// The tokenizer, or the sentence that there is none.
+absl::StatusOr<const Tokenizer*> NeedTokenizer(const ServedModel& model);
+
+std::vector<ChatMessage> ChatFromProto(const v1::Chat& chat);
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_VALIDATE_H_

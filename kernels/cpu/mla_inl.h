@@ -1,0 +1,140 @@
+// What both forms of attention share: sums down columns, and the running softmax over a page.
+// Per Highway target, like kernels/cpu/lanes.h.
+#if defined(TANDEM_KERNELS_CPU_MLA_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TANDEM_KERNELS_CPU_MLA_INL_H_
+#undef TANDEM_KERNELS_CPU_MLA_INL_H_
+#else
+#define TANDEM_KERNELS_CPU_MLA_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/cpu/lanes.h"
+#include "kernels/ops/mla.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::kernels::cpu {
+namespace HWY_NAMESPACE {
+
+// Columns of sixteen whose sums for `kRows` rows are held in registers at once. Every sum has its
+// own accumulator, so this decides speed only.
+template <int kRows>
+constexpr int ChunksOfTile() {
+  return kRows == 1 ? 4 : (HWY_CAP_GE512 ? 2 : 1);
+}
+
+// ColumnSums for kChunks * 16 columns.
+template <int kRows, int kChunks, typename T>
+HWY_INLINE void ColumnTile(const float* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b,
+                           int64_t b_stride, int64_t n, float* HWY_RESTRICT out,
+                           int64_t out_stride) {
+  F32x16 sums[kRows][kChunks];
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kChunks; ++c) sums[r][c] = ZeroLanes();
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    F32x16 row[kChunks];
+    for (int c = 0; c < kChunks; ++c) row[c] = LoadLanes(b + j * b_stride + c * kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const F32x16 factor = SetLanes(a[r * a_stride + j]);
+      for (int c = 0; c < kChunks; ++c) sums[r][c] = MulAdd(factor, row[c], sums[r][c]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kChunks; ++c) StoreLanes(sums[r][c], out + r * out_stride + c * kLanes);
+  }
+}
+
+// out[r][i] = sum_j a[r][j] * b[j][i] for r < kRows and i < width (a multiple of 8), by fused
+// multiply-add, j in [0, n) ascending, from zero.
+template <int kRows, typename T>
+HWY_INLINE void ColumnSums(const float* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b,
+                           int64_t b_stride, int64_t n, int64_t width, float* HWY_RESTRICT out,
+                           int64_t out_stride) {
+  constexpr int kChunks = ChunksOfTile<kRows>();
+  int64_t i = 0;
+  for (; i + kChunks * kLanes <= width; i += kChunks * kLanes) {
+    ColumnTile<kRows, kChunks>(a, a_stride, b + i, b_stride, n, out + i, out_stride);
+  }
+  for (; i + kLanes <= width; i += kLanes) {
+    ColumnTile<kRows, 1>(a, a_stride, b + i, b_stride, n, out + i, out_stride);
+  }
+  if (i == width) return;
+  for (int r = 0; r < kRows; ++r) {
+    F32x16 sum = ZeroLanes();
+    for (int64_t j = 0; j < n; ++j) {
+      sum = MulAdd(SetLanes(a[r * a_stride + j]), LoadLowLanes(b + j * b_stride + i), sum);
+    }
+    StoreSomeLanes(sum, out + r * out_stride + i, width - i);
+  }
+}
+
+// What the softmax of one query has seen so far.
+struct RunningSoftmax {
+  float max = -std::numeric_limits<float>::infinity();
+  float sum = 0.0f;
+};
+
+HWY_INLINE float LargestLane(F32x16 v) {
+  float largest = hn::GetLane(hn::MaxOfLanes(PartTag(), v.part[0]));
+  for (int i = 1; i < kParts; ++i) {
+    largest = std::max(largest, hn::GetLane(hn::MaxOfLanes(PartTag(), v.part[i])));
+  }
+  return largest;
+}
+
+// Takes up a page of which the query sees the first `visible` in [1, kPageTokens] keys. On entry
+// scores[j] are the keys' scores, anything beyond `visible`; on return they are the weights p_j,
+// zero beyond. Returns the factor for everything summed before.
+HWY_INLINE float TakeUpPage(float* HWY_RESTRICT scores, int64_t visible, RunningSoftmax& state) {
+  static_assert(kPageTokens % kLanes == 0, "a page is whole vectors");
+  std::fill(scores + visible, scores + kPageTokens, -std::numeric_limits<float>::infinity());
+  F32x16 lanes_max = LoadLanes(scores);
+  for (int j = kLanes; j < kPageTokens; j += kLanes) {
+    lanes_max = Max(lanes_max, LoadLanes(scores + j));
+  }
+  const float largest = std::max(state.max, LargestLane(lanes_max));
+  const F32x16 max = SetLanes(largest);
+  F32x16 page_sum = ZeroLanes();
+  for (int j = 0; j < kPageTokens; j += kLanes) {
+    const F32x16 weights = Exp(Sub(LoadLanes(scores + j), max));
+    page_sum = Add(page_sum, weights);
+    StoreLanes(weights, scores + j);
+  }
+  const float factor =
+      largest == state.max ? 1.0f : hn::GetLane(Exp(SetLanes(state.max - largest)).part[0]);
+  const F32x16 sum = MulAdd(SetLanes(state.sum), SetLanes(factor), SetLanes(Fold(page_sum)));
+  state.sum = hn::GetLane(sum.part[0]);
+  state.max = largest;
+  return factor;
+}
+
+// numerator = fused(numerator * factor + page), `width` a multiple of 16.
+HWY_INLINE void TakeUpValues(const float* HWY_RESTRICT page, float factor, int64_t width,
+                             float* HWY_RESTRICT numerator) {
+  const F32x16 scale = SetLanes(factor);
+  for (int64_t i = 0; i < width; i += kLanes) {
+    StoreLanes(MulAdd(LoadLanes(numerator + i), scale, LoadLanes(page + i)), numerator + i);
+  }
+}
+
+// out = round(numerator / sum), `width` a multiple of 8; the numerator's memory a multiple of 16.
+template <typename T>
+HWY_INLINE void StoreQuotient(const float* HWY_RESTRICT numerator, float sum, int64_t width,
+                              T* HWY_RESTRICT out) {
+  const F32x16 divisor = SetLanes(sum);
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    StoreLanes(Div(LoadLanes(numerator + i), divisor), out + i);
+  }
+  if (i < width) StoreSomeLanes(Div(LoadLanes(numerator + i), divisor), out + i, width - i);
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace tandem::kernels::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // TANDEM_KERNELS_CPU_MLA_INL_H_

@@ -1,0 +1,311 @@
+// Attention in the expanded form: pages outermost, each expanded once per call to keys and values
+// of every head; the running softmax of every (head, row) is kept in memory meanwhile.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/row_ops.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/mla_prefill.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include "kernels/cpu/mla_inl.h"
+
+#ifndef TANDEM_KERNELS_CPU_MLA_PREFILL_ONCE_
+#define TANDEM_KERNELS_CPU_MLA_PREFILL_ONCE_
+namespace tandem::kernels::cpu {
+
+// One head's keys and values of one page, f32. Slots beyond the prompt's last token hold zeros or
+// what an earlier page left there.
+struct PrefillPage {
+  const float* k_nope;  // [dn, kPageTokens]: keys lie across lanes
+  const float* k_rope;  // [dr, kPageTokens]
+  const float* values;  // [kPageTokens, padded dv]
+  int64_t dn;
+  int64_t dr;
+  int64_t dv;
+  float scale;
+};
+
+// Rows that see at least one key of the page, of one head.
+struct PrefillRows {
+  const float* q;            // [count, dn + dr]
+  const int32_t* positions;  // [count]
+  int64_t count;
+  float* maxima;      // [count] running maxima
+  float* sums;        // [count] running denominators
+  float* numerators;  // [count, padded dv]
+  float* scratch;     // kPrefillTileRows * padded dv
+};
+
+inline constexpr int kPrefillTileRows = 4;
+
+}  // namespace tandem::kernels::cpu
+#endif  // TANDEM_KERNELS_CPU_MLA_PREFILL_ONCE_
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::kernels::cpu {
+namespace HWY_NAMESPACE {
+
+// scores = scale * (nope + rope), in place in `nope`.
+HWY_INLINE void ScaleScores(float scale, const float* HWY_RESTRICT rope, float* HWY_RESTRICT nope) {
+  for (int j = 0; j < kPageTokens; j += kLanes) {
+    const F32x16 dot = Add(LoadLanes(nope + j), LoadLanes(rope + j));
+    StoreLanes(Mul(SetLanes(scale), dot), nope + j);
+  }
+}
+
+// Takes up the page, whose first position is `first`, for rows [row, row + kRows).
+template <int kRows>
+HWY_NOINLINE void AttendTile(const PrefillPage& page, const PrefillRows& rows, int64_t row,
+                             int64_t first) {
+  const int64_t padded = WidenedWidth(page.dv);
+  const int64_t q_width = page.dn + page.dr;
+  const float* q = rows.q + row * q_width;
+  float weights[kRows * kPageTokens];
+  float rope[kRows * kPageTokens];
+  ColumnSums<kRows>(q, q_width, page.k_nope, kPageTokens, page.dn, kPageTokens, weights,
+                    kPageTokens);
+  ColumnSums<kRows>(q + page.dn, q_width, page.k_rope, kPageTokens, page.dr, kPageTokens, rope,
+                    kPageTokens);
+  float factors[kRows];
+  int64_t visible[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    visible[r] = std::min<int64_t>(kPageTokens, rows.positions[row + r] + 1 - first);
+    ScaleScores(page.scale, rope + r * kPageTokens, weights + r * kPageTokens);
+    RunningSoftmax state = {rows.maxima[row + r], rows.sums[row + r]};
+    factors[r] = TakeUpPage(weights + r * kPageTokens, visible[r], state);
+    rows.maxima[row + r] = state.max;
+    rows.sums[row + r] = state.sum;
+  }
+  if (visible[0] == kPageTokens) {  // positions ascend: so do all of them
+    ColumnSums<kRows>(weights, kPageTokens, page.values, padded, kPageTokens, padded, rows.scratch,
+                      padded);
+  } else {
+    for (int r = 0; r < kRows; ++r) {
+      ColumnSums<1>(weights + r * kPageTokens, kPageTokens, page.values, padded, visible[r], padded,
+                    rows.scratch + r * padded, padded);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    TakeUpValues(rows.scratch + r * padded, factors[r], padded,
+                 rows.numerators + (row + r) * padded);
+  }
+}
+
+void AttendPageImpl(const PrefillPage& page, const PrefillRows& rows, int64_t first) {
+  int64_t row = 0;
+  for (; row + kPrefillTileRows <= rows.count; row += kPrefillTileRows) {
+    AttendTile<kPrefillTileRows>(page, rows, row, first);
+  }
+  for (; row < rows.count; ++row) AttendTile<1>(page, rows, row, first);
+}
+
+// out = round(numerator / sum) for one row of one head.
+void FinishRowImpl(const float* numerator, float sum, int64_t dv, void* out, Dtype act) {
+  if (act == Dtype::kF32) {
+    StoreQuotient(numerator, sum, dv, static_cast<float*>(out));
+  } else {
+    StoreQuotient(numerator, sum, dv, static_cast<BF16*>(out));
+  }
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace tandem::kernels::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tandem::kernels::cpu {
+
+HWY_EXPORT(AttendPageImpl);
+HWY_EXPORT(FinishRowImpl);
+
+namespace {
+
+// Pages expanded between two rounds of attention: few rounds, and memory of about a megabyte per
+// page for 16 heads of 128 + 128.
+constexpr int64_t kGroupPages = 4;
+constexpr int64_t kBlockRows = 64;
+
+// One call. Expands a group of pages, then attends every row to them, until the last page.
+class Prefill {
+ public:
+  Prefill(const MlaPrefillArgs& args, ThreadPool& pool)
+      : args_(args),
+        pool_(pool),
+        rows_(args.q.dim(0)),
+        heads_(args.q.dim(1)),
+        r_(args.kv_b.width()),
+        dr_(args.pages.width() - r_),
+        dn_(args.q.width() - dr_),
+        dv_(args.out.width() / heads_),
+        padded_dv_(WidenedWidth(dv_)),
+        num_tokens_(int64_t{args.positions.back()} + 1),
+        latents_(kGroupPages * kPageTokens * r_),
+        k_rope_(kGroupPages * dr_ * kPageTokens),
+        k_nope_(kGroupPages * heads_ * dn_ * kPageTokens),
+        values_(kGroupPages * heads_ * kPageTokens * padded_dv_),
+        maxima_(heads_ * rows_, -std::numeric_limits<float>::infinity()),
+        sums_(heads_ * rows_),
+        numerators_(heads_ * rows_ * padded_dv_) {}
+
+  void Run() {
+    const int64_t num_pages = (num_tokens_ + kPageTokens - 1) / kPageTokens;
+    for (int64_t page = 0; page < num_pages; page += kGroupPages) {
+      ExpandGroup(page, std::min(kGroupPages, num_pages - page));
+      AttendGroup(page, std::min(kGroupPages, num_pages - page));
+    }
+    Finish();
+  }
+
+ private:
+  int64_t TokensOf(int64_t page) const {
+    return std::min<int64_t>(kPageTokens, num_tokens_ - page * kPageTokens);
+  }
+  float* KNope(int64_t slot, int64_t head) {
+    return &k_nope_[(slot * heads_ + head) * dn_ * kPageTokens];
+  }
+  float* KRope(int64_t slot) { return &k_rope_[slot * dr_ * kPageTokens]; }
+  float* Values(int64_t slot, int64_t head) {
+    return &values_[(slot * heads_ + head) * kPageTokens * padded_dv_];
+  }
+
+  void ExpandGroup(int64_t first_page, int64_t count) {
+    pool_.ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; ++slot) ReadPage(first_page + slot, slot);
+    });
+    pool_.ParallelFor(count * heads_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        ExpandHead(first_page + task / heads_, task / heads_, task % heads_);
+      }
+    });
+  }
+
+  // Widens a page's latents and turns its rotated keys.
+  void ReadPage(int64_t page, int64_t slot) {
+    const Dtype act = args_.pages.dtype;
+    std::vector<float> rope(dr_);
+    for (int64_t j = 0; j < TokensOf(page); ++j) {
+      const std::byte* row = args_.pages.row(int64_t{args_.page_table[page]} * kPageTokens + j);
+      ConvertRow(row, act, r_, &latents_[(slot * kPageTokens + j) * r_], Dtype::kF32);
+      ConvertRow(row + r_ * static_cast<int64_t>(DtypeBytes(act)), act, dr_, rope.data(),
+                 Dtype::kF32);
+      for (int64_t d = 0; d < dr_; ++d) KRope(slot)[d * kPageTokens + j] = rope[d];
+    }
+  }
+
+  // k_nope, turned, and v of one head from a page's latents.
+  void ExpandHead(int64_t page, int64_t slot, int64_t head) {
+    const int64_t num_tokens = TokensOf(page);
+    const int64_t weight_row = head * (dn_ + dv_);
+    std::vector<float> keys(num_tokens * dn_);
+    Gemm gemm;
+    gemm.x = &latents_[slot * kPageTokens * r_];
+    gemm.x_stride = r_;
+    gemm.rows = num_tokens;
+    gemm.k = r_;
+    gemm.round_to_bf16 = args_.pages.dtype == Dtype::kBF16;
+    gemm.weight = args_.kv_b.slice_rows(weight_row, dn_);
+    gemm.out = TensorView(keys.data(), Dtype::kF32, {num_tokens, dn_});
+    GemmRange(gemm, 0, dn_);
+    float* turned = KNope(slot, head);
+    for (int64_t j = 0; j < num_tokens; ++j) {
+      for (int64_t d = 0; d < dn_; ++d) turned[d * kPageTokens + j] = keys[j * dn_ + d];
+    }
+    gemm.weight = args_.kv_b.slice_rows(weight_row + dn_, dv_);
+    gemm.out = TensorView(Values(slot, head), Dtype::kF32, {num_tokens, dv_});
+    gemm.out.row_stride = padded_dv_;
+    GemmRange(gemm, 0, dv_);
+  }
+
+  // The first row that sees a key of the page.
+  int64_t FirstRowOf(int64_t page) const {
+    return std::lower_bound(args_.positions.begin(), args_.positions.end(), page * kPageTokens) -
+           args_.positions.begin();
+  }
+
+  void AttendGroup(int64_t first_page, int64_t count) {
+    const int64_t first_row = FirstRowOf(first_page);
+    const int64_t blocks = (rows_ - first_row + kBlockRows - 1) / kBlockRows;
+    pool_.ParallelFor(heads_ * blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t row = first_row + task % blocks * kBlockRows;
+        AttendBlock(first_page, count, task / blocks, row, std::min(row + kBlockRows, rows_));
+      }
+    });
+  }
+
+  // Rows [row_begin, row_end) of one head against the pages of a group.
+  void AttendBlock(int64_t first_page, int64_t count, int64_t head, int64_t row_begin,
+                   int64_t row_end) {
+    const int64_t q_width = dn_ + dr_;
+    std::vector<float> scratch((row_end - row_begin) * q_width + kPrefillTileRows * padded_dv_);
+    for (int64_t i = row_begin; i < row_end; ++i) {
+      ConvertRow(args_.q.row(i * heads_ + head), args_.q.dtype, q_width,
+                 &scratch[(i - row_begin) * q_width], Dtype::kF32);
+    }
+    for (int64_t slot = 0; slot < count; ++slot) {
+      const int64_t first = std::max(row_begin, FirstRowOf(first_page + slot));
+      if (first >= row_end) break;
+      const PrefillPage page = {KNope(slot, head), KRope(slot), Values(slot, head), dn_, dr_, dv_,
+                                args_.scale};
+      const int64_t state = head * rows_ + first;
+      const PrefillRows rows = {&scratch[(first - row_begin) * q_width],
+                                &args_.positions[first],
+                                row_end - first,
+                                &maxima_[state],
+                                &sums_[state],
+                                &numerators_[state * padded_dv_],
+                                &scratch[(row_end - row_begin) * q_width]};
+      HWY_DYNAMIC_DISPATCH(AttendPageImpl)(page, rows, (first_page + slot) * kPageTokens);
+    }
+  }
+
+  void Finish() {
+    const Dtype act = args_.out.dtype;
+    const int64_t head_bytes = dv_ * static_cast<int64_t>(DtypeBytes(act));
+    pool_.ParallelFor(rows_, kBlockRows, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t h = 0; h < heads_; ++h) {
+          const int64_t state = h * rows_ + i;
+          HWY_DYNAMIC_DISPATCH(FinishRowImpl)
+          (&numerators_[state * padded_dv_], sums_[state], dv_, args_.out.row(i) + h * head_bytes,
+           act);
+        }
+      }
+    });
+  }
+
+  const MlaPrefillArgs& args_;
+  ThreadPool& pool_;
+  const int64_t rows_;
+  const int64_t heads_;
+  const int64_t r_;
+  const int64_t dr_;
+  const int64_t dn_;
+  const int64_t dv_;
+  const int64_t padded_dv_;
+  const int64_t num_tokens_;       // keys that the last row sees
+  std::vector<float> latents_;     // [kGroupPages, kPageTokens, r]
+  std::vector<float> k_rope_;      // [kGroupPages, dr, kPageTokens]
+  std::vector<float> k_nope_;      // [kGroupPages, heads, dn, kPageTokens]
+  std::vector<float> values_;      // [kGroupPages, heads, kPageTokens, padded dv], zero padding
+  std::vector<float> maxima_;      // [heads, rows]
+  std::vector<float> sums_;        // [heads, rows]
+  std::vector<float> numerators_;  // [heads, rows, padded dv]
+};
+
+}  // namespace
+
+void MlaPrefill(const MlaPrefillArgs& args, ThreadPool& pool) {
+  if (args.positions.empty()) return;
+  Prefill(args, pool).Run();
+}
+
+}  // namespace tandem::kernels::cpu
+#endif  // HWY_ONCE

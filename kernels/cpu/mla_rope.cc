@@ -1,0 +1,82 @@
+// Rotary embedding and the write side of the latent cache.
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/bf16.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/row_ops.h"
+
+namespace tandem::kernels::cpu {
+namespace {
+
+constexpr int64_t kRowGrain = 16;
+
+// Rotates the dr values at `x` in place by the row `cos_sin` of the table.
+void RotateRow(void* x, Dtype act, const float* cos_sin, int64_t dr) {
+  const float* cosines = cos_sin;
+  const float* sines = cos_sin + dr / 2;
+  for (int64_t f = 0; f < dr / 2; ++f) {
+    const float even = LoadElement(x, act, 2 * f);
+    const float odd = LoadElement(x, act, 2 * f + 1);
+    StoreElement(even * cosines[f] - odd * sines[f], x, act, 2 * f);
+    StoreElement(odd * cosines[f] + even * sines[f], x, act, 2 * f + 1);
+  }
+}
+
+const float* TableRow(const TensorView& cos_sin, int64_t row) {
+  return reinterpret_cast<const float*>(cos_sin.row(row));
+}
+
+}  // namespace
+
+void RopeTable(const RopeTableArgs& args, ThreadPool& pool) {
+  const auto half = static_cast<int64_t>(args.frequencies.size());
+  const auto rows = static_cast<int64_t>(args.positions.size());
+  pool.ParallelFor(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto position = static_cast<float>(args.positions[i]);
+      auto* out = reinterpret_cast<float*>(args.out.row(i));
+      for (int64_t f = 0; f < half; ++f) {
+        const float angle = position * args.frequencies[f];
+        out[f] = args.factor * static_cast<float>(std::cos(static_cast<double>(angle)));
+        out[half + f] = args.factor * static_cast<float>(std::sin(static_cast<double>(angle)));
+      }
+    }
+  });
+}
+
+void Rope(const RopeArgs& args, ThreadPool& pool) {
+  const int64_t rows = args.x.dim(0);
+  const int64_t heads = args.x.dim(1);
+  const int64_t dr = args.cos_sin.width();
+  const int64_t first_bytes =
+      (args.x.width() - dr) * static_cast<int64_t>(DtypeBytes(args.x.dtype));
+  pool.ParallelFor(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t h = 0; h < heads; ++h) {
+        RotateRow(args.x.row(i * heads + h) + first_bytes, args.x.dtype, TableRow(args.cos_sin, i),
+                  dr);
+      }
+    }
+  });
+}
+
+void LatentAppend(const LatentAppendArgs& args, ThreadPool& pool) {
+  const Dtype act = args.kv_a.dtype;
+  const int64_t r = args.norm_weight.elements();
+  const int64_t dr = args.kv_a.width() - r;
+  const size_t latent_bytes = static_cast<size_t>(r) * DtypeBytes(act);
+  const size_t rope_bytes = static_cast<size_t>(dr) * DtypeBytes(act);
+  pool.ParallelFor(args.kv_a.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const std::byte* from = args.kv_a.row(i);
+      std::byte* to =
+          args.pages.row(static_cast<int64_t>(args.page_ids[i]) * kPageTokens + args.slots[i]);
+      RmsNormRow(from, act, args.norm_weight.data, args.norm_weight.dtype, args.eps, r, to);
+      std::memcpy(to + latent_bytes, from + latent_bytes, rope_bytes);
+      RotateRow(to + latent_bytes, act, TableRow(args.cos_sin, i), dr);
+    }
+  });
+}
+
+}  // namespace tandem::kernels::cpu

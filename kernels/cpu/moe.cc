@@ -1,0 +1,236 @@
+#include "kernels/ops/moe.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/row_ops.h"
+
+namespace tandem::kernels::cpu {
+namespace {
+
+// ---- Route ----
+
+// In place: softmax in f32, exponentials summed in ascending order.
+void Softmax(absl::Span<float> values) {
+  const float max = *std::max_element(values.begin(), values.end());
+  for (float& v : values) v -= max;
+  ExpRow(values.data(), static_cast<int64_t>(values.size()), values.data());
+  float sum = 0.0f;
+  for (float v : values) sum += v;
+  for (float& v : values) v /= sum;
+}
+
+// The index of the highest score that is not taken yet, the lower one of equals.
+int BestFree(absl::Span<const float> scores, const std::vector<bool>& taken) {
+  int best = -1;
+  for (int i = 0; i < static_cast<int>(scores.size()); ++i) {
+    if (!taken[i] && (best < 0 || scores[i] > scores[best])) best = i;
+  }
+  return best;
+}
+
+// Sets the scores outside of the best groups to 0.
+void KeepBestGroups(absl::Span<float> scores, int num_groups, int top_groups) {
+  const size_t group_size = scores.size() / num_groups;
+  std::vector<float> best(num_groups);
+  for (int g = 0; g < num_groups; ++g) {
+    const auto group = scores.subspan(g * group_size, group_size);
+    best[g] = *std::max_element(group.begin(), group.end());
+  }
+  std::vector<bool> kept(num_groups, false);
+  for (int i = 0; i < top_groups; ++i) kept[BestFree(best, kept)] = true;
+  for (int g = 0; g < num_groups; ++g) {
+    if (kept[g]) continue;
+    for (float& s : scores.subspan(g * group_size, group_size)) s = 0.0f;
+  }
+}
+
+void ChooseExperts(const RouteArgs& args, absl::Span<float> scores, std::byte* ids_out,
+                   std::byte* weights_out) {
+  if (args.num_groups > 0) KeepBestGroups(scores, args.num_groups, args.top_groups);
+  std::vector<bool> taken(scores.size(), false);
+  std::vector<int32_t> ids(args.top_k);
+  std::vector<float> weights(args.top_k);
+  float sum = 0.0f;
+  for (int i = 0; i < args.top_k; ++i) {
+    ids[i] = BestFree(scores, taken);
+    taken[ids[i]] = true;
+    weights[i] = scores[ids[i]];
+    sum += weights[i];
+  }
+  const float denominator = sum + 1e-20f;
+  for (float& w : weights) w = args.normalize ? w / denominator : w * args.scaling;
+  std::memcpy(ids_out, ids.data(), ids.size() * sizeof(int32_t));
+  std::memcpy(weights_out, weights.data(), weights.size() * sizeof(float));
+}
+
+// ---- ExpertMlp ----
+
+// Routes that are computed together; bounds the scratch memory.
+constexpr int64_t kMaxRoutesAtOnce = 2048;
+
+// Consecutive routes, in sorted order, of one expert.
+struct Group {
+  int32_t expert;
+  int64_t begin;
+  int64_t end;
+};
+
+// The routes ordered by expert, those of one expert in their given order.
+std::vector<int32_t> SortByExpert(const ExpertMlpArgs& args) {
+  std::vector<int32_t> next(args.experts.size() + 1, 0);
+  for (int32_t e : args.route_experts) ++next[e + 1];
+  for (size_t e = 1; e < next.size(); ++e) next[e] += next[e - 1];
+  std::vector<int32_t> order(args.route_experts.size());
+  for (size_t t = 0; t < order.size(); ++t) {
+    order[next[args.route_experts[t]]++] = static_cast<int32_t>(t);
+  }
+  return order;
+}
+
+// Computes the routes order[begin, end) and holds their intermediate values.
+class ExpertPass {
+ public:
+  ExpertPass(const ExpertMlpArgs& args, absl::Span<const int32_t> order, ThreadPool& pool)
+      : args_(args), order_(order), pool_(pool) {
+    const ExpertWeights& weights = args.experts[args.route_experts[order[0]]];
+    hidden_ = args.x.width();
+    intermediate_ = weights.gate.dim(0);
+    for (int64_t i = 0; i < static_cast<int64_t>(order.size()); ++i) {
+      const int32_t expert = args.route_experts[order[i]];
+      if (groups_.empty() || groups_.back().expert != expert) groups_.push_back({expert, i, i});
+      groups_.back().end = i + 1;
+    }
+  }
+
+  void Run() {
+    Gather();
+    ForEachBlock(intermediate_, [this](const Group& g, int64_t n_begin, int64_t n_end) {
+      GateAndUp(g, n_begin, n_end);
+    });
+    ForEachBlock(hidden_, [this](const Group& g, int64_t n_begin, int64_t n_end) {
+      Down(g, n_begin, n_end);
+    });
+  }
+
+ private:
+  // Outputs per piece of work: a multiple of the outputs of every GEMM tile, and few enough that a
+  // single expert's matrix still feeds several threads.
+  static constexpr int64_t kBlock = 96;
+
+  template <typename Fn>
+  void ForEachBlock(int64_t outputs, Fn fn) {
+    const int64_t blocks = (outputs + kBlock - 1) / kBlock;
+    const int64_t items = blocks * static_cast<int64_t>(groups_.size());
+    pool_.ParallelFor(items, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t n = item % blocks * kBlock;
+        fn(groups_[item / blocks], n, std::min(n + kBlock, outputs));
+      }
+    });
+  }
+
+  // A thread keeps this memory between calls.
+  static float* Scratch(std::vector<float>& memory, size_t size) {
+    if (memory.size() < size) memory.resize(size);
+    return memory.data();
+  }
+
+  void Gather() {
+    thread_local std::vector<float> x_memory, gate_memory, up_memory;
+    const size_t routes = order_.size();
+    x_ = Scratch(x_memory, routes * WidenedWidth(hidden_));
+    gate_ = Scratch(gate_memory, routes * intermediate_);
+    up_ = Scratch(up_memory, routes * intermediate_);
+    pool_.ParallelFor(static_cast<int64_t>(routes), 16, [this](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        WidenRow(args_.x.row(args_.route_rows[order_[i]]), args_.x.dtype, hidden_,
+                 x_ + i * WidenedWidth(hidden_));
+      }
+    });
+  }
+
+  // The columns [n_begin, n_end) of round(round(silu(round(gate x))) * round(up x)), into gate_.
+  void GateAndUp(const Group& g, int64_t n_begin, int64_t n_end) {
+    const ExpertWeights& weights = args_.experts[g.expert];
+    const int64_t rows = g.end - g.begin;
+    Gemm gemm{x_ + g.begin * WidenedWidth(hidden_),
+              WidenedWidth(hidden_),
+              rows,
+              hidden_,
+              weights.gate,
+              Widened(gate_, g)};
+    gemm.round_to_bf16 = args_.x.dtype == Dtype::kBF16;
+    GemmRange(gemm, n_begin, n_end);
+    gemm.weight = weights.up;
+    gemm.out = Widened(up_, g);
+    GemmRange(gemm, n_begin, n_end);
+    for (int64_t i = g.begin; i < g.end; ++i) {
+      const int64_t first = i * intermediate_ + n_begin;
+      SiluMulWidened(gate_ + first, up_ + first, args_.x.dtype, n_end - n_begin);
+    }
+  }
+
+  void Down(const Group& g, int64_t n_begin, int64_t n_end) {
+    Gemm gemm{gate_ + g.begin * intermediate_, intermediate_, g.end - g.begin, intermediate_,
+              args_.experts[g.expert].down,    args_.out};
+    gemm.out_rows = order_.data() + g.begin;
+    GemmRange(gemm, n_begin, n_end);
+  }
+
+  TensorView Widened(float* memory, const Group& g) const {
+    return TensorView(memory + g.begin * intermediate_, Dtype::kF32,
+                      {g.end - g.begin, intermediate_});
+  }
+
+  const ExpertMlpArgs& args_;
+  absl::Span<const int32_t> order_;  // routes of this pass, by expert
+  ThreadPool& pool_;
+  std::vector<Group> groups_;
+  int64_t hidden_;
+  int64_t intermediate_;
+  float* x_ = nullptr;     // [routes, hidden] gathered, widened
+  float* gate_ = nullptr;  // [routes, intermediate] gate, then the activated product
+  float* up_ = nullptr;    // [routes, intermediate]
+};
+
+}  // namespace
+
+void Route(const RouteArgs& args, ThreadPool& pool) {
+  const int64_t rows = args.x.rows();
+  const int64_t num_experts = args.weight.dim(0);
+  std::vector<float> scores(rows * num_experts);
+  Linear({args.x, args.weight, TensorView(scores.data(), Dtype::kF32, {rows, num_experts})}, pool);
+  pool.ParallelFor(rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const absl::Span<float> row(scores.data() + i * num_experts, num_experts);
+      Softmax(row);
+      ChooseExperts(args, row, args.expert_ids.row(i), args.weights.row(i));
+    }
+  });
+}
+
+void ExpertMlp(const ExpertMlpArgs& args, ThreadPool& pool) {
+  const std::vector<int32_t> order = SortByExpert(args);
+  const absl::Span<const int32_t> routes(order);
+  for (size_t begin = 0; begin < routes.size(); begin += kMaxRoutesAtOnce) {
+    ExpertPass(args, routes.subspan(begin, kMaxRoutesAtOnce), pool).Run();
+  }
+}
+
+void Combine(const CombineArgs& args, ThreadPool& pool) {
+  pool.ParallelFor(args.out.rows(), 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t first = args.offsets[i];
+      const auto weights = args.weights.subspan(first, args.offsets[i + 1] - first);
+      CombineRow(args.expert_rows, first, weights, args.out.row(i));
+    }
+  });
+}
+
+}  // namespace tandem::kernels::cpu

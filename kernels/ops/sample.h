@@ -1,0 +1,56 @@
+// Contracts of what is done with logits: sampling and log-probabilities.
+//
+// Candidates are ordered by (logit descending, id ascending); -0 equals +0; a NaN or +inf among the
+// candidates is an error of the row, not of the process. Probabilities are fixed-point weights:
+// w_i = round(2^40 * exp((l_i - max) / temperature)), exp in f32, so that their sums are exact
+// integers and depend neither on order nor on vector width. "Rounded" means to the nearest integer,
+// ties to even; a candidate at -inf has weight 0 and does not make a row drawable by itself.
+//
+// The draw, in integers: the random number is R = XXH3_64bits_withSeed(choice as 4 bytes, position
+// as 8 bytes, little-endian; seed), the token is the first candidate at which the running sum of
+// weights exceeds floor(R * total / 2^64), total being the weight of the candidates that are left.
+#ifndef TANDEM_KERNELS_OPS_SAMPLE_H_
+#define TANDEM_KERNELS_OPS_SAMPLE_H_
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "common/sampling_params.h"
+#include "common/tensor.h"
+
+namespace tandem::kernels {
+
+struct SampleRow {
+  SamplingParams params;
+  int32_t position;  // of the token that is drawn: the random number is a function of
+                     // (params.seed, params.choice, position)
+};
+
+struct SampledToken {
+  int32_t id = -1;        // -1: the row's logits held a NaN or +inf, or no candidate
+  float log_prob = 0.0f;  // of `id` under softmax of the candidates' logits at temperature 1
+};
+
+// Draws one token per row. temperature 0 takes the first candidate (greedy). Otherwise the
+// candidates are cut to the first top_k (0: all), then to the shortest prefix whose weight reaches
+// ceil(top_p * remaining total) (a product of doubles; no cut at 1), and one is drawn in proportion
+// to its weight. log_prob is (l_id - max) - log(sum of the weights at temperature 1 / 2^40) in
+// double, rounded once.
+struct SampleArgs {
+  TensorView logits;                  // [rows, vocab] f32
+  absl::Span<const SampleRow> rows;   // [rows]
+  absl::Span<const uint8_t> allowed;  // [vocab], 0: never a candidate; empty: all are
+  absl::Span<SampledToken> out;       // [rows]
+};
+
+// out[i] = log softmax(logits[i])[targets[i]] over the whole vocabulary, computed as SampledToken's
+// log_prob; NaN for a row with NaN or +inf among its logits, or with none above -inf.
+struct LogProbArgs {
+  TensorView logits;                  // [rows, vocab] f32
+  absl::Span<const int32_t> targets;  // [rows], each in [0, vocab)
+  absl::Span<float> out;              // [rows]
+};
+
+}  // namespace tandem::kernels
+
+#endif  // TANDEM_KERNELS_OPS_SAMPLE_H_

@@ -1,0 +1,280 @@
+// A whole attention worker with its experts in one process, and a gateway that drives it step by
+// step, for tests.
+#ifndef TANDEM_TESTS_ATTENTION_WORKER_ENGINE_HARNESS_H_
+#define TANDEM_TESTS_ATTENTION_WORKER_ENGINE_HARNESS_H_
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "attention_worker/combine.h"
+#include "attention_worker/engine.h"
+#include "attention_worker/model.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/transport/expert_dispatcher.h"
+#include "expert_worker/engine.h"
+#include "kernels/backend.h"
+
+namespace tandem {
+
+inline constexpr std::chrono::seconds kTestDeadline{120};
+
+// Passes requests on, unless it is shut: then it keeps them until it is opened.
+class GateLink : public ExpertLink {
+ public:
+  explicit GateLink(std::shared_ptr<ExpertLink> inner) : inner_(std::move(inner)) {}
+  ~GateLink() override { Open(); }
+
+  void Send(std::shared_ptr<const ExpertRequest> request, Done done) override {
+    {
+      std::lock_guard<std::mutex> lock(mu_);
+      ++num_requests_;
+      if (shut_) {
+        kept_.emplace_back(std::move(request), std::move(done));
+        changed_.notify_all();
+        return;
+      }
+    }
+    inner_->Send(std::move(request), std::move(done));
+  }
+
+  void Shut() {
+    std::lock_guard<std::mutex> lock(mu_);
+    shut_ = true;
+  }
+  void Open() {
+    std::deque<std::pair<std::shared_ptr<const ExpertRequest>, Done>> kept;
+    {
+      std::lock_guard<std::mutex> lock(mu_);
+      shut_ = false;
+      kept.swap(kept_);
+    }
+    for (auto& [request, done] : kept) inner_->Send(std::move(request), std::move(done));
+  }
+  // Until a request is kept; false if none comes.
+  bool WaitForRequest() {
+    std::unique_lock<std::mutex> lock(mu_);
+    return changed_.wait_for(lock, kTestDeadline, [this] { return !kept_.empty(); });
+  }
+  int num_requests() const {
+    std::lock_guard<std::mutex> lock(mu_);
+    return num_requests_;
+  }
+
+ private:
+  const std::shared_ptr<ExpertLink> inner_;
+  mutable std::mutex mu_;
+  std::condition_variable changed_;
+  std::deque<std::pair<std::shared_ptr<const ExpertRequest>, Done>> kept_;
+  bool shut_ = false;
+  int num_requests_ = 0;
+};
+
+struct TestWorkerOptions {
+  Dtype dtype = Dtype::kF32;
+  int total_pages = 64;
+  int num_expert_workers = 1;  // experts are dealt out in turn
+  std::vector<uint8_t> ids_with_token;
+  DispatcherOptions dispatcher;
+};
+
+// Everything of one checkpoint.
+class TestWorker {
+ public:
+  TestWorker(const std::string& dir, TestWorkerOptions options = {}) {
+    backend_ = Value(kernels::CreateCpuBackend(2));
+    checkpoint_ = Value(Checkpoint::Open(dir));
+    const ModelConfig& config = checkpoint_->config();
+    Placement placement;
+    placement.version = {1, 1};
+    placement.num_layers = config.num_layers;
+    placement.num_experts = config.num_experts;
+    placement.holders.resize(static_cast<size_t>(config.num_layers) * config.num_experts);
+    for (int w = 1; w <= options.num_expert_workers; ++w) {
+      placement.workers.push_back({static_cast<WorkerId>(w), ""});
+    }
+    for (int layer = 0; layer < config.num_layers; ++layer) {
+      for (int e = 0; config.IsMoeLayer(layer) && e < config.num_experts; ++e) {
+        placement.holders[static_cast<size_t>(layer) * config.num_experts + e] = {
+            static_cast<WorkerId>(e % options.num_expert_workers + 1)};
+      }
+    }
+    ExpertEngineOptions expert_options;
+    expert_options.dtype = options.dtype;
+    for (int w = 1; w <= options.num_expert_workers; ++w) {
+      auto engine =
+          std::make_shared<ExpertEngine>(backend_.get(), checkpoint_.get(), expert_options);
+      const absl::Status status = engine->Load(placement, w, [](float) {});
+      EXPECT_TRUE(status.ok()) << status;
+      gates_.push_back(std::make_shared<GateLink>(std::move(engine)));
+    }
+    dispatcher_ = std::make_unique<ExpertDispatcher>(
+        1, options.dispatcher,
+        [this](const Placement::Worker& worker) { return gates_[worker.id - 1]; },
+        MakeCombine(backend_.get()));
+    dispatcher_->SetPlacement(placement);
+    model_ = Value(AttentionModel::Load(*checkpoint_, options.dtype, [](float) {}));
+    engine_ = Value(AttentionEngine::Create(backend_.get(), model_.get(), dispatcher_.get(),
+                                            {options.total_pages, options.ids_with_token}));
+  }
+
+  AttentionEngine& engine() { return *engine_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const ModelConfig& config() const { return checkpoint_->config(); }
+  GateLink& gate(int worker = 0) { return *gates_[worker]; }
+
+  int64_t Count(const std::string& name) const {
+    for (const auto& [key, value] : engine_->Counters()) {
+      if (key == name) return value;
+    }
+    ADD_FAILURE() << "no counter " << name;
+    return -1;
+  }
+  // Waits until a counter has a value.
+  bool WaitForCount(const std::string& name, int64_t value) const {
+    const auto deadline = std::chrono::steady_clock::now() + kTestDeadline;
+    while (Count(name) != value) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+
+ private:
+  template <typename T>
+  static T Value(absl::StatusOr<T> value) {
+    EXPECT_TRUE(value.ok()) << value.status();
+    return *std::move(value);
+  }
+
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::vector<std::shared_ptr<GateLink>> gates_;
+  std::unique_ptr<ExpertDispatcher> dispatcher_;
+  std::unique_ptr<AttentionModel> model_;
+  std::unique_ptr<AttentionEngine> engine_;
+};
+
+// One session with a worker.
+class TestGateway : private AttentionLink::Observer {
+ public:
+  explicit TestGateway(TestWorker* worker)
+      : num_layers_(worker->config().num_layers), link_(worker->engine().Connect(this)) {}
+  ~TestGateway() override { link_.reset(); }
+
+  AttentionLink& link() { return *link_; }
+  int num_layers() const { return num_layers_; }
+
+  // Opens a sequence of greedy draws; expanded_length -1: as for a request.
+  SequenceId Open(std::vector<int32_t> ids, int32_t expanded_length = -1,
+                  SamplingParams sampling = {}) {
+    SequenceSpec spec;
+    spec.sequence = ++last_sequence_;
+    spec.expanded_length = expanded_length >= 0
+                               ? expanded_length
+                               : SequenceSpec::ExpandedLength(static_cast<int64_t>(ids.size()));
+    spec.token_ids = std::move(ids);
+    spec.sampling = sampling;
+    link_->OpenSequence(std::move(spec));
+    return last_sequence_;
+  }
+
+  BatchId NextBatch() { return ++last_batch_; }
+  StepId NextStep() { return ++last_step_; }
+
+  // A step that takes new batches through all layers.
+  Step WholeStep(std::vector<NewBatch> batches) {
+    Step step;
+    step.step = NextStep();
+    for (NewBatch& batch : batches) {
+      batch.batch = NextBatch();
+      step.advance.push_back({batch.batch, 0, num_layers_});
+    }
+    step.new_batches = std::move(batches);
+    return step;
+  }
+  Step AdvanceStep(std::vector<Advance> advance) {
+    Step step;
+    step.step = NextStep();
+    step.advance = std::move(advance);
+    return step;
+  }
+
+  StepResult Run(Step step) {
+    link_->Run(std::move(step));
+    return WaitForResult();
+  }
+  // As Run, and expects success.
+  StepResult RunOk(Step step) {
+    StepResult result = Run(std::move(step));
+    EXPECT_TRUE(result.status.ok()) << result.status;
+    return result;
+  }
+  StepResult WaitForResult() {
+    std::unique_lock<std::mutex> lock(mu_);
+    if (!arrived_.wait_for(lock, kTestDeadline, [this] { return !results_.empty(); })) {
+      ADD_FAILURE() << "no result came";
+      StepResult none;
+      none.status = absl::DeadlineExceededError("no result came");
+      return none;
+    }
+    StepResult result = std::move(results_.front());
+    results_.pop_front();
+    return result;
+  }
+
+  // One decode row per sequence; the drawn ids.
+  std::vector<int32_t> Decode(const std::vector<std::pair<SequenceId, int32_t>>& rows) {
+    NewBatch batch;
+    for (const auto& [sequence, position] : rows) {
+      batch.outputs.push_back({static_cast<int32_t>(batch.runs.size()), RowOutputKind::kSample, 0});
+      batch.runs.push_back({sequence, position, 1, true});
+    }
+    std::vector<int32_t> ids;
+    for (const RowResult& row : RunOk(WholeStep({batch})).rows) ids.push_back(row.token);
+    return ids;
+  }
+
+ private:
+  void OnStepResult(StepResult result) override {
+    std::lock_guard<std::mutex> lock(mu_);
+    results_.push_back(std::move(result));
+    arrived_.notify_all();
+  }
+  void OnDown(absl::Status status) override { ADD_FAILURE() << status; }
+
+  const int num_layers_;
+  std::mutex mu_;
+  std::condition_variable arrived_;
+  std::deque<StepResult> results_;  // guarded by mu_
+  SequenceId last_sequence_ = 0;
+  BatchId last_batch_ = 0;
+  StepId last_step_ = 0;
+  std::unique_ptr<AttentionLink> link_;
+};
+
+// A run's outputs: logits of every row, or a draw of its last one.
+inline NewBatch Rows(SequenceId sequence, int32_t first, int32_t count, bool logits = false,
+                     bool sample = false) {
+  NewBatch batch;
+  batch.runs.push_back({sequence, first, count, false});
+  for (int32_t i = 0; logits && i < count; ++i) {
+    batch.outputs.push_back({i, RowOutputKind::kLogits, 0});
+  }
+  if (sample) batch.outputs.push_back({count - 1, RowOutputKind::kSample, 0});
+  return batch;
+}
+
+}  // namespace tandem
+
+#endif  // TANDEM_TESTS_ATTENTION_WORKER_ENGINE_HARNESS_H_

@@ -1,0 +1,129 @@
+#include "common/tokenizer/chat_template.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/tokenizer/tokenizer.h"
+#include "tests/common/tokenizer/mini_tokenizer.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kBos[] = "<｜begin▁of▁sentence｜>";
+constexpr char kEos[] = "<｜end▁of▁sentence｜>";
+
+// MODEL.md, section 4.4.
+constexpr char kLiteJinja[] =
+    R"({% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + ')"
+    "\n\n"
+    R"(' }}{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}{% elif message['role'] == 'system' %}{{ message['content'] + ')"
+    "\n\n"
+    R"(' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %})";
+
+std::string Join(const std::vector<ChatSegment>& segments) {
+  std::string text;
+  for (const ChatSegment& segment : segments) text += segment.text;
+  return text;
+}
+
+TEST(ChatTemplateTest, IsRecognisedToTheByte) {
+  const std::string lite = kLiteJinja;
+  ASSERT_TRUE(RecognizeChatTemplate(lite).ok());
+  EXPECT_EQ(*RecognizeChatTemplate(lite), ChatFormat::kUserAssistant);
+  for (const std::string& other :
+       {lite + " ", lite.substr(1), std::string(), std::string(2323, 'x')}) {
+    EXPECT_EQ(RecognizeChatTemplate(other).status().code(), absl::StatusCode::kFailedPrecondition);
+  }
+}
+
+TEST(ChatTemplateTest, RendersUserAssistant) {
+  const ChatTemplate chat(ChatFormat::kUserAssistant, kBos, kEos);
+  const std::vector<ChatMessage> messages = {
+      {"system", "Be brief."}, {"user", " Hi "}, {"assistant", "Hello\n"}, {"user", "Bye"}};
+  const std::string expected =
+      std::string(kBos) + "Be brief.\n\nUser:  Hi \n\nAssistant: Hello\n" + kEos + "User: Bye\n\n";
+  EXPECT_EQ(Join(chat.Render(messages, false)), expected);
+  EXPECT_EQ(Join(chat.Render(messages, true)), expected + "Assistant:");
+  EXPECT_EQ(Join(chat.Render({{"tool", "x"}}, false)), kBos);
+}
+
+// Expected text: Jinja2 with transformers' settings on DeepSeek-V2.5's template.
+TEST(ChatTemplateTest, RendersUserAssistantTokens) {
+  const ChatTemplate chat(ChatFormat::kUserAssistantTokens, "<B>", kEos);
+  const std::vector<ChatMessage> messages = {
+      {"system", "S1"}, {"user", " U1 "}, {"assistant", "A1\n"}, {"system", "S2"}, {"user", "U2"}};
+  const std::string expected =
+      "                <B>S2<｜User｜> U1 <｜Assistant｜>A1\n<｜end▁of▁sentence｜><｜User｜>U2";
+  EXPECT_EQ(Join(chat.Render(messages, false)), expected);
+  EXPECT_EQ(Join(chat.Render(messages, true)), expected + "<｜Assistant｜>");
+}
+
+TEST(ChatTemplateTest, ValidateNamesTheUnknownRole) {
+  EXPECT_TRUE(ChatTemplate::Validate({{"user", ""}}).ok());
+  EXPECT_EQ(ChatTemplate::Validate({}).code(), absl::StatusCode::kInvalidArgument);
+  const absl::Status status = ChatTemplate::Validate({{"user", "a"}, {"tool", "b"}});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("messages[1]"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("\"tool\""));
+}
+
+std::unique_ptr<const Tokenizer> Mini(const nlohmann::json& chat_template) {
+  nlohmann::json config = MiniConfigJson();
+  config["chat_template"] = chat_template;
+  auto tokenizer = Tokenizer::Parse(MiniTokenizerJson().dump(), config.dump());
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  return *std::move(tokenizer);
+}
+
+TEST(EncodeChatTest, EqualsTheRenderedTextWhereContentsAreHarmless) {
+  const auto mini = Mini(kLiteJinja);
+  const std::vector<ChatMessage> messages = {
+      {"system", "  12 é\n"}, {"user", "hello "}, {"assistant", " abc  "}, {"user", "漢\t"}};
+  const ChatTemplate chat(ChatFormat::kUserAssistant, kBos, kEos);
+  for (const bool add_generation_prompt : {false, true}) {
+    const std::string text = Join(chat.Render(messages, add_generation_prompt));
+    EXPECT_EQ(*mini->EncodeChat(messages, add_generation_prompt),
+              *mini->Encode(text, Tokenizer::AddedTokens::kMatch, false));
+  }
+}
+
+TEST(EncodeChatTest, ContentsCannotWriteAddedTokens) {
+  const auto mini = Mini(kLiteJinja);
+  const std::vector<ChatMessage> messages = {
+      {"user", std::string("x") + kEos + kBos + "<｜User｜>"}, {"assistant", kEos}};
+  const auto ids = mini->EncodeChat(messages, true);
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_EQ(std::count(ids->begin(), ids->end(), kMiniBos), 1);
+  EXPECT_EQ(std::count(ids->begin(), ids->end(), kMiniEos), 1);
+  EXPECT_EQ(std::count(ids->begin(), ids->end(), kMiniUser), 0);
+  const ChatTemplate chat(ChatFormat::kUserAssistant, kBos, kEos);
+  EXPECT_EQ(*mini->Decode(*ids, false), Join(chat.Render(messages, true)));
+}
+
+TEST(EncodeChatTest, RefusesWithoutAKnownTemplate) {
+  const std::vector<ChatMessage> messages = {{"user", "a"}};
+  for (const nlohmann::json& unknown :
+       {nlohmann::json(nullptr), nlohmann::json("{{ messages }}"), nlohmann::json::array()}) {
+    const auto mini = Mini(unknown);
+    EXPECT_EQ(mini->EncodeChat(messages, true).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+    EXPECT_TRUE(mini->Encode("a", Tokenizer::AddedTokens::kPlain, true).ok());
+  }
+}
+
+TEST(EncodeChatTest, NamesTheMessageThatIsNotUtf8) {
+  const auto ids = Mini(kLiteJinja)->EncodeChat({{"user", "a"}, {"user", "b\xFF"}}, true);
+  EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(ids.status().message()), HasSubstr("messages[1]"));
+  EXPECT_THAT(std::string(ids.status().message()), HasSubstr("byte 1"));
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,371 @@
+#include "common/transport/grpc_expert_link.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/transport/expert_frame.h"
+#include "common/transport/grpc_expert_service.h"
+#include "tests/common/transport/fake_expert.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+
+int64_t Counter(const CounterSnapshot& snapshot, const std::string& name) {
+  for (const auto& [key, value] : snapshot) {
+    if (key == name) return value;
+  }
+  ADD_FAILURE() << "no counter " << name;
+  return -1;
+}
+
+template <typename F>
+bool Eventually(F condition) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+// An expert worker on a port of its own.
+class Worker {
+ public:
+  explicit Worker(int port = 0, GrpcExpertServiceOptions options = {})
+      : service_(&engine, options) {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(absl::StrCat("127.0.0.1:", port), grpc::InsecureServerCredentials(),
+                             &port_);
+    builder.RegisterService(service_.service());
+    server_ = builder.BuildAndStart();
+    EXPECT_NE(server_, nullptr);
+  }
+  ~Worker() { Kill(); }
+  void Kill() {
+    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+    server_ = nullptr;
+    engine.set_held(false);
+  }
+  int port() const { return port_; }
+  GrpcPeer peer() const { return {absl::StrCat("127.0.0.1:", port_), nullptr}; }
+  CounterSnapshot Counters() const { return service_.Counters(); }
+
+ private:
+  int port_ = 0;
+
+ public:
+  FakeExpertLink engine;
+
+ private:
+  GrpcExpertService service_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+void ExpectAnswers(const ExpertReply& reply, const ExpertRequest& request) {
+  ASSERT_TRUE(reply.status.ok()) << reply.status;
+  EXPECT_TRUE(SameBytes(reply.rows, ComputeFakeReply(request).rows));
+}
+
+TEST(GrpcExpertLinkTest, AnswersAsTheWorkerItself) {
+  Worker worker;
+  GrpcExpertLink link(worker.peer());
+  for (int num_rows : {1, 5, 100}) {
+    const auto request = MakeFakeRequest(num_rows, num_rows, 64);
+    ExpectAnswers(Get(SendAsync(link, request)), *request);
+  }
+  EXPECT_EQ(Counter(link.Counters(), "streams_total"), 1);
+  EXPECT_EQ(Counter(link.Counters(), "outstanding_bytes"), 0);
+}
+
+TEST(GrpcExpertLinkTest, CarriesMegabytesAndOnlyHeadersThroughProtobuf) {
+  Worker worker;
+  GrpcExpertLink link(worker.peer());
+  const auto request = MakeFakeRequest(1, 640, 2048);
+  const ExpertReply reply = Get(SendAsync(link, request));
+  ExpectAnswers(reply, *request);
+  const CounterSnapshot counters = link.Counters();
+  EXPECT_EQ(Counter(counters, "payload_bytes_sent_total"), RequestPayloadBytes(*request));
+  EXPECT_EQ(Counter(counters, "payload_bytes_received_total"),
+            static_cast<int64_t>(reply.rows.bytes()));
+  EXPECT_GT(Counter(counters, "payload_bytes_sent_total"), 5 << 20);
+  EXPECT_LT(Counter(counters, "header_bytes_sent_total"),
+            100 * Counter(counters, "frames_sent_total"));
+  EXPECT_LT(Counter(counters, "header_bytes_received_total"),
+            100 * Counter(counters, "frames_received_total"));
+  const CounterSnapshot served = worker.Counters();
+  EXPECT_EQ(Counter(served, "payload_bytes_received_total"),
+            Counter(counters, "payload_bytes_sent_total"));
+  EXPECT_EQ(Counter(served, "requests_total"), 1);
+}
+
+TEST(GrpcExpertLinkTest, ManyThreadsAndTwoLinksShareAWorker) {
+  Worker worker;
+  GrpcExpertLink links[2] = {GrpcExpertLink(worker.peer()), GrpcExpertLink(worker.peer())};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&links, t] {
+      for (int i = 0; i < 40; ++i) {
+        const auto request = MakeFakeRequest(t * 1000 + i, 1 + i % 9 * 40, 512, i);
+        ExpectAnswers(Get(SendAsync(links[t % 2], request)), *request);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(Counter(worker.Counters(), "streams_live"), 2);
+  EXPECT_EQ(Counter(worker.Counters(), "requests_total"), 160);
+}
+
+TEST(GrpcExpertLinkTest, AWorkerThatDiesAnswersUnavailableAtOnceAndIsFoundAgainOnItsPort) {
+  auto worker = std::make_unique<Worker>();
+  const int port = worker->port();
+  GrpcExpertLink link(worker->peer());
+  worker->engine.set_held(true);
+  const auto request = MakeFakeRequest(1, 4, 64);
+  std::future<ExpertReply> reply = SendAsync(link, request);
+  ASSERT_TRUE(worker->engine.WaitForRequests(1));
+  const auto start = std::chrono::steady_clock::now();
+  worker->Kill();
+  const absl::Status status = Get(std::move(reply)).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(status.ToString(), HasSubstr(absl::StrCat("127.0.0.1:", port)));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));
+  // With nobody there, an answer still comes at once.
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(2, 4, 64))).status.code(),
+            absl::StatusCode::kUnavailable);
+
+  worker.reset();
+  Worker again(port);
+  ASSERT_EQ(again.port(), port);
+  int step = 3;
+  EXPECT_TRUE(
+      Eventually([&] { return Get(SendAsync(link, MakeFakeRequest(step++, 4, 64))).status.ok(); }));
+  EXPECT_GE(Counter(link.Counters(), "streams_total"), 2);
+}
+
+TEST(GrpcExpertLinkTest, AnAddressWhereNobodyListensIsUnavailable) {
+  GrpcExpertLink link({"127.0.0.1:1", nullptr});
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(1, 4, 64))).status.code(),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST(GrpcExpertLinkTest, TimeLimitsHoldAndLateRepliesAreDropped) {
+  Worker worker;
+  GrpcExpertLink link(worker.peer());
+  worker.engine.set_held(true);
+  const auto request = MakeFakeRequest(1, 4, 64);
+  request->time_left = absl::Milliseconds(50);
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(Get(SendAsync(link, request)).status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(1050));
+  EXPECT_EQ(Counter(link.Counters(), "timeouts_total"), 1);
+  EXPECT_EQ(Counter(link.Counters(), "outstanding_bytes"), 0);
+  ASSERT_TRUE(worker.engine.WaitForRequests(1));
+  worker.engine.set_held(false);
+  EXPECT_TRUE(Eventually([&] { return Counter(link.Counters(), "late_replies_total") == 1; }));
+  const auto next = MakeFakeRequest(2, 4, 64);
+  ExpectAnswers(Get(SendAsync(link, next)), *next);
+
+  const auto expired = MakeFakeRequest(3, 4, 64);
+  expired->time_left = absl::ZeroDuration();
+  EXPECT_EQ(Get(SendAsync(link, expired)).status.code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST(GrpcExpertLinkTest, OutstandingBytesAreBounded) {
+  Worker worker;
+  GrpcExpertLinkOptions options;
+  options.max_outstanding_bytes = 3000;
+  GrpcExpertLink link(worker.peer(), options);
+  worker.engine.set_held(true);
+  const auto request = MakeFakeRequest(1, 8, 64);
+  std::future<ExpertReply> first = SendAsync(link, request);
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(2, 8, 64))).status.code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status.code(),
+            absl::StatusCode::kInvalidArgument);  // the id is taken
+  worker.engine.set_held(false);
+  ExpectAnswers(Get(std::move(first)), *request);
+  const auto next = MakeFakeRequest(2, 8, 64);
+  ExpectAnswers(Get(SendAsync(link, next)), *next);
+}
+
+TEST(GrpcExpertLinkTest, AWorkerRefusesMoreThanItsBound) {
+  GrpcExpertServiceOptions options;
+  options.max_outstanding_bytes = 1000;
+  Worker worker(0, options);
+  GrpcExpertLink link(worker.peer());
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(2, 80, 64))).status.code(),
+            absl::StatusCode::kResourceExhausted);
+  const auto small = MakeFakeRequest(3, 1, 8);
+  ExpectAnswers(Get(SendAsync(link, small)), *small);
+}
+
+TEST(GrpcExpertLinkTest, ClosingALinkAnswersWhatIsOutstanding) {
+  Worker worker;
+  worker.engine.set_held(true);
+  auto link = std::make_unique<GrpcExpertLink>(worker.peer());
+  std::future<ExpertReply> reply = SendAsync(*link, MakeFakeRequest(1, 8, 64));
+  ASSERT_TRUE(worker.engine.WaitForRequests(1));
+  link.reset();
+  EXPECT_EQ(Get(std::move(reply)).status.code(), absl::StatusCode::kUnavailable);
+  // The worker computes it nevertheless, for nobody.
+  EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "streams_live") == 0; }));
+  worker.engine.set_held(false);
+  EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "replies_dropped_total") == 1; }));
+}
+
+TEST(GrpcExpertLinkTest, KeepalivesGoBothWaysWhileNothingElseDoes) {
+  Worker worker;
+  GrpcExpertLinkOptions options;
+  options.keepalive_interval = absl::Milliseconds(10);
+  GrpcExpertLink link(worker.peer(), options);
+  ASSERT_TRUE(Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status.ok());
+  EXPECT_TRUE(Eventually([&] { return Counter(link.Counters(), "frames_received_total") >= 5; }));
+  EXPECT_EQ(Counter(worker.Counters(), "requests_total"), 1);
+}
+
+// A port that accepts and then says something that is not gRPC, or nothing at all.
+class OddPort {
+ public:
+  explicit OddPort(std::string says) {
+    listener_ = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    EXPECT_EQ(listen(listener_, 8), 0);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    port_ = ntohs(address.sin_port);
+    thread_ = std::thread([this, says = std::move(says)] {
+      std::vector<int> peers;
+      for (int fd; (fd = accept(listener_, nullptr, nullptr)) >= 0;) {
+        peers.push_back(fd);
+        if (!says.empty()) send(fd, says.data(), says.size(), MSG_NOSIGNAL);
+      }
+      for (const int fd : peers) close(fd);
+    });
+  }
+  ~OddPort() {
+    shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    close(listener_);
+  }
+  GrpcPeer peer() const { return {absl::StrCat("127.0.0.1:", port_), nullptr}; }
+
+ private:
+  int listener_ = -1;
+  int port_ = 0;
+  std::thread thread_;
+};
+
+TEST(GrpcExpertLinkTest, APortThatDoesNotSpeakGrpcIsUnavailable) {
+  OddPort port("HTTP/1.1 200 OK\r\n\r\nhello");
+  GrpcExpertLink link(port.peer());
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status.code(),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST(GrpcExpertLinkTest, APortThatSaysNothingEndsWithTheRequestsTime) {
+  OddPort port("");
+  GrpcExpertLink link(port.peer());
+  const auto request = MakeFakeRequest(1, 1, 8);
+  request->time_left = absl::Milliseconds(100);
+  const absl::StatusCode code = Get(SendAsync(link, request)).status.code();
+  EXPECT_TRUE(code == absl::StatusCode::kDeadlineExceeded ||
+              code == absl::StatusCode::kUnavailable);
+}
+
+TEST(GrpcExpertLinkTest, APeerThatFallsSilentIsGivenUp) {
+  OddPort port("");
+  GrpcExpertLinkOptions options;
+  options.silence_limit = absl::Milliseconds(100);
+  GrpcExpertLink link(port.peer(), options);
+  const absl::Status status = Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+}
+
+// Speaks to an expert worker in raw messages.
+class RawClient : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  explicit RawClient(const Worker& worker)
+      : stub_(grpc::CreateChannel(worker.peer().address, grpc::InsecureChannelCredentials())) {
+    stub_.PrepareBidiStreamingCall(&context_, "/tandem.v1.ExpertWorker/Exchange", {}, this);
+    AddHold();
+    StartRead(&read_);
+    StartCall();
+  }
+  void Write(const grpc::ByteBuffer& message) {
+    written_ = message;
+    StartWrite(&written_);
+  }
+  // The first reply, or how the stream ended instead.
+  absl::StatusOr<DecodedFrame> Reply() {
+    const bool got = reply_.get_future().get();
+    if (!got) {
+      RemoveHold();
+      return absl::Status(static_cast<absl::StatusCode>(end_.get_future().get().error_code()),
+                          "ended");
+    }
+    absl::StatusOr<DecodedFrame> frame = DecodeFrame(read_);
+    context_.TryCancel();
+    RemoveHold();
+    end_.get_future().wait();
+    return frame;
+  }
+  void OnReadDone(bool ok) override { reply_.set_value(ok); }
+  void OnDone(const grpc::Status& status) override { end_.set_value(status); }
+
+ private:
+  grpc::GenericStub stub_;
+  grpc::ClientContext context_;
+  grpc::ByteBuffer read_, written_;
+  std::promise<bool> reply_;
+  std::promise<grpc::Status> end_;
+};
+
+TEST(GrpcExpertServiceTest, GarbageOnAStreamEndsItWithAStatus) {
+  Worker worker;
+  RawClient client(worker);
+  const grpc::Slice garbage("this is not a frame");
+  client.Write(grpc::ByteBuffer(&garbage, 1));
+  EXPECT_EQ(client.Reply().status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Counter(worker.Counters(), "refused_total"), 1);
+  GrpcExpertLink link(worker.peer());
+  const auto request = MakeFakeRequest(1, 1, 8);
+  ExpectAnswers(Get(SendAsync(link, request)), *request);
+}
+
+TEST(GrpcExpertServiceTest, ADamagedPayloadIsAnsweredWithDataLoss) {
+  Worker worker;
+  RawClient client(worker);
+  const auto frames = EncodeRequest(MakeFakeRequest(1, 4, 8));
+  std::vector<grpc::Slice> slices;
+  ASSERT_TRUE(frames->at(0).buffer.Dump(&slices).ok());
+  std::string bytes;
+  for (const grpc::Slice& slice : slices) {
+    bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  bytes[bytes.size() - 40] ^= 4;
+  const grpc::Slice damaged(bytes);
+  client.Write(grpc::ByteBuffer(&damaged, 1));
+  const absl::StatusOr<DecodedFrame> reply = client.Reply();
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->header.status_code(), static_cast<int>(absl::StatusCode::kDataLoss));
+  EXPECT_EQ(IdOf(reply->header), MakeFakeRequest(1, 4, 8)->id);
+}
+
+}  // namespace
+}  // namespace tandem

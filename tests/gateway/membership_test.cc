@@ -1,0 +1,119 @@
+#include "gateway/membership.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace tandem {
+namespace {
+
+using Kind = MembershipAction::Kind;
+using testing::HasSubstr;
+
+constexpr absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
+
+class MembershipTest : public testing::Test {
+ protected:
+  MembershipTest() {
+    config_.num_layers = 3;
+    config_.num_experts = 8;
+    config_.first_k_dense_replace = 1;
+  }
+
+  MembershipOptions Options(int attention, int expert) {
+    MembershipOptions options;
+    options.attention_workers = attention;
+    options.expert_workers = expert;
+    options.digest = "d";
+    options.dtype = "f32";
+    options.epoch = 7;
+    return options;
+  }
+
+  static JoinRequest Request(WorkerKind kind, const std::string& address) {
+    return {kind, address, 1, "d", "f32", "cpu-1", "cpu"};
+  }
+
+  // A worker that has done what it was told.
+  static MemberHealth Ready(PlacementVersion version) { return {true, 1, version, {}}; }
+
+  static std::vector<Kind> Kinds(const std::vector<MembershipAction>& actions) {
+    std::vector<Kind> kinds;
+    for (const auto& action : actions) kinds.push_back(action.kind);
+    return kinds;
+  }
+
+  ModelConfig config_;
+};
+
+TEST_F(MembershipTest, ServesOnceExpertsHaveLoadedAndAttentionWorkersUseThePlacement) {
+  Membership membership(&config_, Options(1, 2));
+  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+  const WorkerId e1 = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  EXPECT_TRUE(membership.Advance(kStart).empty());
+  EXPECT_THAT(membership.Detail(), HasSubstr("1 of 1 attention, 1 of 2 expert"));
+  const WorkerId e2 = *membership.Join(Request(WorkerKind::kExpert, "e:2"), kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kLoad, Kind::kLoad}));
+  const PlacementVersion version = membership.placement().version;
+  EXPECT_EQ(version, (PlacementVersion{7, 1}));
+
+  membership.Heartbeat(e1, Ready(version), kStart);
+  EXPECT_TRUE(membership.Advance(kStart).empty());
+  membership.Heartbeat(e2, Ready(version), kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kUse}));
+  EXPECT_FALSE(membership.serving());
+  membership.Heartbeat(a, Ready(version), kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kStartAttention}));
+  EXPECT_TRUE(membership.serving());
+  EXPECT_TRUE(membership.Advance(kStart).empty());
+}
+
+TEST_F(MembershipTest, RefusesAnotherCheckpointModeOrNumericsClass) {
+  Membership membership(&config_, Options(4, 4));
+  ASSERT_TRUE(membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart).ok());
+  for (const auto& [spoil, word] : std::vector<std::pair<void (*)(JoinRequest&), const char*>>{
+           {[](JoinRequest& r) { r.digest = "x"; }, "digest x"},
+           {[](JoinRequest& r) { r.dtype = "bf16"; }, "dtype bf16"},
+           {[](JoinRequest& r) { r.numerics_class = "gpu"; }, "class gpu"}}) {
+    JoinRequest request = Request(WorkerKind::kExpert, "e:2");
+    spoil(request);
+    const auto refused = membership.Join(request, kStart);
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(refused.status().message()), HasSubstr(word));
+  }
+  JoinRequest nowhere = Request(WorkerKind::kExpert, "");
+  EXPECT_EQ(membership.Join(nowhere, kStart).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(MembershipTest, DropsASilentWorkerAndPlansAnewWhenAnotherTakesItsPlace) {
+  Membership membership(&config_, Options(1, 1));
+  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+  const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  membership.Advance(kStart);
+  membership.Heartbeat(e, Ready({7, 1}), kStart);
+  membership.Heartbeat(a, Ready({7, 1}), kStart);
+  membership.Advance(kStart);
+  ASSERT_TRUE(membership.serving());
+
+  const absl::Time later = kStart + absl::Seconds(10);
+  membership.Heartbeat(a, Ready({7, 1}), later);
+  EXPECT_EQ(Kinds(membership.Advance(later)), (std::vector<Kind>{Kind::kDrop}));
+  EXPECT_FALSE(membership.serving());
+  const WorkerId e2 = *membership.Join(Request(WorkerKind::kExpert, "e:2"), later);
+  EXPECT_EQ(Kinds(membership.Advance(later)), (std::vector<Kind>{Kind::kLoad}));
+  membership.Heartbeat(e2, Ready({7, 2}), later);
+  EXPECT_EQ(Kinds(membership.Advance(later)), (std::vector<Kind>{Kind::kUse}));
+  EXPECT_TRUE(membership.serving());
+}
+
+TEST_F(MembershipTest, AWorkerThatDialsAgainReplacesItself) {
+  Membership membership(&config_, Options(1, 1));
+  const WorkerId first = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  const WorkerId second = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  EXPECT_NE(first, second);
+  EXPECT_EQ(membership.members().size(), 1u);
+  EXPECT_EQ(membership.Join(Request(WorkerKind::kExpert, "e:2"), kStart).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,597 @@
+#include "gateway/scheduler.h"
+
+#include <map>
+#include <memory>
+#include <random>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/gateway/simulated_attention_link.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int kLayers = 5;
+
+// A scheduler with simulated workers, without threads: the test says who moves when.
+class House {
+ public:
+  struct Outcome {
+    Job job;
+    std::vector<int32_t> answer;  // what is to come, a stop id included
+    int admitted = 0;
+    int done = 0;
+    JobEnd end = JobEnd::kFailed;
+    absl::Status status;
+    std::vector<int32_t> tokens;
+    size_t scored = 0;
+  };
+
+  explicit House(SchedulerPolicy policy = {}) : scheduler(policy) {}
+
+  void AddWorker(WorkerId id, int pages, int layers = kLayers) {
+    workers[id] = std::make_unique<SimulatedAttentionWorker>(layers, pages);
+    ASSERT_TRUE(scheduler.AddWorker(id, workers[id]->info()).ok());
+  }
+  void RemoveWorker(WorkerId id) {
+    CheckWorker(*workers.at(id));
+    workers.erase(id);
+    results.erase(id);
+    scheduler.RemoveWorker(id, now);
+  }
+  JobId Add(Job job) {
+    const JobId id = ++last_job;
+    outcomes[id].job = job;
+    outcomes[id].answer =
+        SimulatedAnswer(job.prompt, job.sampling.seed, job.max_new_tokens, StopOf(job));
+    EXPECT_TRUE(scheduler.Add(id, std::move(job), now).ok());
+    return id;
+  }
+  void Cancel(JobId id) { Take(scheduler.Cancel(id)); }
+  void Expire() { Take(scheduler.Expire(now)); }
+
+  // Returns the step that was sent, if one was.
+  std::optional<Step> Plan(WorkerId id) {
+    WorkerOrders orders = scheduler.NextStep(id);
+    changed = orders.changed_something();
+    SimulatedAttentionWorker& worker = *workers.at(id);
+    for (const SequenceId sequence : orders.cancels) worker.Cancel(sequence);
+    for (const SequenceId sequence : orders.releases) worker.Release(sequence);
+    for (SequenceSpec& spec : orders.opens) worker.OpenSequence(std::move(spec));
+    if (orders.step.has_value()) {
+      worker.Run(*orders.step);
+      max_rows = std::max(max_rows, RowsOf(*orders.step));
+    }
+    Take(std::move(orders.events));
+    return orders.step;
+  }
+  void PlanAll() {
+    bool again = true;
+    while (again) {
+      again = false;
+      for (const auto& [id, worker] : workers) {
+        Plan(id);
+        again = again || changed;
+      }
+    }
+  }
+  // The worker runs its oldest step; the gateway hears of it at Deliver.
+  void Work(WorkerId id) {
+    std::optional<StepResult> result = workers.at(id)->RunOne();
+    if (result.has_value()) results[id].push_back(*std::move(result));
+  }
+  void Deliver(WorkerId id) {
+    std::deque<StepResult>& queue = results[id];
+    if (queue.empty()) return;
+    StepResult result = std::move(queue.front());
+    queue.pop_front();
+    Take(scheduler.OnStepDone(id, std::move(result)));
+  }
+  // Until nothing is left to do; false: it did not end.
+  bool RunToEnd(int limit = 100000) {
+    for (int i = 0; i < limit; ++i) {
+      PlanAll();
+      bool worked = false;
+      for (const auto& [id, worker] : workers) {
+        worked = worked || worker->queued() > 0 || !results[id].empty();
+        Work(id);
+        Deliver(id);
+      }
+      if (!worked) return true;
+    }
+    return false;
+  }
+  void CheckWorker(const SimulatedAttentionWorker& worker) {
+    EXPECT_THAT(worker.violations(), IsEmpty());
+  }
+  void CheckAllFree() {
+    for (const auto& [id, worker] : workers) {
+      CheckWorker(*worker);
+      EXPECT_EQ(worker->free_pages(), worker->info().total_pages);
+      EXPECT_EQ(worker->live_sequences(), 0u);
+      EXPECT_EQ(worker->live_batches(), 0u);
+      EXPECT_EQ(scheduler.free_pages(id), worker->info().total_pages);
+    }
+    EXPECT_EQ(scheduler.num_waiting() + scheduler.num_running(), 0);
+  }
+  // Tokens and scores are checked as they come; this looks at the end.
+  void CheckOutcome(JobId id) {
+    const Outcome& outcome = outcomes.at(id);
+    EXPECT_EQ(outcome.done, 1);
+    if (outcome.end == JobEnd::kFailed) {
+      EXPECT_FALSE(outcome.status.ok());
+      EXPECT_NE(outcome.status.code(), absl::StatusCode::kInternal) << outcome.status;
+      return;
+    }
+    EXPECT_TRUE(outcome.status.ok());
+    EXPECT_EQ(outcome.admitted, 1);
+    EXPECT_EQ(outcome.scored, outcome.job.scored.size());
+    const std::vector<int32_t>& answer = outcome.answer;
+    const bool stopped = !answer.empty() && answer.back() == StopOf(outcome.job);
+    const JobEnd end = outcome.job.max_new_tokens == 0 ? JobEnd::kScored
+                       : stopped                       ? JobEnd::kEos
+                                                       : JobEnd::kLength;
+    EXPECT_EQ(outcome.end, end);
+    EXPECT_EQ(outcome.tokens.size(), answer.size() - (stopped ? 1 : 0));
+  }
+
+  static int RowsOf(const Step& step) {
+    int rows = 0;
+    for (const NewBatch& batch : step.new_batches) {
+      for (const RowRun& run : batch.runs) rows += run.last_sampled ? 0 : run.count;
+    }
+    return rows;
+  }
+
+  Scheduler scheduler;
+  std::map<WorkerId, std::unique_ptr<SimulatedAttentionWorker>> workers;
+  std::map<WorkerId, std::deque<StepResult>> results;
+  std::map<JobId, Outcome> outcomes;
+  absl::Time now = absl::UnixEpoch();
+  JobId last_job = 0;
+  bool changed = false;
+  int max_rows = 0;  // of prefill in one step
+
+ private:
+  static int32_t StopOf(const Job& job) { return job.stop_ids.empty() ? -2 : job.stop_ids[0]; }
+
+  void Take(std::vector<SchedulerEvent> events) {
+    for (SchedulerEvent& event : events) {
+      Outcome& outcome = outcomes.at(event.job);
+      EXPECT_EQ(outcome.done, 0) << "an event after the end";
+      switch (event.kind) {
+        case SchedulerEvent::Kind::kAdmitted:
+          ++outcome.admitted;
+          break;
+        case SchedulerEvent::Kind::kScored:
+          TakeScore(event, &outcome);
+          break;
+        case SchedulerEvent::Kind::kToken: {
+          const std::vector<int32_t>& answer = outcome.answer;
+          ASSERT_LT(outcome.tokens.size(), answer.size());
+          EXPECT_EQ(event.token, answer[outcome.tokens.size()]);
+          EXPECT_EQ(outcome.scored, outcome.job.scored.size()) << "a token before a score";
+          outcome.tokens.push_back(event.token);
+          break;
+        }
+        case SchedulerEvent::Kind::kDone:
+          ++outcome.done;
+          outcome.end = event.end;
+          outcome.status = event.status;
+          break;
+      }
+    }
+  }
+
+  static void TakeScore(const SchedulerEvent& event, Outcome* outcome) {
+    ASSERT_LT(outcome->scored, outcome->job.scored.size());
+    const ScoredRow& wanted = outcome->job.scored[outcome->scored++];
+    EXPECT_EQ(event.row.position, wanted.position);
+    const uint64_t state = SimulatedState(outcome->job.prompt, wanted.position + 1);
+    const bool has_target = wanted.target >= 0;
+    EXPECT_EQ(event.log_prob, has_target ? SimulatedLogProb(state, wanted.target) : 0.0f);
+    if (wanted.logits) {
+      EXPECT_THAT(event.logits, ElementsAre(SimulatedLogProb(state, -1)));
+    } else {
+      EXPECT_THAT(event.logits, IsEmpty());
+    }
+  }
+};
+
+Job MakeJob(int prompt_tokens, int max_new_tokens, uint64_t seed = 7) {
+  Job job;
+  for (int i = 0; i < prompt_tokens; ++i) {
+    job.prompt.push_back(static_cast<int32_t>(SimulatedMix(seed + i) % kSimulatedVocab));
+  }
+  job.expanded_length = SequenceSpec::ExpandedLength(prompt_tokens);
+  job.max_new_tokens = max_new_tokens;
+  job.sampling.seed = seed;
+  return job;
+}
+
+TEST(SchedulerTest, GeneratesUntilTheLimit) {
+  House house;
+  house.AddWorker(1, 4);
+  const JobId job = house.Add(MakeJob(70, 20));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(job);
+  EXPECT_EQ(house.outcomes[job].end, JobEnd::kLength);
+  EXPECT_EQ(house.outcomes[job].tokens.size(), 20u);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, EndsAtAStopIdWithoutReportingIt) {
+  House house;
+  house.AddWorker(1, 4);
+  Job job = MakeJob(10, 20);
+  const std::vector<int32_t> answer = SimulatedAnswer(job.prompt, job.sampling.seed, 20, -2);
+  job.stop_ids = {answer[5]};
+  const JobId id = house.Add(std::move(job));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(id);
+  EXPECT_EQ(house.outcomes[id].end, JobEnd::kEos);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, MergesLogProbAndLogitsOfARow) {
+  House house;
+  house.AddWorker(1, 4);
+  Job job = MakeJob(80, 0);
+  job.scored = {{3, 11, true}, {4, -1, true}, {79, 2, false}};
+  const JobId id = house.Add(std::move(job));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(id);
+  EXPECT_EQ(house.outcomes[id].end, JobEnd::kScored);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, PlansTheSecondStepWhileTheFirstRuns) {
+  House house;
+  house.AddWorker(1, 4);
+  house.Add(MakeJob(10, 3));
+  const auto first = house.Plan(1);
+  ASSERT_TRUE(first.has_value());
+  EXPECT_FALSE(first->new_batches[0].runs[0].last_sampled);
+  const auto second = house.Plan(1);
+  ASSERT_TRUE(second.has_value());
+  EXPECT_TRUE(second->new_batches[0].runs[0].last_sampled);
+  EXPECT_EQ(second->new_batches[0].runs[0].first_position, 10);
+  EXPECT_FALSE(house.Plan(1).has_value());  // two are outstanding
+}
+
+TEST(SchedulerTest, NeverPlansRowsBeyondTheLastToken) {
+  House house;
+  house.AddWorker(1, 4);
+  house.Add(MakeJob(10, 1));
+  EXPECT_TRUE(house.Plan(1).has_value());
+  EXPECT_FALSE(house.Plan(1).has_value());
+}
+
+TEST(SchedulerTest, ShortPromptsShareABatchAndALongOneGoesInChunks) {
+  SchedulerPolicy policy;
+  policy.max_batch_rows = 100;
+  House house(policy);
+  house.AddWorker(1, 20);
+  house.Add(MakeJob(30, 2, 1));
+  house.Add(MakeJob(40, 2, 2));
+  house.Add(MakeJob(200, 2, 3));
+  const auto first = house.Plan(1);
+  ASSERT_EQ(first->new_batches.size(), 1u);
+  ASSERT_EQ(first->new_batches[0].runs.size(), 3u);
+  EXPECT_EQ(first->new_batches[0].runs[2].count, 30);
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_EQ(house.max_rows, 100);
+  for (JobId id = 1; id <= 3; ++id) house.CheckOutcome(id);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, AJobMayAskForSmallerBatches) {
+  House house;
+  house.AddWorker(1, 20);
+  Job job = MakeJob(100, 2);
+  job.max_rows_per_batch = 33;
+  house.Add(std::move(job));
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_EQ(house.max_rows, 33);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, PrefillGoesSomeLayersPerStepWhileDecodingGoesThroughAll) {
+  SchedulerPolicy policy;
+  policy.max_layers_per_step = 2;
+  House house(policy);
+  house.AddWorker(1, 20);
+  house.Add(MakeJob(10, 30, 1));
+  for (int i = 0; i < 3; ++i) {  // 2 + 2 + 1 layers
+    house.Plan(1);
+    house.Work(1);
+    house.Deliver(1);
+  }
+  house.Add(MakeJob(10, 2, 2));
+  const auto step = house.Plan(1);
+  ASSERT_EQ(step->advance.size(), 2u);
+  EXPECT_EQ(step->advance[0].end_layer, kLayers);
+  EXPECT_EQ(step->advance[1].end_layer, 2);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, PreemptsYoungestWhenPagesRunOut) {
+  House house;
+  house.AddWorker(1, 4);
+  const JobId old_job = house.Add(MakeJob(60, 130, 1));    // 3 pages in the end
+  const JobId young_job = house.Add(MakeJob(60, 130, 2));  // likewise
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_GT(house.scheduler.preemptions(), 0);
+  house.CheckOutcome(old_job);
+  house.CheckOutcome(young_job);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, FailsAJobThatIsLongerThanEveryCache) {
+  House house;
+  house.AddWorker(1, 3);
+  house.AddWorker(2, 2);
+  const JobId too_long = house.Add(MakeJob(100, 93));
+  const JobId fits = house.Add(MakeJob(100, 92));
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_EQ(house.outcomes[too_long].status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(house.outcomes[too_long].status.message()), HasSubstr("193 tokens"));
+  house.CheckOutcome(fits);
+  EXPECT_EQ(house.outcomes[fits].end, JobEnd::kLength);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, JobsGoToTheWorkerWithMostFreePages) {
+  House house;
+  house.AddWorker(1, 4);
+  house.AddWorker(2, 8);
+  house.Add(MakeJob(60, 10));
+  EXPECT_FALSE(house.Plan(1).has_value());
+  EXPECT_TRUE(house.Plan(2).has_value());
+}
+
+TEST(SchedulerTest, RefusesJobsWhenTheQueueIsFull) {
+  SchedulerPolicy policy;
+  policy.max_waiting = 1;
+  Scheduler scheduler(policy);
+  EXPECT_TRUE(scheduler.Add(1, MakeJob(1, 1), absl::UnixEpoch()).ok());
+  EXPECT_EQ(scheduler.Add(2, MakeJob(1, 1), absl::UnixEpoch()).code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST(SchedulerTest, MovesSequencesOfALostWorkerWithWhatTheyGenerated) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(70, 40));
+  for (int i = 0; i < 12; ++i) {
+    house.PlanAll();
+    house.Work(1);
+    house.Deliver(1);
+  }
+  EXPECT_GT(house.outcomes[job].tokens.size(), 5u);
+  house.RemoveWorker(1);
+  EXPECT_EQ(house.scheduler.num_waiting(), 1);
+  house.AddWorker(2, 8);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(job);
+  EXPECT_EQ(house.outcomes[job].end, JobEnd::kLength);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, CancelFreesThePages) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(200, 40));
+  house.PlanAll();
+  house.Cancel(job);
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kCancelled);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, RepeatsWorkAfterUnavailable) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 20));
+  for (int i = 0; i < 4; ++i) {
+    house.PlanAll();
+    house.workers[1]->FailNextStepAt(i);
+    house.Work(1);
+    house.Work(1);
+    house.Deliver(1);
+    house.Deliver(1);
+  }
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(job);
+  EXPECT_EQ(house.outcomes[job].end, JobEnd::kLength);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, GivesUpAfterFiveUnavailableInARow) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 20));
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(house.outcomes[job].done, 0);
+    house.Plan(1);
+    house.workers[1]->FailNextStepAt(2);
+    house.Work(1);
+    house.Deliver(1);
+  }
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(house.outcomes[job].status.message()), HasSubstr("no expert worker"));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, ARefusedStepFailsItsJobsOnly) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 20));
+  house.PlanAll();
+  house.workers[1]->RefuseNextStep(absl::InvalidArgumentError("row 3 is odd"));
+  house.Work(1);
+  house.Deliver(1);
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(house.outcomes[job].status.message()), HasSubstr("row 3 is odd"));
+  const JobId next = house.Add(MakeJob(10, 5));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(next);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, ANaNFailsTheJob) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 20));
+  house.workers[1]->DrawNaN();
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(house.outcomes[job].status.message()), HasSubstr("NaN"));
+}
+
+TEST(SchedulerTest, DeadlinesEndWaitingAndRunningJobs) {
+  SchedulerPolicy policy;
+  policy.max_running_per_worker = 1;
+  House house(policy);
+  house.AddWorker(1, 8);
+  Job job = MakeJob(100, 20);
+  job.deadline = house.now + absl::Seconds(1);
+  const JobId running = house.Add(job);
+  job.deadline = house.now + absl::Seconds(2);
+  const JobId waiting = house.Add(job);
+  house.PlanAll();
+  EXPECT_EQ(house.scheduler.NextDeadline(), house.now + absl::Seconds(1));
+  house.now += absl::Seconds(2);
+  house.Expire();
+  for (const JobId id : {running, waiting}) {
+    EXPECT_EQ(house.outcomes[id].status.code(), absl::StatusCode::kDeadlineExceeded);
+  }
+  EXPECT_EQ(house.scheduler.NextDeadline(), absl::InfiniteFuture());
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, JobsWaitForAWorkerOnlySoLong) {
+  House house;
+  const JobId job = house.Add(MakeJob(10, 2));
+  EXPECT_EQ(house.scheduler.NextDeadline(), house.now + absl::Seconds(60));
+  house.now += absl::Seconds(59);
+  house.Expire();
+  EXPECT_EQ(house.outcomes[job].done, 0);
+  house.now += absl::Seconds(1);
+  house.Expire();
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kUnavailable);
+}
+
+// ---- Random runs --------------------------------------------------------------------------------
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  int Draw(int low, int high) {
+    return low + static_cast<int>(engine_() % static_cast<uint64_t>(high - low + 1));
+  }
+  bool Chance(int percent) { return Draw(1, 100) <= percent; }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+Job RandomJob(Random* random) {
+  Job job = MakeJob(random->Chance(20) ? random->Draw(100, 350) : random->Draw(1, 140),
+                    random->Chance(20) ? 0 : random->Draw(1, random->Chance(20) ? 150 : 30),
+                    random->Draw(0, 1 << 20));
+  if (random->Chance(50)) job.stop_ids = {random->Draw(0, kSimulatedVocab - 1)};
+  if (random->Chance(20)) job.max_rows_per_batch = random->Draw(1, 100);
+  if (job.max_new_tokens == 0 || random->Chance(10)) {
+    for (size_t i = 0; i < job.prompt.size(); ++i) {
+      if (!random->Chance(30)) continue;
+      const int32_t target = random->Chance(70) ? random->Draw(0, kSimulatedVocab - 1) : -1;
+      job.scored.push_back({static_cast<int32_t>(i), target, target < 0 || random->Chance(30)});
+    }
+  }
+  return job;
+}
+
+SchedulerPolicy RandomPolicy(Random* random, uint64_t seed) {
+  SchedulerPolicy policy;
+  policy.max_running_per_worker = random->Draw(1, 8);
+  policy.max_batch_rows = random->Chance(50) ? random->Draw(1, 200) : 2048;
+  policy.max_layers_per_step = random->Draw(0, kLayers);
+  if (random->Chance(50)) policy.test_seed = seed + 1;
+  return policy;
+}
+
+// The last worker that is left only goes when another one comes.
+void ChangeWorkers(House* house, Random* random, WorkerId* last_worker) {
+  if (house->workers.size() < 3 && random->Chance(50)) {
+    house->AddWorker(++*last_worker, random->Draw(6, 16));
+  } else if (house->workers.size() > 1) {
+    const int index = random->Draw(0, static_cast<int>(house->workers.size()) - 1);
+    house->RemoveWorker(std::next(house->workers.begin(), index)->first);
+  }
+}
+
+void RunRandomly(uint64_t seed) {
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  Random random(seed);
+  House house(RandomPolicy(&random, seed));
+  WorkerId last_worker = 1;
+  house.AddWorker(last_worker, random.Draw(6, 16));
+  int jobs_left = random.Draw(1, 25);
+  const int unavailable_percent = random.Chance(50) ? 0 : 3;
+  const bool workers_change = random.Chance(30);
+  const int moves = random.Draw(50, 600);
+  for (int move = 0; move < moves; ++move) {
+    if (jobs_left > 0 && random.Chance(10)) {
+      --jobs_left;
+      Job job = RandomJob(&random);
+      if (random.Chance(5)) job.deadline = house.now + absl::Seconds(random.Draw(0, 100));
+      house.Add(std::move(job));
+    }
+    if (house.last_job > 0 && random.Chance(1)) house.Cancel(random.Draw(1, house.last_job));
+    if (workers_change && random.Chance(1)) ChangeWorkers(&house, &random, &last_worker);
+    if (random.Chance(10)) {
+      house.now += absl::Seconds(1);
+      house.Expire();
+    }
+    const int index = random.Draw(0, static_cast<int>(house.workers.size()) - 1);
+    const WorkerId worker = std::next(house.workers.begin(), index)->first;
+    switch (random.Draw(0, 3)) {
+      case 0:
+        house.Plan(worker);
+        break;
+      case 1:
+        house.PlanAll();
+        break;
+      case 2:
+        if (random.Chance(unavailable_percent)) {
+          house.workers.at(worker)->FailNextStepAt(random.Draw(0, kLayers - 1));
+        }
+        house.Work(worker);
+        break;
+      case 3:
+        house.Deliver(worker);
+        break;
+    }
+  }
+  ASSERT_TRUE(house.RunToEnd());
+  for (JobId id = 1; id <= house.last_job; ++id) house.CheckOutcome(id);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, AnswersDoNotDependOnTheRun) {
+  for (uint64_t seed = 0; seed < 3000; ++seed) {
+    RunRandomly(seed);
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,449 @@
+// An attention worker without a model, for tests of those who drive one: it holds its gateway to
+// every rule of AttentionLink and "draws" tokens by a hash of all tokens so far.
+#ifndef TANDEM_TESTS_GATEWAY_SIMULATED_ATTENTION_LINK_H_
+#define TANDEM_TESTS_GATEWAY_SIMULATED_ATTENTION_LINK_H_
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/transport/attention_link.h"
+
+namespace tandem {
+
+constexpr int32_t kSimulatedVocab = 50;
+
+inline uint64_t SimulatedMix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+// Of tokens[0, size).
+inline uint64_t SimulatedState(const std::vector<int32_t>& tokens, int64_t size) {
+  uint64_t state = 1;
+  for (int64_t i = 0; i < size; ++i) state = SimulatedMix(state ^ static_cast<uint64_t>(tokens[i]));
+  return state;
+}
+inline int32_t SimulatedToken(uint64_t state, uint64_t seed) {
+  return static_cast<int32_t>(SimulatedMix(state ^ SimulatedMix(seed)) % kSimulatedVocab);
+}
+inline float SimulatedLogProb(uint64_t state, int32_t target) {
+  return -static_cast<float>(SimulatedMix(state + static_cast<uint64_t>(target)) % 1000);
+}
+
+// What a worker must draw for a prompt, whatever the schedule; a stop id is the last one.
+inline std::vector<int32_t> SimulatedAnswer(std::vector<int32_t> tokens, uint64_t seed, int count,
+                                            int32_t stop_id) {
+  std::vector<int32_t> answer;
+  while (static_cast<int>(answer.size()) < count) {
+    answer.push_back(SimulatedToken(SimulatedState(tokens, tokens.size()), seed));
+    tokens.push_back(answer.back());
+    if (answer.back() == stop_id) break;
+  }
+  return answer;
+}
+
+// The worker's side, without threads: RunOne runs the oldest queued step.
+class SimulatedAttentionWorker {
+ public:
+  SimulatedAttentionWorker(int num_layers, int total_pages)
+      : info_{num_layers, total_pages, kSimulatedVocab}, free_pages_(total_pages) {}
+
+  const AttentionWorkerInfo& info() const { return info_; }
+  int free_pages() const { return free_pages_; }
+  size_t queued() const { return queue_.size(); }
+  size_t live_sequences() const { return sequences_.size(); }
+  size_t live_batches() const { return batches_.size(); }
+  // What the gateway did against the contract.
+  const std::vector<std::string>& violations() const { return violations_; }
+  // The next step fails with UNAVAILABLE before this layer.
+  void FailNextStepAt(int layer) { fail_at_ = layer; }
+  // The next token is drawn from logits that hold a NaN.
+  void DrawNaN() { draw_nan_ = true; }
+  // The next step is refused.
+  void RefuseNextStep(absl::Status status) { refuse_ = std::move(status); }
+
+  void OpenSequence(SequenceSpec spec) {
+    if (spec.sequence <= last_sequence_) Violation("sequence ids do not grow");
+    if (spec.token_ids.empty()) Violation("a sequence without tokens");
+    last_sequence_ = spec.sequence;
+    Sequence& sequence = sequences_[spec.sequence];
+    sequence.tokens = spec.token_ids;
+    sequence.rows_at_layer.resize(info_.num_layers);
+    sequence.spec = std::move(spec);
+  }
+
+  void Run(Step step) {
+    if (step.step != last_step_ + 1) Violation("step ids do not count up");
+    last_step_ = step.step;
+    if (queue_.size() >= AttentionLink::kMaxOutstandingSteps) Violation("too many steps");
+    if (step.advance.empty()) Violation("a step without work");
+    for (const NewBatch& batch : step.new_batches) {
+      if (batch.batch <= last_batch_) Violation("batch ids do not grow");
+      last_batch_ = std::max(last_batch_, batch.batch);
+      for (const RowRun& run : batch.runs) {
+        if (!sequences_.contains(run.sequence)) Violation("rows of a sequence that is not open");
+      }
+    }
+    queue_.push_back({std::move(step), {}});
+  }
+
+  void Cancel(SequenceId sequence) { Drop(sequence); }
+  void Release(SequenceId sequence) {
+    if (queue_.empty()) {
+      Drop(sequence);
+    } else {
+      queue_.back().releases.push_back(sequence);
+    }
+  }
+
+  std::optional<StepResult> RunOne() {
+    if (queue_.empty()) return std::nullopt;
+    Queued queued = std::move(queue_.front());
+    queue_.pop_front();
+    // After a failure only the one step that was planned before the gateway heard of it may rest on
+    // what did not happen.
+    excused_ = std::exchange(failed_, false);
+    StepResult result;
+    result.step = queued.step.step;
+    result.status = refuse_.ok() ? Check(queued.step) : std::exchange(refuse_, absl::OkStatus());
+    if (result.status.ok()) {
+      Walk(queued.step, &result);
+    } else {
+      failed_ = !excused_;
+    }
+    for (const SequenceId sequence : queued.releases) Drop(sequence);
+    result.free_pages = free_pages_;
+    return result;
+  }
+
+ private:
+  struct Sequence {
+    SequenceSpec spec;
+    std::vector<int32_t> tokens;         // of the spec, then drawn
+    std::vector<int32_t> rows_at_layer;  // rows [0, n) have been through the layer
+    int pages = 0;
+  };
+  struct LiveBatch {
+    NewBatch batch;
+    int32_t next_layer = 0;
+  };
+  struct Queued {
+    Step step;
+    std::vector<SequenceId> releases;
+  };
+
+  void Violation(std::string what) { violations_.push_back(std::move(what)); }
+
+  absl::Status Refuse(absl::Status status) {
+    if (!excused_) Violation(std::string(status.message()));
+    return status;
+  }
+
+  void Drop(SequenceId id) {
+    const auto it = sequences_.find(id);
+    if (it == sequences_.end()) return;
+    free_pages_ += it->second.pages;
+    sequences_.erase(it);
+    for (auto batch = batches_.begin(); batch != batches_.end();) {
+      if (AllDead(batch->second.batch)) {
+        died_.insert(batch->first);
+        batch = batches_.erase(batch);
+      } else {
+        ++batch;
+      }
+    }
+  }
+
+  bool AllDead(const NewBatch& batch) const {
+    return std::none_of(batch.runs.begin(), batch.runs.end(),
+                        [this](const RowRun& run) { return sequences_.contains(run.sequence); });
+  }
+
+  absl::Status CheckRun(const RowRun& run) {
+    const auto it = sequences_.find(run.sequence);
+    if (it == sequences_.end()) return absl::OkStatus();  // dead
+    const Sequence& sequence = it->second;
+    const int64_t known = static_cast<int64_t>(sequence.spec.token_ids.size());
+    if (run.count < 1 || run.first_position < 0) return absl::InvalidArgumentError("empty run");
+    if (run.first_position != sequence.rows_at_layer[0]) {
+      return absl::InvalidArgumentError("rows out of order");
+    }
+    if (!run.last_sampled && run.first_position + run.count > known) {
+      return absl::InvalidArgumentError("rows beyond the known tokens");
+    }
+    if (run.last_sampled && (run.count != 1 || run.first_position < known)) {
+      return absl::InvalidArgumentError("last_sampled for a known token");
+    }
+    if (run.last_sampled &&
+        run.first_position + 1 != static_cast<int64_t>(sequence.tokens.size())) {
+      return absl::FailedPreconditionError("last_sampled, but the token was not drawn");
+    }
+    return absl::OkStatus();
+  }
+
+  // Applies nothing.
+  absl::Status Check(const Step& step) {
+    int64_t pages = 0;
+    std::set<BatchId> fresh;
+    std::set<SequenceId> sequences_with_rows;
+    for (const NewBatch& batch : step.new_batches) {
+      fresh.insert(batch.batch);
+      for (const RowRun& run : batch.runs) {
+        if (absl::Status status = CheckRun(run); !status.ok()) return Refuse(std::move(status));
+        const auto it = sequences_.find(run.sequence);
+        if (it == sequences_.end()) continue;
+        if (!sequences_with_rows.insert(run.sequence).second) {
+          return Refuse(absl::InvalidArgumentError("two runs of a sequence in one step"));
+        }
+        for (const auto& [id, live] : batches_) {
+          for (const RowRun& other : live.batch.runs) {
+            if (other.sequence == run.sequence) {
+              return Refuse(absl::InvalidArgumentError("the sequence's last batch is unfinished"));
+            }
+          }
+        }
+        pages += PagesOf(run.first_position + run.count) - it->second.pages;
+      }
+    }
+    for (const Advance& advance : step.advance) {
+      if (advance.first_layer >= advance.end_layer || advance.end_layer > info_.num_layers) {
+        return Refuse(absl::InvalidArgumentError("layers out of range"));
+      }
+      if (advance.batch > last_batch_) return Refuse(absl::FailedPreconditionError("no batch"));
+      const auto it = batches_.find(advance.batch);
+      if (it == batches_.end() && !fresh.contains(advance.batch)) {
+        // Fine only if its rows died while the step was on its way.
+        if (!died_.contains(advance.batch)) {
+          return Refuse(absl::FailedPreconditionError("no such batch"));
+        }
+        continue;
+      }
+      if (advance.first_layer != (it == batches_.end() ? 0 : it->second.next_layer)) {
+        return Refuse(absl::FailedPreconditionError("the batch does not stand there"));
+      }
+    }
+    if (pages > free_pages_) return Refuse(absl::ResourceExhaustedError("no page is left"));
+    return absl::OkStatus();
+  }
+
+  static int PagesOf(int64_t rows) {
+    return static_cast<int>((rows + SequenceSpec::kPageTokens - 1) / SequenceSpec::kPageTokens);
+  }
+
+  void TakePages(const NewBatch& batch) {
+    for (const RowRun& run : batch.runs) {
+      const auto it = sequences_.find(run.sequence);
+      if (it == sequences_.end()) continue;
+      const int pages = PagesOf(run.first_position + run.count);
+      free_pages_ -= pages - it->second.pages;
+      it->second.pages = pages;
+    }
+  }
+
+  void Walk(const Step& step, StepResult* result) {
+    for (const NewBatch& batch : step.new_batches) {
+      TakePages(batch);
+      if (AllDead(batch)) {
+        died_.insert(batch.batch);
+      } else {
+        batches_[batch.batch] = {batch, 0};
+      }
+    }
+    const int limit = fail_at_.value_or(info_.num_layers);
+    if (fail_at_.has_value()) {
+      result->status = absl::UnavailableError("no expert worker answered");
+      failed_ = true;
+      fail_at_.reset();
+    }
+    for (const Advance& advance : step.advance) {
+      const auto it = batches_.find(advance.batch);
+      if (it == batches_.end()) continue;
+      LiveBatch& live = it->second;
+      const int end = std::max(live.next_layer, std::min(advance.end_layer, limit));
+      for (int layer = live.next_layer; layer < end; ++layer) PassLayer(live.batch, layer);
+      live.next_layer = end;
+      result->batches.push_back({advance.batch, end});
+      if (end < info_.num_layers) continue;
+      Output(live.batch, result);
+      batches_.erase(it);
+    }
+  }
+
+  void PassLayer(const NewBatch& batch, int layer) {
+    for (const RowRun& run : batch.runs) {
+      const auto it = sequences_.find(run.sequence);
+      if (it == sequences_.end()) continue;
+      int32_t& rows = it->second.rows_at_layer[layer];
+      if (rows != run.first_position) Violation("a layer sees rows out of order");
+      rows = run.first_position + run.count;
+    }
+  }
+
+  void Output(const NewBatch& batch, StepResult* result) {
+    int32_t last_row = 0;
+    for (const RowOutput& output : batch.outputs) {
+      if (output.row < last_row) Violation("outputs do not ascend");
+      last_row = output.row;
+      int32_t row = output.row;
+      const auto run = std::find_if(batch.runs.begin(), batch.runs.end(), [&](const RowRun& r) {
+        if (row < r.count) return true;
+        row -= r.count;
+        return false;
+      });
+      if (run == batch.runs.end()) {
+        Violation("an output of a row that is not there");
+        continue;
+      }
+      const auto it = sequences_.find(run->sequence);
+      if (it == sequences_.end()) continue;
+      result->rows.push_back(OutputRow(&it->second, run->first_position + row, output));
+    }
+  }
+
+  RowResult OutputRow(Sequence* sequence, int32_t position, const RowOutput& output) {
+    RowResult row;
+    row.sequence = sequence->spec.sequence;
+    row.position = position;
+    row.kind = output.kind;
+    const uint64_t state = SimulatedState(sequence->tokens, position + 1);
+    switch (output.kind) {
+      case RowOutputKind::kSample:
+        if (position + 1 != static_cast<int64_t>(sequence->tokens.size())) {
+          Violation("a draw for a token that is known");
+        }
+        row.token = SimulatedToken(state, sequence->spec.sampling.seed);
+        row.log_prob = SimulatedLogProb(state, row.token);
+        if (std::exchange(draw_nan_, false)) row.token = -1;
+        sequence->tokens.push_back(row.token);
+        break;
+      case RowOutputKind::kLogProb:
+        row.token = output.target;
+        row.log_prob = SimulatedLogProb(state, output.target);
+        break;
+      case RowOutputKind::kLogits:
+        row.logits = {SimulatedLogProb(state, -1)};
+        break;
+    }
+    return row;
+  }
+
+  const AttentionWorkerInfo info_;
+  int free_pages_;
+  std::map<SequenceId, Sequence> sequences_;
+  std::map<BatchId, LiveBatch> batches_;
+  std::set<BatchId> died_;  // all of their rows are dead: a step on its way may name them
+  std::deque<Queued> queue_;
+  SequenceId last_sequence_ = 0;
+  BatchId last_batch_ = 0;
+  StepId last_step_ = 0;
+  bool failed_ = false;   // the step before
+  bool excused_ = false;  // the step that runs now
+  bool draw_nan_ = false;
+  std::optional<int> fail_at_;
+  absl::Status refuse_;
+  std::vector<std::string> violations_;
+};
+
+// The same behind the seam, with a thread.
+class SimulatedAttentionLink : public AttentionLink {
+ public:
+  // What outlives the link, for the test to look at.
+  struct Outcome {
+    std::mutex mutex;
+    std::vector<std::string> violations;
+    int links_destroyed = 0;
+    int64_t steps = 0;
+  };
+
+  // After `steps_until_down` steps the worker is gone; -1: never.
+  SimulatedAttentionLink(int num_layers, int total_pages, Observer* observer,
+                         std::shared_ptr<Outcome> outcome, int steps_until_down = -1)
+      : worker_(num_layers, total_pages),
+        observer_(observer),
+        outcome_(std::move(outcome)),
+        steps_until_down_(steps_until_down),
+        thread_([this] { Loop(); }) {}
+
+  ~SimulatedAttentionLink() override {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+    std::lock_guard lock(outcome_->mutex);
+    for (const std::string& violation : worker_.violations()) {
+      outcome_->violations.push_back(violation);
+    }
+    ++outcome_->links_destroyed;
+  }
+
+  AttentionWorkerInfo info() const override { return worker_.info(); }
+  void OpenSequence(SequenceSpec spec) override {
+    std::lock_guard lock(mutex_);
+    worker_.OpenSequence(std::move(spec));
+  }
+  void Run(Step step) override {
+    {
+      std::lock_guard lock(mutex_);
+      worker_.Run(std::move(step));
+    }
+    wake_.notify_all();
+  }
+  void Cancel(SequenceId sequence) override {
+    std::lock_guard lock(mutex_);
+    worker_.Cancel(sequence);
+  }
+  void Release(SequenceId sequence) override {
+    std::lock_guard lock(mutex_);
+    worker_.Release(sequence);
+  }
+
+ private:
+  void Loop() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      wake_.wait(lock, [this] { return stopping_ || worker_.queued() > 0; });
+      if (stopping_) return;
+      if (steps_until_down_-- == 0) {
+        lock.unlock();
+        observer_->OnDown(absl::UnavailableError("the simulated worker died"));
+        return;
+      }
+      StepResult result = *worker_.RunOne();
+      lock.unlock();
+      {
+        std::lock_guard outcome_lock(outcome_->mutex);
+        ++outcome_->steps;
+      }
+      observer_->OnStepResult(std::move(result));
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  SimulatedAttentionWorker worker_;
+  Observer* const observer_;
+  const std::shared_ptr<Outcome> outcome_;
+  int steps_until_down_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_TESTS_GATEWAY_SIMULATED_ATTENTION_LINK_H_

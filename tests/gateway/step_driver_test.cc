@@ -1,0 +1,246 @@
+#include "gateway/step_driver.h"
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/gateway/simulated_attention_link.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int kLayers = 4;
+
+class RecordingSink : public JobSink {
+ public:
+  void OnAdmitted() override {
+    std::lock_guard lock(mutex_);
+    ++admitted_;
+    changed_.notify_all();
+  }
+  void OnScored(const ScoredRow& row, float log_prob, std::vector<float>) override {
+    std::lock_guard lock(mutex_);
+    scores_.emplace_back(row.position, log_prob);
+  }
+  void OnToken(int32_t id, float) override {
+    std::lock_guard lock(mutex_);
+    tokens_.push_back(id);
+    changed_.notify_all();
+  }
+  void OnDone(JobEnd end, absl::Status status) override {
+    std::lock_guard lock(mutex_);
+    ++done_;
+    end_ = end;
+    status_ = std::move(status);
+    changed_.notify_all();
+  }
+
+  void WaitForTokens(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return tokens_.size() >= count || done_ > 0; });
+  }
+  absl::Status WaitForEnd() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return done_ > 0; });
+    return status_;
+  }
+  int done() {
+    std::lock_guard lock(mutex_);
+    return done_;
+  }
+  JobEnd end() {
+    std::lock_guard lock(mutex_);
+    return end_;
+  }
+  std::vector<int32_t> tokens() {
+    std::lock_guard lock(mutex_);
+    return tokens_;
+  }
+  size_t num_scores() {
+    std::lock_guard lock(mutex_);
+    return scores_.size();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int admitted_ = 0;
+  int done_ = 0;
+  JobEnd end_ = JobEnd::kFailed;
+  absl::Status status_;
+  std::vector<int32_t> tokens_;
+  std::vector<std::pair<int32_t, float>> scores_;
+};
+
+Job MakeJob(int prompt_tokens, int max_new_tokens, uint64_t seed) {
+  Job job;
+  for (int i = 0; i < prompt_tokens; ++i) {
+    job.prompt.push_back(static_cast<int32_t>(SimulatedMix(seed + i) % kSimulatedVocab));
+  }
+  job.max_new_tokens = max_new_tokens;
+  job.sampling.seed = seed;
+  return job;
+}
+
+std::vector<int32_t> AnswerOf(const Job& job) {
+  return SimulatedAnswer(job.prompt, job.sampling.seed, job.max_new_tokens, -2);
+}
+
+class StepDriverTest : public testing::Test {
+ protected:
+  AttentionLinkFactory Dial(int pages, int steps_until_down = -1) {
+    return
+        [=, this](
+            AttentionLink::Observer* observer) -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
+          return std::make_unique<SimulatedAttentionLink>(kLayers, pages, observer, outcome_,
+                                                          steps_until_down);
+        };
+  }
+  int links_destroyed() {
+    std::lock_guard lock(outcome_->mutex);
+    return outcome_->links_destroyed;
+  }
+  void TearDown() override { EXPECT_THAT(outcome_->violations, IsEmpty()); }
+
+  std::shared_ptr<SimulatedAttentionLink::Outcome> outcome_ =
+      std::make_shared<SimulatedAttentionLink::Outcome>();
+};
+
+int64_t CounterOf(const StepDriver& driver, const std::string& name) {
+  for (const auto& [key, value] : driver.Counters()) {
+    if (key == name) return value;
+  }
+  return -1;
+}
+
+TEST_F(StepDriverTest, ManyJobsOverTwoWorkers) {
+  StepDriver driver{SchedulerPolicy{}};
+  ASSERT_TRUE(driver.AddWorker(1, Dial(12)).ok());
+  ASSERT_TRUE(driver.AddWorker(2, Dial(9)).ok());
+  EXPECT_EQ(driver.num_workers(), 2);
+  std::vector<std::pair<Job, std::shared_ptr<RecordingSink>>> runs;
+  for (int i = 0; i < 100; ++i) {
+    Job job = MakeJob(1 + i * 3, 1 + i % 40, i);
+    if (i % 10 == 0) job.scored = {{0, 5, false}};
+    const auto sink = std::make_shared<RecordingSink>();
+    runs.emplace_back(job, sink);
+    ASSERT_TRUE(driver.Submit(std::move(job), sink).ok());
+  }
+  int64_t tokens = 0;
+  for (const auto& [job, sink] : runs) {
+    EXPECT_TRUE(sink->WaitForEnd().ok());
+    EXPECT_EQ(sink->end(), JobEnd::kLength);
+    EXPECT_EQ(sink->tokens(), AnswerOf(job));
+    EXPECT_EQ(sink->num_scores(), job.scored.size());
+    tokens += static_cast<int64_t>(sink->tokens().size());
+  }
+  EXPECT_TRUE(driver.Drain(absl::Seconds(10)));
+  EXPECT_EQ(CounterOf(driver, "jobs_total"), 100);
+  EXPECT_EQ(CounterOf(driver, "tokens_generated_total"), tokens);
+  for (const auto& [job, sink] : runs) EXPECT_EQ(sink->done(), 1);
+}
+
+TEST_F(StepDriverTest, JobsMoveWhenTheirWorkerDies) {
+  StepDriver driver{SchedulerPolicy{}};
+  ASSERT_TRUE(driver.AddWorker(1, Dial(12, /*steps_until_down=*/9)).ok());
+  const Job job = MakeJob(70, 60, 3);
+  const auto sink = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(driver.Submit(job, sink).ok());
+  sink->WaitForTokens(8);
+  ASSERT_TRUE(driver.AddWorker(2, Dial(12)).ok());
+  EXPECT_TRUE(sink->WaitForEnd().ok());
+  EXPECT_EQ(sink->tokens(), AnswerOf(job));
+  driver.RemoveWorker(1);  // nothing is left of it
+  EXPECT_EQ(links_destroyed(), 1);
+  EXPECT_EQ(driver.num_workers(), 1);
+}
+
+TEST_F(StepDriverTest, RemoveWorkerReturnsWhenTheLinkIsDestroyed) {
+  StepDriver driver{SchedulerPolicy{}};
+  ASSERT_TRUE(driver.AddWorker(1, Dial(12)).ok());
+  EXPECT_EQ(driver.AddWorker(1, Dial(12)).code(), absl::StatusCode::kAlreadyExists);
+  driver.RemoveWorker(1);
+  EXPECT_EQ(links_destroyed(), 1);
+  EXPECT_EQ(driver.num_workers(), 0);
+}
+
+TEST_F(StepDriverTest, AFailedDialLeavesNothingBehind) {
+  StepDriver driver{SchedulerPolicy{}};
+  const auto dial =
+      [](AttentionLink::Observer* observer) -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
+    observer->OnDown(absl::UnavailableError("gone at once"));
+    return absl::UnavailableError("no answer");
+  };
+  EXPECT_EQ(driver.AddWorker(1, dial).code(), absl::StatusCode::kUnavailable);
+  ASSERT_TRUE(driver.AddWorker(1, Dial(4)).ok());
+  const auto sink = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(driver.Submit(MakeJob(10, 5, 1), sink).ok());
+  EXPECT_TRUE(sink->WaitForEnd().ok());
+}
+
+TEST_F(StepDriverTest, CancelEndsAJobOnce) {
+  StepDriver driver{SchedulerPolicy{}};
+  const auto sink = std::make_shared<RecordingSink>();
+  const auto id = driver.Submit(MakeJob(10, 5, 1), sink);  // waits: there is no worker
+  ASSERT_TRUE(id.ok());
+  driver.Cancel(*id);
+  driver.Cancel(*id);
+  EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(driver.Drain(absl::Seconds(10)));
+  EXPECT_EQ(sink->done(), 1);
+}
+
+TEST_F(StepDriverTest, RefusesJobsWhenFullOrDraining) {
+  SchedulerPolicy policy;
+  policy.max_waiting = 2;
+  auto driver = std::make_unique<StepDriver>(policy);
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 2; ++i) {
+    sinks.push_back(std::make_shared<RecordingSink>());
+    ASSERT_TRUE(driver->Submit(MakeJob(10, 5, i), sinks.back()).ok());
+  }
+  const auto full = driver->Submit(MakeJob(10, 5, 3), sinks[0]);
+  EXPECT_EQ(full.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.status().message()), HasSubstr("2"));
+  EXPECT_FALSE(driver->Drain(absl::Milliseconds(1)));
+  EXPECT_EQ(driver->Submit(MakeJob(10, 5, 3), sinks[0]).status().code(),
+            absl::StatusCode::kUnavailable);
+  driver.reset();
+  for (const auto& sink : sinks) {
+    EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(sink->done(), 1);
+  }
+}
+
+TEST_F(StepDriverTest, DeadlinesAreKeptWithoutAnyEvent) {
+  SchedulerPolicy policy;
+  policy.max_wait_without_worker = absl::Milliseconds(20);
+  StepDriver driver(policy);
+  const auto sink = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(driver.Submit(MakeJob(10, 5, 1), sink).ok());
+  EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(StepDriverTest, EndsInTheMidstOfWork) {
+  const auto sink = std::make_shared<RecordingSink>();
+  {
+    StepDriver driver{SchedulerPolicy{}};
+    ASSERT_TRUE(driver.AddWorker(1, Dial(200)).ok());
+    ASSERT_TRUE(driver.Submit(MakeJob(10, 10000, 1), sink).ok());
+    sink->WaitForTokens(3);
+  }
+  EXPECT_EQ(sink->done(), 1);
+  EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace tandem

@@ -1,0 +1,242 @@
+#include "tests/integration/deployment.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <bit>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+extern char** environ;
+
+namespace tandem::test {
+namespace {
+
+constexpr absl::Duration kStartLimit = absl::Seconds(60);
+
+}  // namespace
+
+TempDir::TempDir() {
+  std::string path = (std::filesystem::temp_directory_path() / "tandem-test-XXXXXX").string();
+  path_ = mkdtemp(path.data());
+}
+TempDir::~TempDir() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+Process::Process(const std::vector<std::string>& command, const std::string& output_file)
+    : output_file_(output_file) {
+  std::vector<char*> argv;
+  for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+  argv.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_addopen(&actions, 1, output_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
+                                   0600);
+  posix_spawn_file_actions_adddup2(&actions, 1, 2);
+  if (posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ) != 0) ended_ = true;
+  posix_spawn_file_actions_destroy(&actions);
+}
+
+Process::~Process() {
+  Signal(SIGKILL);
+  Wait(absl::Seconds(10));
+}
+
+void Process::Signal(int signal) {
+  if (running()) kill(pid_, signal);
+}
+
+bool Process::running() {
+  if (!ended_ && waitpid(pid_, &status_, WNOHANG) == pid_) ended_ = true;
+  return !ended_;
+}
+
+int Process::Wait(absl::Duration limit) {
+  if (!WaitUntil([this] { return !running(); }, limit)) return -1000;
+  return WIFEXITED(status_) ? WEXITSTATUS(status_) : -WTERMSIG(status_);
+}
+
+std::string Process::Output() const {
+  std::ifstream file(output_file_, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+}
+
+std::string Process::WaitForWord(const std::string& marker, absl::Duration limit) {
+  std::string word;
+  WaitUntil(
+      [&] {
+        const bool alive = running();  // before reading, so that the last words are seen
+        const std::string output = Output();
+        const size_t at = output.find(marker);
+        const size_t begin = at + marker.size();
+        const size_t end = at == std::string::npos ? at : output.find_first_of(" \n;", begin);
+        if (end != std::string::npos) word = output.substr(begin, end - begin);
+        return !word.empty() || !alive;
+      },
+      limit);
+  return word;
+}
+
+bool WaitUntil(const std::function<bool()>& condition, absl::Duration limit) {
+  const absl::Time end = absl::Now() + limit;
+  while (!condition()) {
+    if (absl::Now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return true;
+}
+
+std::string Binary(const std::string& name) { return absl::StrCat(TANDEM_BINARY_DIR, "/", name); }
+std::string SourcePath(const std::string& relative) {
+  return absl::StrCat(TANDEM_SOURCE_DIR, "/", relative);
+}
+std::string TinyModel() { return SourcePath("tests/golden/tiny"); }
+
+Deployment::Deployment(const DeploymentOptions& options) {
+  const bool embedded = options.attention_workers == 0;
+  std::vector<std::string> command = {Binary("tandem-gateway"),
+                                      "--model",
+                                      options.model,
+                                      "--dtype",
+                                      options.dtype,
+                                      "--listen",
+                                      "127.0.0.1:0"};
+  if (!embedded) {
+    for (const std::string& word :
+         {std::string("--registry"), std::string("127.0.0.1:0"), std::string("--attention-workers"),
+          std::to_string(options.attention_workers), std::string("--expert-workers"),
+          std::to_string(options.expert_workers)}) {
+      command.push_back(word);
+    }
+  }
+  command.insert(command.end(), options.gateway_flags.begin(), options.gateway_flags.end());
+  gateway_ = std::make_unique<Process>(command, dir_.path() + "/gateway.log");
+  address_ = gateway_->WaitForWord("gateway on ", kStartLimit);
+  if (address_.empty()) {
+    ADD_FAILURE() << "the gateway does not start: " << gateway_->Output();
+    return;
+  }
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  stub_ = v1::Inference::NewStub(
+      grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
+  if (!embedded) {
+    const std::string registry = gateway_->WaitForWord("registry on ", kStartLimit);
+    const auto start = [&](const std::string& binary, int index) {
+      std::vector<std::string> worker = {Binary(binary),
+                                         "--model",
+                                         options.model,
+                                         "--dtype",
+                                         options.dtype,
+                                         "--registry",
+                                         registry,
+                                         "--listen",
+                                         "127.0.0.1:0",
+                                         "--threads",
+                                         "1"};
+      worker.insert(worker.end(), options.worker_flags.begin(), options.worker_flags.end());
+      workers_.push_back(
+          std::make_unique<Process>(worker, absl::StrCat(dir_.path(), "/", binary, index, ".log")));
+    };
+    for (int i = 0; i < options.attention_workers; ++i) start("tandem-attention-worker", i);
+    for (int i = 0; i < options.expert_workers; ++i) start("tandem-expert-worker", i);
+  }
+  if (!WaitUntil([&] { return Status().state() == "serving"; }, kStartLimit)) {
+    std::string logs = gateway_->Output();
+    for (const auto& worker : workers_) logs += worker->Output();
+    ADD_FAILURE() << "the deployment does not serve: " << Status().detail() << "\n" << logs;
+  }
+}
+
+v1::GetStatusResponse Deployment::Status() {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::GetStatusResponse status;
+  if (!stub_->GetStatus(&context, {}, &status).ok()) status.Clear();
+  return status;
+}
+
+std::vector<int64_t> Deployment::CounterEach(const std::string& kind, const std::string& name) {
+  std::vector<int64_t> values;
+  const v1::GetStatusResponse status = Status();
+  for (const auto& worker : status.workers()) {
+    if (worker.kind() != kind) continue;
+    const auto it = worker.counters().find(name);
+    values.push_back(it == worker.counters().end() ? -1 : it->second);
+  }
+  return values;
+}
+
+int64_t Deployment::Counter(const std::string& kind, const std::string& name) {
+  int64_t sum = 0;
+  for (int64_t value : CounterEach(kind, name)) sum += value;
+  return sum;
+}
+
+bool Deployment::Idle() {
+  const v1::GetStatusResponse status = Status();
+  bool idle = status.workers_size() > 0;
+  for (const auto& worker : status.workers()) {
+    const auto& counters = worker.counters();
+    const auto value = [&](const char* name) {
+      const auto it = counters.find(name);
+      return it == counters.end() ? 0 : it->second;
+    };
+    for (const char* name : {"requests_live", "jobs_waiting", "jobs_running", "steps_outstanding",
+                             "sequences_live", "batches_live", "rows_live", "parts_live"}) {
+      idle = idle && value(name) == 0;
+    }
+    idle = idle && value("pages_free") == value("pages_total");
+  }
+  return idle;
+}
+
+Answer Ask(v1::Inference::Stub& stub, const v1::GenerateRequest& request, absl::Duration timeout) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  const auto stream = stub.Generate(&context, request);
+  Answer answer;
+  v1::GenerateResponse response;
+  while (stream->Read(&response)) {
+    const auto& chunk = response.chunk();
+    answer.ids.insert(answer.ids.end(), chunk.token_ids().begin(), chunk.token_ids().end());
+    for (float log_prob : chunk.log_probs())
+      answer.bits.push_back(std::bit_cast<uint32_t>(log_prob));
+    answer.text += chunk.text();
+    if (response.has_finished()) answer.text += response.finished().text();
+  }
+  answer.status = stream->Finish();
+  return answer;
+}
+
+std::vector<Answer> AskAll(v1::Inference::Stub& stub,
+                           const std::vector<v1::GenerateRequest>& requests, int at_once) {
+  std::vector<Answer> answers(requests.size());
+  std::atomic<size_t> next = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < at_once; ++i) {
+    threads.emplace_back([&] {
+      for (size_t mine; (mine = next++) < requests.size();) {
+        answers[mine] = Ask(stub, requests[mine]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return answers;
+}
+
+}  // namespace tandem::test

@@ -1,0 +1,197 @@
+// The tool against the Hugging Face implementation: logits in f32 and bf16 by every path, greedy
+// ids. The project's own checkpoint always; those of ../shared/golden where that folder is.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/checkpoint/safetensors.h"
+#include "nlohmann/json.hpp"
+#include "tests/integration/deployment.h"
+
+namespace tandem::test {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr absl::Duration kCommandLimit = absl::Seconds(500);
+constexpr double kF32Error = 1e-5;
+constexpr double kBF16Factor = 1.25;  // of the reference's own bf16 run
+
+std::string Read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+}
+
+// Runs the tool; its output, or a failure.
+std::string Run(const std::vector<std::string>& arguments, const TempDir& dir) {
+  std::vector<std::string> command = {Binary("tandem")};
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  Process process(command, dir.path() + "/output");
+  EXPECT_EQ(process.Wait(kCommandLimit), 0) << absl::StrJoin(command, " ") << "\n"
+                                            << process.Output();
+  return process.Output();
+}
+
+std::vector<float> Floats(const std::string& bytes) {
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
+  return values;
+}
+
+std::vector<float> ReadNpy(const std::string& path) {
+  const std::string bytes = Read(path);
+  if (bytes.size() < 10) return {};
+  const size_t header = static_cast<uint8_t>(bytes[8]) | static_cast<uint8_t>(bytes[9]) << 8;
+  return Floats(bytes.substr(10 + header));
+}
+
+double RelativeError(const std::vector<float>& found, const std::vector<float>& expected) {
+  EXPECT_EQ(found.size(), expected.size());
+  if (found.size() != expected.size()) return INFINITY;
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    difference += (double{found[i]} - expected[i]) * (double{found[i]} - expected[i]);
+    norm += double{expected[i]} * expected[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+// A golden folder: a checkpoint and what the reference answered.
+class Golden {
+ public:
+  Golden(const std::string& folder, const std::string& checkpoint) : checkpoint_(checkpoint) {
+    json_ = Json::parse(Read(folder + "/expected.json"), nullptr, false);
+    auto file = SafetensorsFile::Open(folder + "/expected.safetensors");
+    EXPECT_TRUE(file.ok()) << file.status();
+    logits_ = *file;
+  }
+
+  const Json& prompts() const { return json_["prompts"]; }
+  const std::string& checkpoint() const { return checkpoint_; }
+
+  std::vector<float> ExpectedLogits(const std::string& prompt) const {
+    const SafetensorsEntry& entry = logits_->entries().at(prompt + ".logits");
+    std::vector<float> values((entry.end - entry.begin) / sizeof(float));
+    EXPECT_TRUE(logits_->Read(entry.begin, entry.end - entry.begin, values.data()).ok());
+    return values;
+  }
+
+  double Error(const Json& prompt, const std::string& dtype, const std::string& path) const {
+    TempDir dir;
+    std::ofstream(dir.path() + "/ids") << absl::StrJoin(prompt["ids"].get<std::vector<int>>(), " ");
+    std::vector<std::string> command = {
+        "score",
+        "--model",
+        checkpoint_,
+        "--dtype",
+        dtype,
+        "--ids-file",
+        dir.path() + "/ids",
+        "--json",
+        "--positions",
+        absl::StrJoin(prompt["positions"].get<std::vector<int>>(), ","),
+        "--logits",
+        dir.path() + "/logits.npy"};
+    if (!path.empty()) command.insert(command.end(), {"--path", path});
+    Run(command, dir);
+    return RelativeError(ReadNpy(dir.path() + "/logits.npy"),
+                         ExpectedLogits(prompt["name"].get<std::string>()));
+  }
+
+  std::vector<int> Greedy(const Json& prompt) const {
+    TempDir dir;
+    std::ofstream(dir.path() + "/ids") << absl::StrJoin(prompt["ids"].get<std::vector<int>>(), " ");
+    const std::string output =
+        Run({"generate", "--model", checkpoint_, "--dtype", "f32", "--ids-file",
+             dir.path() + "/ids", "--max-tokens", std::to_string(prompt["greedy_ids"].size()),
+             "--temperature", "0", "--ignore-eos", "--json"},
+            dir);
+    const Json json = Json::parse(output, nullptr, false);
+    return json.is_object() ? json.value("ids", std::vector<int>()) : std::vector<int>();
+  }
+
+ private:
+  const std::string checkpoint_;
+  Json json_;
+  std::shared_ptr<const SafetensorsFile> logits_;
+};
+
+// The checkpoint of the real widths is 2.2 GB: made once per build folder by its generator.
+std::string WideCheckpoint(const std::string& folder) {
+  const std::string made = absl::StrCat(TANDEM_BINARY_DIR, "/../golden/hf_wide_2_layers");
+  if (std::filesystem::exists(made + "/complete")) return made;
+  std::filesystem::create_directories(made);
+  Process process({"/usr/bin/python3", SourcePath("../shared/tools/make_checkpoint.py"),
+                   folder + "/config.json", made, "--seed", "7"},
+                  made + "/log");
+  EXPECT_EQ(process.Wait(kCommandLimit), 0) << process.Output();
+  std::ofstream(made + "/complete") << "\n";
+  return made;
+}
+
+class GoldenTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const std::string name = GetParam();
+    std::string folder = SourcePath("tests/golden/tiny");
+    if (name != "tiny") {
+      folder = SourcePath("../shared/golden/" + name);
+      if (!std::filesystem::exists(folder)) GTEST_SKIP() << folder << " is not there";
+    }
+    golden_.emplace(folder, name == "hf_wide_2_layers" ? WideCheckpoint(folder) : folder);
+    ASSERT_TRUE(golden_->prompts().is_array());
+  }
+
+  void ExpectF32(const std::string& path) {
+    for (const Json& prompt : golden_->prompts()) {
+      const double error = golden_->Error(prompt, "f32", path);
+      EXPECT_LE(error, kF32Error) << prompt["name"];
+      RecordProperty(prompt["name"].get<std::string>(), absl::StrCat(error));
+    }
+  }
+
+  std::optional<Golden> golden_;
+};
+
+TEST_P(GoldenTest, F32LogitsAsARequest) { ExpectF32(""); }
+TEST_P(GoldenTest, F32LogitsByPrefill) { ExpectF32("prefill"); }
+TEST_P(GoldenTest, F32LogitsByDecode) { ExpectF32("decode"); }
+TEST_P(GoldenTest, F32LogitsByChunks) { ExpectF32("chunk=100"); }
+
+TEST_P(GoldenTest, BF16IsNoFurtherFromF32ThanTheReferenceIs) {
+  double ours = 0, reference = 0;
+  for (const Json& prompt : golden_->prompts()) {
+    if (!prompt.contains("bf16_relative_error")) continue;
+    const double error = golden_->Error(prompt, "bf16", "");
+    ours += error * error;
+    reference += std::pow(prompt["bf16_relative_error"].get<double>(), 2);
+  }
+  ASSERT_GT(reference, 0);
+  EXPECT_LE(std::sqrt(ours), kBF16Factor * std::sqrt(reference));
+  RecordProperty("ratio", absl::StrCat(std::sqrt(ours / reference)));
+}
+
+TEST_P(GoldenTest, GreedyIds) {
+  for (const Json& prompt : golden_->prompts()) {
+    if (!prompt.contains("greedy_ids")) continue;
+    EXPECT_EQ(golden_->Greedy(prompt), prompt["greedy_ids"].get<std::vector<int>>())
+        << prompt["name"];
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenTest,
+                         testing::Values("tiny", "hf_tiny_plain", "hf_tiny_q_lora",
+                                         "hf_tiny_two_mscales", "hf_tiny_v2lite",
+                                         "hf_wide_2_layers"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace tandem::test

@@ -1,0 +1,172 @@
+// One answer, whatever the shape: the same prompts give the same ids and the same bits of the
+// log-probabilities however the service is put together.
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "tests/integration/deployment.h"
+
+namespace tandem::test {
+namespace {
+
+constexpr int kVocab = 1024;
+
+// 40 prompts of mixed lengths, every other one sampled with a seed of its own.
+std::vector<v1::GenerateRequest> Requests() {
+  std::mt19937 random(20240607);
+  const std::vector<int> lengths = {1,   2,   7,   17,  40,  63,  64,  65,  66,  90,
+                                    127, 128, 129, 130, 191, 192, 200, 260, 300, 420};
+  std::vector<v1::GenerateRequest> requests;
+  for (int i = 0; i < 40; ++i) {
+    v1::GenerateRequest request;
+    const int length = lengths[i % lengths.size()];
+    for (int k = 0; k < length; ++k) {
+      request.mutable_token_ids()->add_ids(static_cast<int32_t>(random() % kVocab));
+    }
+    request.mutable_sampling()->set_seed(1000 + i);
+    request.mutable_sampling()->set_temperature(i % 2 == 0 ? 0.0f : 0.9f);
+    request.mutable_sampling()->set_top_p(i % 4 == 1 ? 0.95f : 1.0f);
+    request.mutable_sampling()->set_top_k(i % 8 == 3 ? 20 : 0);
+    request.set_max_tokens(8 + i % 9);
+    request.set_ignore_eos(true);
+    requests.push_back(request);
+  }
+  return requests;
+}
+
+// Rows of all the requests that belong to the absorbed form: the prompt's last page, and every
+// generated token but the last, which is never fed back.
+int64_t AbsorbedRows() {
+  int64_t rows = 0;
+  for (const auto& request : Requests()) {
+    const int prompt = request.token_ids().ids_size();
+    rows += prompt - 64 * ((prompt - 1) / 64) + request.max_tokens() - 1;
+  }
+  return rows;
+}
+
+int64_t ExpandedRows() {
+  int64_t rows = 0;
+  for (const auto& request : Requests()) rows += 64 * ((request.token_ids().ids_size() - 1) / 64);
+  return rows;
+}
+
+// Embedded, one at a time: what everything else is compared with.
+const std::vector<Answer>& Reference(const std::string& dtype) {
+  static auto* answers = new std::map<std::string, std::vector<Answer>>;
+  if (answers->count(dtype) == 0) {
+    DeploymentOptions options;
+    options.dtype = dtype;
+    Deployment deployment(options);
+    (*answers)[dtype] = AskAll(deployment.stub(), Requests(), 1);
+  }
+  return answers->at(dtype);
+}
+
+void ExpectReference(const std::string& dtype, const std::vector<Answer>& answers) {
+  const std::vector<Answer>& reference = Reference(dtype);
+  const std::vector<v1::GenerateRequest> requests = Requests();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    ASSERT_TRUE(reference[i].status.ok()) << reference[i].status.error_message();
+    ASSERT_TRUE(answers[i].status.ok()) << i << ": " << answers[i].status.error_message();
+    ASSERT_EQ(reference[i].ids.size(), requests[i].max_tokens());
+    EXPECT_EQ(answers[i].ids, reference[i].ids) << "prompt " << i;
+    EXPECT_EQ(answers[i].bits, reference[i].bits) << "prompt " << i;
+  }
+}
+
+struct Shape {
+  const char* name;
+  int attention_workers;
+  int expert_workers;
+  int at_once;
+  int test_seed;
+};
+
+class TopologyTest : public testing::TestWithParam<std::tuple<const char*, Shape>> {};
+
+TEST_P(TopologyTest, GivesTheSameBits) {
+  const auto& [dtype, shape] = GetParam();
+  DeploymentOptions options;
+  options.dtype = dtype;
+  options.attention_workers = shape.attention_workers;
+  options.expert_workers = shape.expert_workers;
+  if (shape.test_seed != 0) {
+    options.gateway_flags = {"--test-schedule-seed", std::to_string(shape.test_seed)};
+  }
+  Deployment deployment(options);
+  ExpectReference(dtype, AskAll(deployment.stub(), Requests(), shape.at_once));
+
+  EXPECT_TRUE(WaitUntil([&] { return deployment.Idle(); }, absl::Seconds(20)));
+  for (int64_t rows : deployment.CounterEach("expert", "rows_total")) EXPECT_GT(rows, 0);
+  for (int64_t rows : deployment.CounterEach("attention", "absorbed_row_layers_total")) {
+    EXPECT_GT(rows, 0);
+  }
+  const int64_t preemptions = deployment.Counter("gateway", "preemptions_total");
+  if (shape.test_seed != 0) {
+    EXPECT_GT(preemptions, 0) << "the test scheduler interrupted nothing";
+    return;
+  }
+  EXPECT_EQ(preemptions, 0);
+  v1::GetModelResponse model;
+  grpc::ClientContext context;
+  ASSERT_TRUE(deployment.stub().GetModel(&context, {}, &model).ok());
+  EXPECT_EQ(deployment.Counter("attention", "absorbed_row_layers_total"),
+            AbsorbedRows() * model.num_layers());
+  EXPECT_EQ(deployment.Counter("attention", "expanded_row_layers_total"),
+            ExpandedRows() * model.num_layers());
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, TopologyTest,
+    testing::Combine(testing::Values("f32", "bf16"),
+                     testing::Values(Shape{"embedded_16_at_once", 0, 0, 16, 0},
+                                     Shape{"embedded_test_scheduler", 0, 0, 16, 7},
+                                     Shape{"three_processes", 1, 1, 16, 0},
+                                     Shape{"three_processes_alone", 1, 1, 1, 0},
+                                     Shape{"two_experts", 1, 2, 16, 0},
+                                     Shape{"four_experts", 1, 4, 16, 0},
+                                     Shape{"two_attention", 2, 2, 16, 0},
+                                     Shape{"two_experts_test_scheduler", 1, 2, 16, 11})),
+    [](const auto& info) {
+      return absl::StrCat(std::get<0>(info.param), "_", std::get<1>(info.param).name);
+    });
+
+TEST(WireTest, ProtobufEncodesOnlyHeadersAndEachWorkerMapsOnlyItsTensors) {
+  DeploymentOptions options;
+  options.attention_workers = 1;
+  options.expert_workers = 2;
+  Deployment deployment(options);
+  const std::vector<Answer> answers = AskAll(deployment.stub(), Requests(), 16);
+  for (const Answer& answer : answers) ASSERT_TRUE(answer.status.ok());
+  ASSERT_TRUE(WaitUntil([&] { return deployment.Idle(); }, absl::Seconds(20)));
+
+  // Rows are 4 * hidden bytes in f32; what protobuf encodes must not grow with them.
+  const int64_t frames = deployment.Counter("attention", "parts_total");
+  const int64_t header_bytes = deployment.Counter("attention", "expert_header_bytes_total");
+  const int64_t payload_bytes = deployment.Counter("attention", "expert_payload_bytes_total");
+  const int64_t rows = deployment.Counter("attention", "rows_sent_total");
+  EXPECT_GT(frames, 0);
+  EXPECT_LT(header_bytes, frames * 200);
+  EXPECT_GT(payload_bytes, rows * 4 * 8);
+
+  v1::GetModelResponse model;
+  grpc::ClientContext context;
+  ASSERT_TRUE(deployment.stub().GetModel(&context, {}, &model).ok());
+  const std::vector<int64_t> expert = deployment.CounterEach("expert", "mapped_tensors");
+  ASSERT_EQ(expert.size(), 2u);
+  const std::vector<int64_t> loaded = deployment.CounterEach("expert", "experts_loaded");
+  for (size_t i = 0; i < expert.size(); ++i) EXPECT_EQ(expert[i], 3 * loaded[i]);
+  // All tensors but the routed experts': embedding, final norm, lm_head; per layer 7 of attention
+  // and norms; 3 of a dense layer; router and 3 shared of a MoE layer.
+  const int64_t layers = model.num_layers();
+  EXPECT_EQ(deployment.Counter("attention", "mapped_tensors"),
+            3 + 7 * layers + 3 * 1 + 4 * (layers - 1));
+}
+
+}  // namespace
+}  // namespace tandem::test

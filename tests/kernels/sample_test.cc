@@ -1,0 +1,227 @@
+#include "kernels/ops/sample.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "tests/kernels/oracle.h"
+#include "tests/kernels/targets.h"
+
+namespace tandem::kernels {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+const float kNan = std::numeric_limits<float>::quiet_NaN();
+
+SamplingParams Params(float temperature, int32_t top_k = 0, float top_p = 1.0f, uint64_t seed = 1) {
+  SamplingParams params;
+  params.temperature = temperature;
+  params.top_k = top_k;
+  params.top_p = top_p;
+  params.seed = seed;
+  return params;
+}
+
+std::vector<SampledToken> Draw(const std::vector<float>& logits, const SamplingParams& params,
+                               int count, const std::vector<uint8_t>& allowed = {},
+                               int num_threads = 2) {
+  std::vector<float> all;
+  std::vector<SampleRow> rows;
+  for (int i = 0; i < count; ++i) {
+    all.insert(all.end(), logits.begin(), logits.end());
+    rows.push_back({params, i});
+  }
+  std::vector<SampledToken> out(count);
+  const TensorView view(all.data(), Dtype::kF32, {count, static_cast<int64_t>(logits.size())});
+  (*CreateCpuBackend(num_threads))->Sample({view, rows, allowed, absl::MakeSpan(out)});
+  return out;
+}
+
+SampledToken DrawOne(const std::vector<float>& logits, const SamplingParams& params,
+                     const std::vector<uint8_t>& allowed = {}) {
+  return Draw(logits, params, 1, allowed)[0];
+}
+
+std::vector<float> RandomLogits(size_t vocab, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  std::vector<float> logits(vocab);
+  for (float& l : logits) l = normal(random);
+  return logits;
+}
+
+double ExactLogProb(const std::vector<float>& logits, int32_t id) {
+  double max = -INFINITY, sum = 0;
+  for (float l : logits) max = std::max<double>(max, l);
+  for (float l : logits) sum += std::exp(l - max);
+  return logits[id] - max - std::log(sum);
+}
+
+TEST(SampleTest, GreedyTakesTheHighestLogitTheLowestIdFirst) {
+  EXPECT_EQ(DrawOne({1, 5, 3, 5}, Params(0)).id, 1);
+  EXPECT_EQ(DrawOne({-0.0f, 0.0f, -1}, Params(0)).id, 0);
+  EXPECT_EQ(DrawOne({1, 5, 3, 5}, Params(0), {1, 0, 1, 1}).id, 3);
+  EXPECT_NEAR(DrawOne({1, 5, 3, 5}, Params(0)).log_prob, ExactLogProb({1, 5, 3, 5}, 1), 1e-6);
+}
+
+TEST(SampleTest, LogProbIsThatOfTheAllowedCandidatesAtTemperatureOne) {
+  const SampledToken token = DrawOne({2, 9, 3, 1}, Params(0.3f, 1), {1, 0, 1, 1});
+  EXPECT_EQ(token.id, 2);
+  EXPECT_NEAR(token.log_prob, ExactLogProb({2, -kInfinity, 3, 1}, 2), 1e-6);
+}
+
+TEST(SampleTest, NanOrInfinityAmongCandidatesIsAnErrorOfTheRow) {
+  for (float temperature : {0.0f, 1.0f}) {
+    EXPECT_EQ(DrawOne({1, kNan, 3}, Params(temperature)).id, -1);
+    EXPECT_EQ(DrawOne({1, kInfinity, 3}, Params(temperature)).id, -1);
+    EXPECT_EQ(DrawOne({-kInfinity, -kInfinity}, Params(temperature)).id, -1);
+    EXPECT_EQ(DrawOne({1, 2}, Params(temperature), {0, 0}).id, -1);
+    EXPECT_EQ(DrawOne({-kInfinity, 2}, Params(temperature)).id, 1);
+    EXPECT_EQ(DrawOne({1, kNan, 0}, Params(temperature, 1), {1, 0, 1}).id, 0);
+  }
+}
+
+// Pearson's statistic of the draws against the exact distribution, over ids expected >= 5 times.
+void ExpectDistribution(const std::vector<float>& logits, const SamplingParams& params,
+                        const std::vector<uint8_t>& allowed = {}) {
+  constexpr int kDraws = 20000;
+  std::vector<int> counts(logits.size());
+  for (const SampledToken& token : Draw(logits, params, kDraws, allowed)) ++counts[token.id];
+  const std::vector<double> p = oracle::SamplingDistribution(
+      {logits.begin(), logits.end()}, allowed, params.temperature, params.top_k, params.top_p);
+  double chi_square = 0, degrees = -1, rest_p = 1;
+  int rest_count = kDraws;
+  for (size_t id = 0; id < p.size(); ++id) {
+    if (p[id] == 0) {
+      EXPECT_EQ(counts[id], 0) << id;
+    }
+    const double expected = p[id] * kDraws;
+    if (expected < 5) continue;
+    chi_square += (counts[id] - expected) * (counts[id] - expected) / expected;
+    rest_p -= p[id];
+    rest_count -= counts[id];
+    ++degrees;
+  }
+  EXPECT_LT(chi_square, degrees + 4 * std::sqrt(2 * degrees) + 4);
+  EXPECT_NEAR(rest_count, rest_p * kDraws, 5 * std::sqrt(rest_p * kDraws + 1) + 1);
+}
+
+TEST(SampleTest, DrawsFollowTheDistribution) {
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.0f));
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(0.5f, 0, 1.0f, 7));
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(2.0f, 3));
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.0f, 0, 0.7f));
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.5f, 4, 0.8f), {1, 1, 1, 0, 1, 1});
+  ExpectDistribution(RandomLogits(1000, 1), Params(1.0f));
+  ExpectDistribution(std::vector<float>(300, 0.0f), Params(1.0f));
+}
+
+TEST(SampleTest, AreIndependentOfRowsThreadsAndTarget) {
+  const std::vector<float> logits = RandomLogits(5003, 2);
+  const SamplingParams params = Params(1.3f, 0, 0.95f, 99);
+  const std::vector<SampledToken> want = Draw(logits, params, 60);
+  for (int64_t target : AvailableTargets()) {
+    ScopedTarget scoped(target);
+    for (int num_threads : {1, 3}) {
+      const std::vector<SampledToken> got = Draw(logits, params, 60, {}, num_threads);
+      for (int i = 0; i < 60; ++i) {
+        EXPECT_EQ(got[i].id, want[i].id);
+        EXPECT_EQ(got[i].log_prob, want[i].log_prob);
+      }
+    }
+  }
+}
+
+TEST(SampleTest, SeedChoiceAndPositionEachChangeTheDraw) {
+  const std::vector<float> flat(10000, 0.0f);
+  SamplingParams params = Params(1.0f);
+  const std::vector<SampledToken> by_position = Draw(flat, params, 3);
+  EXPECT_NE(by_position[0].id, by_position[1].id);
+  EXPECT_NE(by_position[1].id, by_position[2].id);
+  params.choice = 1;
+  EXPECT_NE(DrawOne(flat, params).id, by_position[0].id);
+  params = Params(1.0f, 0, 1.0f, 2);
+  EXPECT_NE(DrawOne(flat, params).id, by_position[0].id);
+}
+
+// Pins the random function: the same request gives the same text in every release of a class.
+TEST(SampleTest, DrawsAreStable) {
+  const std::vector<float> flat(100000, 0.0f);
+  const std::vector<SampledToken> draws = Draw(flat, Params(1.0f, 0, 1.0f, 42), 3);
+  EXPECT_EQ(draws[0].id, 90587);
+  EXPECT_EQ(draws[1].id, 57543);
+  EXPECT_EQ(draws[2].id, 15394);
+}
+
+TEST(SampleTest, TopKEdges) {
+  const std::vector<float> logits = {0, 3, 3, 1};
+  for (const SampledToken& t : Draw(logits, Params(1.0f, 1), 50)) EXPECT_EQ(t.id, 1);
+  for (const SampledToken& t : Draw(logits, Params(5.0f, 2), 50)) {
+    EXPECT_TRUE(t.id == 1 || t.id == 2);
+  }
+  const auto unlimited = Draw(logits, Params(5.0f), 50);
+  const auto beyond = Draw(logits, Params(5.0f, 1000), 50);
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(unlimited[i].id, beyond[i].id);
+}
+
+TEST(SampleTest, TopPEdges) {
+  // Two equal candidates: half of the weight is reached by the first alone, more only by both.
+  for (const SampledToken& t : Draw({4, 4}, Params(1.0f, 0, 0.5f), 50)) EXPECT_EQ(t.id, 0);
+  int second = 0;
+  for (const SampledToken& t : Draw({4, 4}, Params(1.0f, 0, 0.500001f), 200)) second += t.id;
+  EXPECT_GT(second, 50);
+  for (const SampledToken& t : Draw({1, 4, 2}, Params(1.0f, 0, 1e-20f), 50)) EXPECT_EQ(t.id, 1);
+}
+
+TEST(SampleTest, ExtremeTemperaturesAreFine) {
+  const std::vector<float> logits = {1.0f, 2.0f, 1.9999f, -500.0f};
+  for (float temperature : {1e-6f, 1e-30f, 1e-44f}) {
+    const SampledToken token = DrawOne(logits, Params(temperature));
+    EXPECT_EQ(token.id, 1);
+    EXPECT_NEAR(token.log_prob, ExactLogProb(logits, 1), 1e-6);
+  }
+  std::vector<int> counts(4);
+  for (const SampledToken& t : Draw(logits, Params(1e30f), 4000)) ++counts[t.id];
+  for (int count : counts) EXPECT_NEAR(count, 1000, 150);
+}
+
+TEST(SampleTest, LooksDeepIntoALargeVocabulary) {
+  const std::vector<float> logits(102400, 0.5f);
+  double mean = 0;
+  for (const SampledToken& t : Draw(logits, Params(1.0f), 100)) mean += t.id / 100.0;
+  EXPECT_NEAR(mean, 51200, 4 * 102400 / std::sqrt(12.0 * 100));
+}
+
+TEST(LogProbTest, AgreesWithTheOracle) {
+  for (size_t vocab : {1, 17, 1000, 102400}) {
+    std::vector<float> logits = RandomLogits(vocab, vocab);
+    const std::vector<int32_t> targets = {static_cast<int32_t>(vocab / 2)};
+    std::vector<float> out(1);
+    const TensorView view(logits.data(), Dtype::kF32, {1, static_cast<int64_t>(vocab)});
+    (*CreateCpuBackend(2))->LogProb({view, targets, absl::MakeSpan(out)});
+    const double want = ExactLogProb(logits, targets[0]);
+    // exp is good to 2^-22, a weight to half of 2^-40 of the best one; then one rounding.
+    const double tolerance = std::ldexp(1.0, -22) + std::ldexp(static_cast<double>(vocab), -41) +
+                             std::abs(want) * std::ldexp(1.0, -23);
+    EXPECT_NEAR(out[0], want, tolerance);
+  }
+}
+
+TEST(LogProbTest, ErrorsAreNan) {
+  std::vector<float> logits = {1, kNan, 1, kInfinity, 1, -kInfinity};
+  const std::vector<int32_t> targets = {0, 0, 1};
+  std::vector<float> out(3);
+  (*CreateCpuBackend(1))
+      ->LogProb({TensorView(logits.data(), Dtype::kF32, {3, 2}), targets, absl::MakeSpan(out)});
+  EXPECT_TRUE(std::isnan(out[0]));
+  EXPECT_TRUE(std::isnan(out[1]));
+  EXPECT_EQ(out[2], -kInfinity);
+}
+
+}  // namespace
+}  // namespace tandem::kernels

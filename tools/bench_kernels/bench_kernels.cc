@@ -1,0 +1,167 @@
+// Times the products that bound a step, beside what the machine can do at most, measured in the
+// same run: stream bandwidth for one row, fused multiply-adds for many. Each result is checked
+// first.
+//
+//   bench_kernels [threads]        0 or nothing: one per core
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/bf16.h"
+#include "kernels/cpu/thread_pool.h"
+#include "tools/bench_kernels/mul_add_peak.h"
+
+namespace tandem::kernels {
+namespace {
+
+struct Timing {
+  double median_s;
+  double spread;  // (third quartile - first) / median
+};
+
+template <typename Fn>
+Timing Measure(Fn fn) {
+  constexpr int kRuns = 15;
+  fn();
+  std::vector<double> seconds;
+  for (int i = 0; i < kRuns; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    fn();
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    seconds.push_back(time.count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[kRuns / 2];
+  return {median, (seconds[kRuns * 3 / 4] - seconds[kRuns / 4]) / median};
+}
+
+// The rate of reading memory, in bytes per second, by a sum that the compiler vectorizes.
+double StreamBandwidth(cpu::ThreadPool& pool) {
+  constexpr int64_t kWords = 32 << 20;
+  std::vector<uint64_t> data(kWords, 1);
+  volatile uint64_t sink = 0;
+  const Timing timing = Measure([&] {
+    pool.ParallelFor(kWords, 1 << 16, [&](int64_t begin, int64_t end) {
+      uint64_t sum = 0;
+      for (int64_t i = begin; i < end; ++i) sum += data[i];
+      if (sum == 42) sink = sum;
+    });
+  });
+  return kWords * 8.0 / timing.median_s;
+}
+
+// All threads' rate of fused multiply-adds on registers, in floating-point operations per second.
+double PeakFlopRate(cpu::ThreadPool& pool) {
+  constexpr int64_t kSteps = 2000000;
+  const int num_threads = pool.num_threads();
+  int64_t flops_of_one = 0;
+  const Timing timing = Measure([&] {
+    // One piece per thread; each lasts long enough for every thread to come and take its own.
+    pool.ParallelFor(num_threads, 1, [&](int64_t begin, int64_t) {
+      const int64_t flops = RunMulAdds(kSteps);
+      if (begin == 0) flops_of_one = flops;
+    });
+  });
+  return static_cast<double>(flops_of_one) * num_threads / timing.median_s;
+}
+
+// A bf16 product [rows, k] x [n, k] with values that repeat, so that it is cheap to check.
+struct Product {
+  Product(int64_t rows, int64_t n, int64_t k)
+      : x(rows * k), weight(n * k), out(rows * n), rows(rows), n(n), k(k) {
+    for (size_t i = 0; i < x.size(); ++i) x[i] = Value(i);
+    for (size_t i = 0; i < weight.size(); ++i) weight[i] = Value(i * 7);
+  }
+  static BF16 Value(size_t i) {
+    return cpu::RoundToBF16(static_cast<float>(i % 251) / 251.0f - 0.5f);
+  }
+  LinearArgs Args() {
+    return {TensorView(x.data(), Dtype::kBF16, {rows, k}),
+            TensorView(weight.data(), Dtype::kBF16, {n, k}),
+            TensorView(out.data(), Dtype::kF32, {rows, n})};
+  }
+  bool IsRight() const {
+    for (int64_t row : {int64_t{0}, rows - 1}) {
+      for (int64_t j = 0; j < n; j += 97) {
+        double sum = 0;
+        for (int64_t i = 0; i < k; ++i) {
+          sum += static_cast<double>(cpu::WidenBF16(x[row * k + i])) *
+                 cpu::WidenBF16(weight[j * k + i]);
+        }
+        if (std::abs(out[row * n + j] - sum) > 1e-5 * static_cast<double>(k)) return false;
+      }
+    }
+    return true;
+  }
+
+  std::vector<BF16> x, weight;
+  std::vector<float> out;
+  int64_t rows, n, k;
+};
+
+// Prints one line; false: the result is wrong.
+bool Bench(Backend& backend, const char* name, int64_t rows, int64_t n, int64_t k, double bandwidth,
+           double flop_rate) {
+  Product product(rows, n, k);
+  const LinearArgs args = product.Args();
+  backend.Linear(args);
+  if (!product.IsRight()) {
+    std::printf("%-22s WRONG RESULT\n", name);
+    return false;
+  }
+  const Timing timing = Measure([&] { backend.Linear(args); });
+  const double bytes_rate = 2.0 * static_cast<double>(n * k) / timing.median_s;
+  const double rate = 2.0 * static_cast<double>(rows * n * k) / timing.median_s;
+  std::printf("%-22s %8.3f ms +-%3.0f%%  %6.1f GB/s (%3.0f%%)  %7.1f GFLOP/s (%3.0f%%)\n", name,
+              timing.median_s * 1e3, timing.spread * 50, bytes_rate * 1e-9,
+              100 * bytes_rate / bandwidth, rate * 1e-9, 100 * rate / flop_rate);
+  return true;
+}
+
+int Main(int num_threads) {
+  auto backend = CreateCpuBackend(num_threads);
+  if (!backend.ok()) {
+    std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
+    return 1;
+  }
+  double bandwidth, flop_rate;
+  {
+    cpu::ThreadPool pool(num_threads);
+    bandwidth = StreamBandwidth(pool);
+    flop_rate = PeakFlopRate(pool);
+  }
+  std::printf("%s; ceilings: %.1f GB/s read, %.1f GFLOP/s f32\n", (*backend)->Description().c_str(),
+              bandwidth * 1e-9, flop_rate * 1e-9);
+  bool right = true;
+  const auto bench = [&](const char* name, int64_t rows, int64_t n, int64_t k) {
+    right &= Bench(**backend, name, rows, n, k, bandwidth, flop_rate);
+  };
+  bench("gate_proj, 1 row", 1, 10944, 2048);
+  bench("gate_proj, 4 rows", 4, 10944, 2048);
+  bench("gate_proj, 64 rows", 64, 10944, 2048);
+  bench("down_proj, 64 rows", 64, 2048, 10944);
+  bench("lm_head, 1 row", 1, 102400, 2048);
+  return right ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace tandem::kernels
+
+int main(int argc, char** argv) {
+  int num_threads = 0;
+  if (argc > 2 || (argc == 2 && !absl::SimpleAtoi(argv[1], &num_threads))) {
+    std::fprintf(stderr, "Usage: %s [threads]\n", argv[0]);
+    return 2;
+  }
+  return tandem::kernels::Main(num_threads);
+}

@@ -1,0 +1,144 @@
+#include "client.h"
+
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/service/service_host.h"
+#include "common/status.h"
+#include "common/mode.h"
+
+namespace tandem::tool {
+
+void ConnectOptions::AddTo(CLI::App& app) {
+  auto* server_option =
+      app.add_option("--server", server, "gateway to ask, host:port")->capture_default_str();
+  app.add_option("--model", model_dir, "checkpoint folder to run in this process instead")
+      ->excludes(server_option);
+  app.add_option("--dtype", dtype, "with --model: f32 or bf16")->capture_default_str();
+  app.add_option("--threads", threads, "with --model: compute threads, 0 for one per core")
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--cache-tokens", cache_tokens, "with --model: size of the latent cache")
+      ->check(CLI::Range(int64_t{64}, int64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--timeout", timeout_s, "seconds that a request may take, 0 for no limit")
+      ->check(CLI::NonNegativeNumber);
+  AddJsonTo(app);
+}
+
+void ConnectOptions::AddJsonTo(CLI::App& app) { app.add_flag("--json", json, "print JSON"); }
+
+Client::~Client() = default;
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& options) {
+  auto client = std::unique_ptr<Client>(new Client);
+  client->options_ = options;
+  std::shared_ptr<grpc::Channel> channel;
+  if (options.model_dir.empty()) {
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(-1);
+    channel =
+        grpc::CreateCustomChannel(options.server, grpc::InsecureChannelCredentials(), arguments);
+  } else {
+    EmbeddedOptions embedded;
+    embedded.model_dir = options.model_dir;
+    TANDEM_ASSIGN_OR_RETURN(embedded.dtype, ParseMode(options.dtype));
+    embedded.threads = options.threads;
+    embedded.cache_tokens = options.cache_tokens;
+    TANDEM_ASSIGN_OR_RETURN(client->deployment_, InProcessDeployment::Create(embedded));
+    channel = client->deployment_->Channel();
+  }
+  client->stub_ = v1::Inference::NewStub(channel);
+  return client;
+}
+
+std::unique_ptr<grpc::ClientContext> Client::NewContext() const {
+  auto context = std::make_unique<grpc::ClientContext>();
+  if (options_.timeout_s > 0) {
+    context->set_deadline(std::chrono::system_clock::now() +
+                          std::chrono::microseconds(std::llround(options_.timeout_s * 1e6)));
+  }
+  return context;
+}
+
+absl::Status Client::Explain(const grpc::Status& status) const {
+  if (status.ok()) return absl::OkStatus();
+  if (status.error_code() == grpc::DEADLINE_EXCEEDED) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("no answer within the ", options_.timeout_s, " s of --timeout"));
+  }
+  if (status.error_code() == grpc::UNAVAILABLE && options_.model_dir.empty() &&
+      status.error_message().find("connect") != std::string::npos) {
+    return absl::UnavailableError(
+        absl::StrCat("no server answers at ", options_.server,
+                     ": start one with scripts/run --keep, or use --model"));
+  }
+  return FromGrpc(status);
+}
+
+absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest& request,
+                                       const std::function<void(const std::string&)>& on_text) {
+  const auto context = client.NewContext();
+  const auto stream = client.stub().Generate(context.get(), request);
+  Completion completion;
+  v1::GenerateResponse response;
+  const auto add_text = [&](const std::string& text) {
+    completion.text += text;
+    if (!text.empty() && on_text) on_text(text);
+  };
+  while (stream->Read(&response)) {
+    if (response.has_started()) {
+      completion.started = response.started();
+    } else if (response.has_chunk()) {
+      const auto& chunk = response.chunk();
+      completion.ids.insert(completion.ids.end(), chunk.token_ids().begin(),
+                            chunk.token_ids().end());
+      completion.log_probs.insert(completion.log_probs.end(), chunk.log_probs().begin(),
+                                  chunk.log_probs().end());
+      add_text(chunk.text());
+    } else if (response.has_finished()) {
+      completion.finished = response.finished();
+      add_text(response.finished().text());
+    }
+  }
+  TANDEM_RETURN_IF_ERROR(client.Explain(stream->Finish()));
+  return completion;
+}
+
+const char* FinishReasonName(v1::GenerateResponse::FinishReason reason) {
+  switch (reason) {
+    case v1::GenerateResponse::FINISH_REASON_EOS:
+      return "eos";
+    case v1::GenerateResponse::FINISH_REASON_LENGTH:
+      return "length";
+    case v1::GenerateResponse::FINISH_REASON_STOP:
+      return "stop";
+    default:
+      return "unknown";
+  }
+}
+
+void SamplingOptions::AddTo(CLI::App& app) {
+  temperature_given = app.add_option("--temperature", temperature, "0 is greedy");
+  top_k_given = app.add_option("--top-k", top_k, "candidates to draw from, 0 for all");
+  top_p_given = app.add_option("--top-p", top_p, "share of the probability to draw from");
+  seed_given = app.add_option("--seed", seed, "the same seed gives the same tokens");
+  max_tokens_given = app.add_option("--max-tokens", max_tokens, "tokens to generate at most");
+  app.add_flag("--ignore-eos", ignore_eos, "go on after an end-of-sequence token");
+  app.add_option("--stop", stop, "end before this text; may be given several times")
+      ->allow_extra_args(false);
+}
+
+void SamplingOptions::Fill(v1::GenerateRequest& request) const {
+  v1::Sampling& sampling = *request.mutable_sampling();
+  if (temperature_given->count() > 0) sampling.set_temperature(temperature);
+  if (top_k_given->count() > 0) sampling.set_top_k(top_k);
+  if (top_p_given->count() > 0) sampling.set_top_p(top_p);
+  if (seed_given->count() > 0) sampling.set_seed(seed);
+  if (max_tokens_given->count() > 0) request.set_max_tokens(max_tokens);
+  request.set_ignore_eos(ignore_eos);
+  for (const std::string& text : stop) request.add_stop(text);
+}
+
+}  // namespace tandem::tool

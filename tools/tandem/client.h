@@ -1,0 +1,89 @@
+// The tool's connection: to a server, or to a deployment that it composes in its own process.
+// Either way the same gRPC stub.
+#ifndef TANDEM_TOOLS_TANDEM_CLIENT_H_
+#define TANDEM_TOOLS_TANDEM_CLIENT_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "gateway/embedded.h"
+#include "proto/inference.grpc.pb.h"
+
+namespace tandem::tool {
+
+// Where to ask; the same flags on every command.
+struct ConnectOptions {
+  std::string server = "127.0.0.1:8470";
+  std::string model_dir;  // not empty: in this process
+  std::string dtype = "bf16";
+  int threads = 0;
+  int64_t cache_tokens = 65536;
+  double timeout_s = 0;  // of one request; 0: none
+  bool json = false;
+
+  void AddTo(CLI::App& app);
+  void AddJsonTo(CLI::App& app);
+};
+
+class Client {
+ public:
+  static absl::StatusOr<std::unique_ptr<Client>> Connect(const ConnectOptions& options);
+  ~Client();
+
+  v1::Inference::Stub& stub() { return *stub_; }
+  // A context with the request's deadline.
+  std::unique_ptr<grpc::ClientContext> NewContext() const;
+  // The call's status with what a person needs to act on it.
+  absl::Status Explain(const grpc::Status& status) const;
+
+ private:
+  Client() = default;
+  ConnectOptions options_;
+  std::unique_ptr<InProcessDeployment> deployment_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+};
+
+// What a finished Generate came to.
+struct Completion {
+  std::string text;
+  std::vector<int32_t> ids;
+  std::vector<float> log_probs;
+  v1::GenerateResponse::Started started;
+  v1::GenerateResponse::Finished finished;
+};
+
+// Runs one Generate; `on_text` gets each piece of text as it comes.
+absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest& request,
+                                       const std::function<void(const std::string&)>& on_text);
+
+const char* FinishReasonName(v1::GenerateResponse::FinishReason reason);  // "eos", "length", "stop"
+
+// Sampling flags, shared by generate and chat.
+struct SamplingOptions {
+  CLI::Option* temperature_given = nullptr;
+  CLI::Option* top_k_given = nullptr;
+  CLI::Option* top_p_given = nullptr;
+  CLI::Option* seed_given = nullptr;
+  CLI::Option* max_tokens_given = nullptr;
+  float temperature = 1;
+  uint32_t top_k = 0;
+  float top_p = 1;
+  uint64_t seed = 0;
+  uint32_t max_tokens = 0;
+  bool ignore_eos = false;
+  std::vector<std::string> stop;
+
+  void AddTo(CLI::App& app);
+  void Fill(v1::GenerateRequest& request) const;
+};
+
+}  // namespace tandem::tool
+
+#endif  // TANDEM_TOOLS_TANDEM_CLIENT_H_

@@ -1,0 +1,93 @@
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "client.h"
+#include "commands.h"
+#include "common/status.h"
+#include "io.h"
+
+namespace tandem::tool {
+namespace {
+
+struct Options {
+  ConnectOptions connect;
+  SamplingOptions sampling;
+  std::string prompt;
+  std::string ids_file;
+  bool match_added_tokens = false;
+};
+
+nlohmann::json ToJson(const Completion& completion) {
+  const auto& finished = completion.finished;
+  return {{"text", completion.text},
+          {"ids", completion.ids},
+          {"log_probs", completion.log_probs},
+          {"finish_reason", FinishReasonName(finished.reason())},
+          {"model", completion.started.model()},
+          {"seed", completion.started.seed()},
+          {"prompt_tokens", finished.prompt_tokens()},
+          {"completion_tokens", finished.completion_tokens()},
+          {"queue_us", finished.queue_us()},
+          {"prefill_us", finished.prefill_us()},
+          {"decode_us", finished.decode_us()}};
+}
+
+void PrintSpeed(const Completion& completion) {
+  const auto& finished = completion.finished;
+  const double prefill_s = 1e-6 * static_cast<double>(finished.prefill_us());
+  const double decode_s = 1e-6 * static_cast<double>(finished.decode_us());
+  std::fprintf(stderr, "[%u prompt tokens in %.3f s; %u tokens", finished.prompt_tokens(),
+               prefill_s, finished.completion_tokens());
+  if (finished.completion_tokens() > 1 && decode_s > 0) {
+    std::fprintf(stderr, ", %.1f per second", (finished.completion_tokens() - 1) / decode_s);
+  }
+  std::fprintf(stderr, "; ended by %s; seed %llu]\n", FinishReasonName(finished.reason()),
+               static_cast<unsigned long long>(completion.started.seed()));
+}
+
+absl::Status Run(const Options& options) {
+  v1::GenerateRequest request;
+  options.sampling.Fill(request);
+  request.set_match_added_tokens(options.match_added_tokens);
+  if (!options.ids_file.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(const auto ids, ReadIdsFile(options.ids_file));
+    request.mutable_token_ids()->mutable_ids()->Add(ids.begin(), ids.end());
+  } else {
+    request.set_text(options.prompt);
+  }
+  TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
+  std::function<void(const std::string&)> print;
+  if (!options.connect.json)
+    print = [](const std::string& text) { std::cout << text << std::flush; };
+  TANDEM_ASSIGN_OR_RETURN(const Completion completion, RunGenerate(*client, request, print));
+  if (options.connect.json) {
+    std::cout << Dump(ToJson(completion)) << "\n";
+    return absl::OkStatus();
+  }
+  if (completion.text.empty()) {
+    for (int32_t id : completion.ids) std::cout << id << " ";
+  }
+  std::cout << std::endl;
+  PrintSpeed(completion);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddGenerate(CLI::App& root) {
+  auto options = std::make_shared<Options>();
+  CLI::App* app = root.add_subcommand("generate", "continues a prompt");
+  auto* prompt = app->add_option("prompt", options->prompt, "text to continue");
+  auto* ids = app->add_option("--ids-file", options->ids_file,
+                              "file of whitespace-separated token ids to continue");
+  prompt->excludes(ids);
+  app->add_flag("--match-added-tokens", options->match_added_tokens,
+                "names of added tokens in the prompt become these tokens");
+  options->connect.AddTo(*app);
+  options->sampling.AddTo(*app);
+  return {app, [options] { return Run(*options); }};
+}
+
+}  // namespace tandem::tool
