@@ -188,7 +188,7 @@ class AttentionEngine::Impl {
         work_ = false;
         sessions = sessions_;
       }
-      EndCancelled();
+      EndCancelled();  // with no step to come, too
       std::vector<Job> jobs;
       std::vector<std::shared_ptr<Session>> running;
       for (const auto& session : sessions) {
@@ -246,6 +246,7 @@ class AttentionEngine::Impl {
   // The step's job, or nothing if it is answered already.
   std::optional<Job> HandleStep(Session& session, Message& message) {
     SessionState& state = session.state;
+    EndCancelled();  // what was cancelled before the step was sent
     ForgetDeadBatches(&state);
     StepResult answer;
     answer.step = message.step->step;

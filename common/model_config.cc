@@ -1,10 +1,10 @@
 #include "common/model_config.h"
 
+#include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint/read_file.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
 
@@ -18,6 +18,14 @@ double YarnGrowth(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
+// A JSON value for an error message, cut where it is long.
+std::string Brief(const Json& value) {
+  constexpr size_t kMaxCharacters = 64;
+  std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true);
+  if (text.size() > kMaxCharacters) text.replace(kMaxCharacters, std::string::npos, "...");
+  return text;
+}
+
 // Typed access to one JSON object; every error names source and key.
 class Reader {
  public:
@@ -28,6 +36,10 @@ class Reader {
   }
   absl::Status Unsupported(const std::string& key, const std::string& problem) const {
     return absl::UnimplementedError(absl::StrCat(source_, ": ", key, " ", problem));
+  }
+
+  absl::Status Require(const char* key) const {
+    return object_.contains(key) ? absl::OkStatus() : Invalid(key, "is missing");
   }
 
   // The member, or null where it is missing or null.
@@ -44,10 +56,10 @@ class Reader {
       return Invalid(key, "is missing");
     }
     if (!value->is_number())
-      return Invalid(key, absl::StrCat("is ", value->dump(), ", not a number"));
+      return Invalid(key, absl::StrCat("is ", Brief(*value), ", not a number"));
     const double number = value->get<double>();
     if (!(number >= low && number <= high)) {
-      return Invalid(key, absl::StrCat("is ", value->dump(), ", but must be ", low, " to ", high));
+      return Invalid(key, absl::StrCat("is ", Brief(*value), ", but must be ", low, " to ", high));
     }
     return number;
   }
@@ -72,7 +84,7 @@ class Reader {
     const Json* value = Find(key);
     if (value == nullptr) return fallback;
     if (!value->is_boolean())
-      return Invalid(key, absl::StrCat("is ", value->dump(), ", not a bool"));
+      return Invalid(key, absl::StrCat("is ", Brief(*value), ", not a bool"));
     return value->get<bool>();
   }
 
@@ -80,7 +92,7 @@ class Reader {
     const Json* value = Find(key);
     if (value == nullptr) return std::string(fallback);
     if (!value->is_string()) {
-      return Invalid(key, absl::StrCat("is ", value->dump(), ", not a string"));
+      return Invalid(key, absl::StrCat("is ", Brief(*value), ", not a string"));
     }
     return value->get<std::string>();
   }
@@ -90,7 +102,7 @@ class Reader {
     TANDEM_ASSIGN_OR_RETURN(const std::string value, String(key, supported));
     if (value == supported) return absl::OkStatus();
     return Unsupported(
-        key, absl::StrCat("is \"", value, "\", but only \"", supported, "\" is supported"));
+        key, absl::StrCat("is ", Brief(value), ", but only \"", supported, "\" is supported"));
   }
   absl::Status MustBe(const char* key, bool supported) const {
     TANDEM_ASSIGN_OR_RETURN(const bool value, Bool(key, supported));
@@ -99,7 +111,6 @@ class Reader {
                                          supported ? "true" : "false", " is supported"));
   }
 
-  const Json& object() const { return object_; }
   absl::string_view source() const { return source_; }
 
  private:
@@ -108,6 +119,8 @@ class Reader {
 };
 
 constexpr int32_t kMaxWidth = 1 << 20;
+// Well above 1, by whose logarithm YaRN divides.
+constexpr double kMinTheta = 2;
 
 absl::Status ParseShape(const Reader& r, ModelConfig* c) {
   TANDEM_RETURN_IF_ERROR(r.Int("vocab_size", {}, 1, 1 << 24, &c->vocab_size));
@@ -133,26 +146,32 @@ absl::Status ParseExperts(const Reader& r, ModelConfig* c) {
   if (c->num_experts == 0) return absl::OkStatus();
   TANDEM_RETURN_IF_ERROR(
       r.Width("moe_intermediate_size", {}, 8, kMaxWidth, &c->moe_intermediate_size));
+  // null says that there are none; without the key nothing is said, and a missing answer would go
+  // unnoticed, since tensors that are not asked for are ignored.
+  TANDEM_RETURN_IF_ERROR(r.Require("n_shared_experts"));
   TANDEM_RETURN_IF_ERROR(r.Int("n_shared_experts", 0, 0, 64, &c->num_shared_experts));
   TANDEM_RETURN_IF_ERROR(r.Int("num_experts_per_tok", {}, 1, 256, &c->experts_per_token));
-  TANDEM_RETURN_IF_ERROR(r.Int("first_k_dense_replace", 0, 0, 4096, &c->first_k_dense_replace));
+  TANDEM_RETURN_IF_ERROR(r.Int("first_k_dense_replace", {}, 0, 4096, &c->first_k_dense_replace));
   TANDEM_RETURN_IF_ERROR(r.Int("moe_layer_freq", 1, 1, 4096, &c->moe_layer_freq));
   TANDEM_RETURN_IF_ERROR(r.Must("scoring_func", "softmax"));
   TANDEM_ASSIGN_OR_RETURN(c->norm_topk_prob, r.Bool("norm_topk_prob", false));
-  TANDEM_ASSIGN_OR_RETURN(const double scaling, r.Number("routed_scaling_factor", 1, 0, 1e6));
+  TANDEM_ASSIGN_OR_RETURN(const double scaling, r.Number("routed_scaling_factor", {}, 0, 1e6));
   c->routed_scaling_factor = static_cast<float>(scaling);
   if (c->experts_per_token > c->num_experts) {
     return r.Invalid(
         "num_experts_per_tok",
         absl::StrCat("is ", c->experts_per_token, ", but there are ", c->num_experts, " experts"));
   }
+  // The original gate normalises only where there is something to normalise.
+  c->norm_topk_prob = c->norm_topk_prob && c->experts_per_token > 1;
   // "gready" is how the original configuration class spells its default.
+  TANDEM_RETURN_IF_ERROR(r.Require("topk_method"));
   TANDEM_ASSIGN_OR_RETURN(const std::string method, r.String("topk_method", "greedy"));
   if (method == "greedy" || method == "gready") return absl::OkStatus();
   if (method != "group_limited_greedy") {
-    return r.Unsupported("topk_method", absl::StrCat("is \"", method,
-                                                     "\", but only greedy and group_limited_greedy "
-                                                     "are supported"));
+    return r.Unsupported("topk_method", absl::StrCat("is ", Brief(method),
+                                                     ", but only greedy and "
+                                                     "group_limited_greedy are supported"));
   }
   c->topk_method = TopkMethod::kGroupLimitedGreedy;
   TANDEM_RETURN_IF_ERROR(r.Int("n_group", {}, 1, 1 << 16, &c->num_groups));
@@ -178,17 +197,26 @@ absl::Status ParseRope(const Reader& r, ModelConfig* c) {
   const Reader s(scaling == nullptr ? none : *scaling, r.source());
   std::optional<double> outer_theta;
   if (r.Find("rope_theta") != nullptr || s.Find("rope_theta") == nullptr) {
-    TANDEM_ASSIGN_OR_RETURN(outer_theta, r.Number("rope_theta", {}, 1, 1e12));
+    TANDEM_ASSIGN_OR_RETURN(outer_theta, r.Number("rope_theta", {}, kMinTheta, 1e12));
   }
-  TANDEM_ASSIGN_OR_RETURN(c->rope_theta, s.Number("rope_theta", outer_theta, 1, 1e12));
+  TANDEM_ASSIGN_OR_RETURN(c->rope_theta, s.Number("rope_theta", outer_theta, kMinTheta, 1e12));
   if (scaling == nullptr) return absl::OkStatus();
-  TANDEM_ASSIGN_OR_RETURN(const std::string old_type, s.String("type", "default"));
-  TANDEM_ASSIGN_OR_RETURN(const std::string type, s.String("rope_type", old_type.c_str()));
+  TANDEM_ASSIGN_OR_RETURN(const std::string old_type, s.String("type", ""));
+  TANDEM_ASSIGN_OR_RETURN(std::string type, s.String("rope_type", old_type.c_str()));
+  if (!old_type.empty() && type != old_type) {
+    return r.Invalid("rope_scaling", "has a type and a rope_type that differ");
+  }
+  if (type.empty() && s.Find("factor") == nullptr) type = "default";
   if (type == "default") return absl::OkStatus();
   if (type != "yarn") {
-    return r.Unsupported("rope_scaling",
-                         absl::StrCat("has the type \"", type, "\", but only yarn is supported"));
+    return r.Unsupported(
+        "rope_scaling", absl::StrCat("has the type ", Brief(type), ", but only yarn is supported"));
   }
+  // Keys of the general YaRN that DeepSeek-V2's own code does not know, and that would change it.
+  if (s.Find("attention_factor") != nullptr) {
+    return r.Unsupported("rope_scaling", "has an attention_factor, which is not supported");
+  }
+  TANDEM_RETURN_IF_ERROR(s.MustBe("truncate", true));
   YarnScaling yarn;
   TANDEM_ASSIGN_OR_RETURN(yarn.factor, s.Number("factor", {}, 1, 1e6));
   TANDEM_ASSIGN_OR_RETURN(yarn.original_max_position_embeddings,
@@ -206,7 +234,7 @@ absl::Status ParseTokens(const Reader& r, ModelConfig* c) {
     if (!value.is_number_integer() || value.get<double>() < 0 ||
         value.get<double>() >= c->vocab_size) {
       return r.Invalid(key,
-                       absl::StrCat("is ", value.dump(), ", which is no token of ", c->vocab_size));
+                       absl::StrCat("is ", Brief(value), ", which is no token of ", c->vocab_size));
     }
     return value.get<int32_t>();
   };
@@ -215,6 +243,8 @@ absl::Status ParseTokens(const Reader& r, ModelConfig* c) {
   }
   if (const Json* eos = r.Find("eos_token_id")) {
     const Json list = eos->is_array() ? *eos : Json::array({*eos});
+    constexpr size_t kMaxEosIds = 256;
+    if (list.size() > kMaxEosIds) return r.Invalid("eos_token_id", "is a list of over 256 ids");
     for (const Json& value : list) {
       TANDEM_ASSIGN_OR_RETURN(const int32_t token, id("eos_token_id", value));
       c->eos_token_ids.push_back(token);
@@ -275,7 +305,9 @@ std::vector<float> ModelConfig::RopeFrequencies() const {
 }
 
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json, absl::string_view source) {
-  const Json object = Json::parse(json.begin(), json.end(), nullptr, /*allow_exceptions=*/false);
+  // What is nested deeper than any key that is read is dropped unread, so that memory is bounded.
+  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= 4; };
+  const Json object = Json::parse(json.begin(), json.end(), shallow, /*allow_exceptions=*/false);
   if (!object.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(source, " is not a JSON object"));
   }
@@ -283,7 +315,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json, absl::strin
   TANDEM_ASSIGN_OR_RETURN(const std::string type, r.String("model_type", ""));
   if (type != "deepseek_v2") {
     return r.Unsupported("model_type",
-                         absl::StrCat("is \"", type, "\", but only deepseek_v2 is supported"));
+                         absl::StrCat("is ", Brief(type), ", but only deepseek_v2 is supported"));
   }
   TANDEM_RETURN_IF_ERROR(r.MustBe("use_mla", true));
   TANDEM_RETURN_IF_ERROR(r.MustBe("attention_bias", false));
@@ -302,10 +334,9 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json, absl::strin
 }
 
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir) {
+  constexpr size_t kMaxConfigBytes = 1 << 20;
   const std::string path = absl::StrCat(dir, "/config.json");
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  const std::string json((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  TANDEM_ASSIGN_OR_RETURN(const std::string json, ReadSmallFile(path, kMaxConfigBytes));
   return ParseModelConfig(json, path);
 }
 

@@ -1,14 +1,19 @@
 #include "common/checkpoint/checkpoint.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/checkpoint/convert.h"
+#include "common/checkpoint/read_file.h"
+#include "common/checkpoint/tensor_table.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
 
@@ -16,65 +21,19 @@ namespace tandem {
 namespace {
 
 using Json = nlohmann::json;
-using Shapes = std::map<std::string, std::vector<int64_t>>;
 
-std::string ShapeName(const std::vector<int64_t>& shape) {
+constexpr size_t kMaxIndexBytes = 64 << 20;
+
+std::string ShapeName(const TensorShape& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
-void AddMlp(const std::string& prefix, int64_t hidden, int64_t intermediate, Shapes* shapes) {
-  (*shapes)[prefix + "gate_proj.weight"] = {intermediate, hidden};
-  (*shapes)[prefix + "up_proj.weight"] = {intermediate, hidden};
-  (*shapes)[prefix + "down_proj.weight"] = {hidden, intermediate};
-}
-
-// Every tensor that the model is made of (MODEL.md 2.1).
-Shapes NeededTensors(const ModelConfig& c) {
-  Shapes shapes;
-  const int64_t hidden = c.hidden_size;
-  const int64_t query = int64_t{c.num_heads} * c.qk_head_dim();
-  shapes["model.embed_tokens.weight"] = {c.vocab_size, hidden};
-  shapes["model.norm.weight"] = {hidden};
-  if (!c.tie_word_embeddings) shapes["lm_head.weight"] = {c.vocab_size, hidden};
-  for (int32_t l = 0; l < c.num_layers; ++l) {
-    const std::string layer = absl::StrCat("model.layers.", l, ".");
-    const std::string attention = layer + "self_attn.";
-    shapes[layer + "input_layernorm.weight"] = {hidden};
-    shapes[layer + "post_attention_layernorm.weight"] = {hidden};
-    if (c.q_lora_rank > 0) {
-      shapes[attention + "q_a_proj.weight"] = {c.q_lora_rank, hidden};
-      shapes[attention + "q_a_layernorm.weight"] = {c.q_lora_rank};
-      shapes[attention + "q_b_proj.weight"] = {query, c.q_lora_rank};
-    } else {
-      shapes[attention + "q_proj.weight"] = {query, hidden};
-    }
-    shapes[attention + "kv_a_proj_with_mqa.weight"] = {c.cache_row_width(), hidden};
-    shapes[attention + "kv_a_layernorm.weight"] = {c.kv_lora_rank};
-    shapes[attention + "kv_b_proj.weight"] = {
-        int64_t{c.num_heads} * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank};
-    shapes[attention + "o_proj.weight"] = {hidden, int64_t{c.num_heads} * c.v_head_dim};
-    if (!c.IsMoeLayer(l)) {
-      AddMlp(layer + "mlp.", hidden, c.intermediate_size, &shapes);
-      continue;
-    }
-    shapes[layer + "mlp.gate.weight"] = {c.num_experts, hidden};
-    for (int32_t e = 0; e < c.num_experts; ++e) {
-      AddMlp(absl::StrCat(layer, "mlp.experts.", e, "."), hidden, c.moe_intermediate_size, &shapes);
-    }
-    if (c.num_shared_experts > 0) {
-      AddMlp(layer + "mlp.shared_experts.", hidden, c.shared_intermediate_size(), &shapes);
-    }
-  }
-  return shapes;
-}
-
-using Files = std::map<std::string, std::shared_ptr<const SafetensorsFile>>;
-
 // Tensor name -> file name, from the index; file names must stay in the folder.
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  TANDEM_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxIndexBytes));
+  // What an index nests deeper than the map's values is dropped unread, so that memory is bounded.
+  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= 2; };
+  const Json json = Json::parse(text, shallow, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(path, " has no object \"weight_map\""));
   }
@@ -85,7 +44,8 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
           absl::StrCat(path, ": the file of ", tensor, " is not a name"));
     }
     const std::string name = value.get<std::string>();
-    if (name.empty() || name == ".." || name == "." || absl::StrContains(name, '/')) {
+    if (name.empty() || name == ".." || name == "." || absl::StrContains(name, '/') ||
+        absl::StrContains(name, '\0')) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": \"", name, "\" is not the name of a file beside it"));
     }
@@ -94,46 +54,73 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
   return names;
 }
 
-// Where every needed tensor lies, by the index or in the single file.
-absl::StatusOr<std::map<std::string, std::shared_ptr<const SafetensorsFile>>> FindFiles(
-    const std::string& dir, const Shapes& needed) {
-  const std::string index = dir + "/model.safetensors.index.json";
-  std::map<std::string, std::shared_ptr<const SafetensorsFile>> result;
-  std::error_code error;
-  if (!std::filesystem::exists(index, error)) {
-    TANDEM_ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(dir + "/model.safetensors"));
-    for (const auto& [name, shape] : needed) result[name] = file;
-    return result;
-  }
-  TANDEM_ASSIGN_OR_RETURN(const auto names, ReadIndex(index));
-  Files files;
-  for (const auto& [name, shape] : needed) {
-    const auto it = names.find(name);
-    if (it == names.end()) {
-      return absl::NotFoundError(absl::StrCat(index, ": tensor ", name, " is missing"));
+// Finds the file that holds a tensor: the single one, or the one that the index names. Opens each
+// when it is first asked for.
+class Shards {
+ public:
+  // Where both are there, the single file counts, as in transformers.
+  static absl::StatusOr<Shards> Open(const std::string& dir) {
+    Shards shards;
+    shards.dir_ = dir;
+    shards.index_ = dir + "/model.safetensors.index.json";
+    const std::string single = dir + "/model.safetensors";
+    std::error_code ignored;
+    if (std::filesystem::exists(single, ignored)) {
+      TANDEM_ASSIGN_OR_RETURN(shards.single_, SafetensorsFile::Open(single));
+    } else if (std::filesystem::exists(shards.index_, ignored)) {
+      TANDEM_ASSIGN_OR_RETURN(shards.names_, ReadIndex(shards.index_));
+    } else {
+      return absl::NotFoundError(
+          absl::StrCat(dir, " holds neither model.safetensors nor model.safetensors.index.json"));
     }
-    std::shared_ptr<const SafetensorsFile>& file = files[it->second];
+    return shards;
+  }
+
+  absl::StatusOr<std::shared_ptr<const SafetensorsFile>> FileOf(const std::string& tensor) {
+    if (single_ != nullptr) return single_;
+    const auto it = names_.find(tensor);
+    if (it == names_.end()) {
+      return absl::NotFoundError(absl::StrCat(index_, ": tensor ", tensor, " is missing"));
+    }
+    std::shared_ptr<const SafetensorsFile>& file = files_[it->second];
     if (file == nullptr) {
-      TANDEM_ASSIGN_OR_RETURN(file, SafetensorsFile::Open(absl::StrCat(dir, "/", it->second)));
+      TANDEM_ASSIGN_OR_RETURN(file, SafetensorsFile::Open(absl::StrCat(dir_, "/", it->second)));
     }
-    result[name] = file;
+    return file;
   }
-  return result;
-}
+
+ private:
+  std::string dir_;
+  std::string index_;
+  std::shared_ptr<const SafetensorsFile> single_;
+  std::map<std::string, std::string> names_;
+  std::map<std::string, std::shared_ptr<const SafetensorsFile>> files_;
+};
 
 absl::StatusOr<Dtype> WeightDtype(const SafetensorsEntry& entry) {
   if (entry.dtype == "BF16") return Dtype::kBF16;
   if (entry.dtype == "F16") return Dtype::kF16;
   if (entry.dtype == "F32") return Dtype::kF32;
   return absl::UnimplementedError(
-      absl::StrCat("dtype ", entry.dtype, " is not supported for weights: BF16, F16 or F32 is"));
+      absl::StrCat("expected dtype BF16, F16 or F32, found ", entry.dtype));
 }
 
 TensorView ViewOf(const void* data, Dtype dtype, const std::vector<int64_t>& shape) {
-  void* memory =
-      const_cast<void*>(data);  // views are shared with outputs; weights are never written
+  // Views serve for outputs too, hence are not const; weights are never written.
+  void* memory = const_cast<void*>(data);
   if (shape.size() == 1) return TensorView(memory, dtype, {shape[0]});
   return TensorView(memory, dtype, {shape[0], shape[1]});
+}
+
+// Brings the pages of [data, data + bytes), bytes > 0, into memory: asks for all of them at once,
+// then waits by reading one byte of each.
+void TouchPages(std::byte* data, size_t bytes) {
+  const auto page_bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  std::byte* first = data - reinterpret_cast<uintptr_t>(data) % page_bytes;
+  madvise(first, static_cast<size_t>(data + bytes - first), MADV_WILLNEED);
+  const volatile std::byte* read = data;
+  for (size_t i = 0; i < bytes; i += page_bytes) (void)read[i];
+  (void)read[bytes - 1];
 }
 
 }  // namespace
@@ -141,25 +128,28 @@ TensorView ViewOf(const void* data, Dtype dtype, const std::vector<int64_t>& sha
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& dir) {
   auto checkpoint = std::unique_ptr<Checkpoint>(new Checkpoint);
   TANDEM_ASSIGN_OR_RETURN(checkpoint->config_, LoadModelConfig(dir));
-  const Shapes needed = NeededTensors(checkpoint->config_);
-  TANDEM_ASSIGN_OR_RETURN(const auto files, FindFiles(dir, needed));
-  for (const auto& [name, shape] : needed) {
-    const std::shared_ptr<const SafetensorsFile>& file = files.at(name);
+  TANDEM_ASSIGN_OR_RETURN(Shards shards, Shards::Open(dir));
+  // The visit ends at the first tensor that is missing: what a config claims costs no more than the
+  // files hold.
+  const auto locate = [&](const std::string& name, const TensorShape& shape) -> absl::Status {
+    TANDEM_ASSIGN_OR_RETURN(const auto file, shards.FileOf(name));
     const auto entry = file->entries().find(name);
     if (entry == file->entries().end()) {
       return absl::NotFoundError(absl::StrCat(file->path(), ": tensor ", name, " is missing"));
     }
     if (entry->second.shape != shape) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file->path(), ": tensor ", name, " has the shape ",
-                       ShapeName(entry->second.shape), ", expected ", ShapeName(shape)));
+      return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", name,
+                                                     ": expected shape ", ShapeName(shape),
+                                                     ", found ", ShapeName(entry->second.shape)));
     }
     if (const auto dtype = WeightDtype(entry->second); !dtype.ok()) {
       return absl::Status(dtype.status().code(), absl::StrCat(file->path(), ": tensor ", name, ": ",
                                                               dtype.status().message()));
     }
     checkpoint->tensors_[name] = {file, entry->second};
-  }
+    return absl::OkStatus();
+  };
+  TANDEM_RETURN_IF_ERROR(ForEachNeededTensor(checkpoint->config_, locate));
   return checkpoint;
 }
 
@@ -187,7 +177,8 @@ absl::StatusOr<Weight> Checkpoint::Load(const std::string& name, Dtype mode) con
                        : stored == Dtype::kF16 ? Dtype::kF32
                                                : stored;
   if (wanted == stored) return Weight{view, mapped};
-  const std::shared_ptr<void> copy(std::malloc(view.elements() * DtypeBytes(wanted)), std::free);
+  const size_t copy_bytes = static_cast<size_t>(view.elements()) * DtypeBytes(wanted);
+  const std::shared_ptr<void> copy(std::malloc(copy_bytes), std::free);
   if (copy == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory to convert tensor ", name));
   }
@@ -205,15 +196,22 @@ CheckpointLoader::CheckpointLoader(const Checkpoint* checkpoint, Dtype mode, int
 
 absl::StatusOr<Weight> CheckpointLoader::Load(const std::string& name) {
   TANDEM_ASSIGN_OR_RETURN(Weight weight, checkpoint_->Load(name, mode_));
-  constexpr size_t kPageBytes = 4096;
-  const volatile char* bytes = weight.view.as<const volatile char>();
-  for (size_t i = 0; i < weight.view.bytes(); i += kPageBytes) (void)bytes[i];
   const SafetensorsEntry& entry = checkpoint_->tensors().at(name).entry;
-  done_bytes_ += static_cast<int64_t>(entry.end - entry.begin);
-  if (progress_) {
-    progress_(
-        static_cast<float>(static_cast<double>(done_bytes_) / static_cast<double>(total_bytes_)));
+  const auto file_bytes = static_cast<double>(entry.end - entry.begin);
+  const size_t bytes = weight.view.bytes();
+  // A large tensor reports several times: an embedding table alone can take seconds to read.
+  constexpr size_t kReportBytes = 64 << 20;
+  for (size_t begin = 0; begin < bytes; begin += kReportBytes) {
+    const size_t end = std::min(bytes, begin + kReportBytes);
+    TouchPages(weight.view.as<std::byte>() + begin, end - begin);
+    const double share = static_cast<double>(end) / static_cast<double>(bytes);
+    if (progress_) {
+      progress_(
+          static_cast<float>(std::min(1.0, (static_cast<double>(done_bytes_) + share * file_bytes) /
+                                               static_cast<double>(total_bytes_))));
+    }
   }
+  done_bytes_ += static_cast<int64_t>(entry.end - entry.begin);
   return weight;
 }
 

@@ -10,15 +10,10 @@ namespace tandem {
 namespace {
 
 float FromF16(uint16_t bits) {
-  const int exponent = (bits >> 10) & 0x1f;
-  const int mantissa = bits & 0x3ff;
-  float magnitude;
-  if (exponent == 0x1f) {
-    magnitude = mantissa == 0 ? INFINITY : NAN;
-  } else if (exponent == 0) {
-    magnitude = std::ldexp(static_cast<float>(mantissa), -24);
-  } else {
-    magnitude = std::ldexp(static_cast<float>(mantissa | 0x400), exponent - 25);
+  // Scaling by the difference of the exponents' biases is exact, for subnormal numbers too.
+  float magnitude = std::bit_cast<float>(uint32_t{bits & 0x7fffu} << 13) * 0x1p112f;
+  if ((bits & 0x7c00) == 0x7c00) {
+    magnitude = std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | 0x7f800000u);
   }
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }

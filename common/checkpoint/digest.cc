@@ -47,6 +47,8 @@ std::string ConfigText(const ModelConfig& c) {
                           c.yarn->original_max_position_embeddings, c.yarn->beta_fast,
                           c.yarn->beta_slow, c.yarn->mscale, c.yarn->mscale_all_dim);
   }
+  absl::StrAppend(&text, ";bos ", c.bos_token_id.value_or(-1), ";eos ",
+                  absl::StrJoin(c.eos_token_ids, ","));
   return text;
 }
 

@@ -102,7 +102,7 @@ TEST(LatentCacheTest, HasOneZeroedTensorPerLayer) {
 TEST(LatentCacheTest, SaysWhenItDoesNotFitIntoMemory) {
   auto backend = kernels::CreateCpuBackend(1);
   if (!backend.ok()) GTEST_SKIP() << backend.status();
-  const auto cache = LatentCache::Create(backend->get(), 2, 1 << 30, 1 << 20, Dtype::kF32);
+  const auto cache = LatentCache::Create(backend->get(), 2, 1 << 16, 1 << 30, Dtype::kF32);
   EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted) << cache.status();
 }
 

@@ -242,6 +242,15 @@ TEST(ModelConfigTest, ReadsGroupLimitedRouting) {
   EXPECT_TRUE(c->norm_topk_prob);
 }
 
+TEST(ModelConfigTest, OneChosenExpertIsScaledAndNotNormalised) {
+  const auto c = Parse([](Json& json) {
+    json["num_experts_per_tok"] = 1;
+    json["norm_topk_prob"] = true;
+  });
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_FALSE(c->norm_topk_prob);
+}
+
 TEST(ModelConfigTest, LayersFollowFirstDenseAndFrequency) {
   const auto c = Parse([](Json& json) {
     json["num_hidden_layers"] = 8;
@@ -313,6 +322,10 @@ INSTANTIATE_TEST_SUITE_P(
          "quantization_config"},
         {"LinearRope", TANDEM_SET("rope_scaling", (Json{{"type", "linear"}, {"factor", 2}})),
          kUnimplemented, "linear"},
+        {"AttentionFactor", [](Json& json) { json["rope_scaling"]["attention_factor"] = 1.5; },
+         kUnimplemented, "attention_factor"},
+        {"UntruncatedYarn", [](Json& json) { json["rope_scaling"]["truncate"] = false; },
+         kUnimplemented, "truncate"},
         {"OddWidth", TANDEM_SET("hidden_size", 36), kUnimplemented, "hidden_size"},
         {"OddHead", TANDEM_SET("v_head_dim", 12), kUnimplemented, "v_head_dim"},
     }),
@@ -355,6 +368,11 @@ INSTANTIATE_TEST_SUITE_P(
          kInvalid, "topk_group"},
         {"ZeroFrequency", TANDEM_SET("moe_layer_freq", 0), kInvalid, "moe_layer_freq"},
         {"NegativeEpsilon", TANDEM_SET("rms_norm_eps", -1e-6), kInvalid, "rms_norm_eps"},
+        {"ThetaWhoseLogarithmIsZero", TANDEM_SET("rope_theta", 1), kInvalid, "rope_theta"},
+        {"RopeTypesDiffer", [](Json& json) { json["rope_scaling"]["rope_type"] = "default"; },
+         kInvalid, "rope_type"},
+        {"YarnWithoutType", [](Json& json) { json["rope_scaling"].erase("type"); }, kUnimplemented,
+         "rope_scaling"},
         {"ZeroTheta", TANDEM_SET("rope_theta", 0), kInvalid, "rope_theta"},
         {"ZeroContext", TANDEM_SET("max_position_embeddings", 0), kInvalid,
          "max_position_embeddings"},
@@ -384,7 +402,8 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(ModelConfigTest, NamesEveryMissingKey) {
   for (const char* key :
        {"vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size",
-        "num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim",
+        "num_hidden_layers", "num_attention_heads", "n_shared_experts", "first_k_dense_replace",
+        "topk_method", "routed_scaling_factor", "kv_lora_rank", "qk_nope_head_dim",
         "qk_rope_head_dim", "v_head_dim", "num_experts_per_tok", "rms_norm_eps", "rope_theta",
         "max_position_embeddings"}) {
     const auto config = Parse([&](Json& json) { json.erase(key); });
@@ -422,6 +441,17 @@ TEST(ModelConfigTest, SurvivesEveryCutAndEveryFlippedByte) {
       if (config.ok()) config->RopeFrequencies();
     }
   }
+}
+
+TEST(ModelConfigTest, QuotesOnlyTheBeginningOfALongValue) {
+  const auto config = Parse([](Json& json) { json["hidden_act"] = std::string(100000, 'x'); });
+  EXPECT_LT(config.status().message().size(), 300u);
+}
+
+TEST(ModelConfigTest, RefusesAFileThatIsFarTooLarge) {
+  const ScratchDir dir;
+  WriteFile(dir.File("config.json"), kSmallConfig + std::string(2 << 20, ' '));
+  EXPECT_EQ(LoadModelConfig(dir.path()).status().code(), kInvalid);
 }
 
 TEST(ModelConfigTest, NamesAMissingFile) {

@@ -9,7 +9,7 @@ namespace {
 using Kind = MembershipAction::Kind;
 using testing::HasSubstr;
 
-constexpr absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
+const absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
 
 class MembershipTest : public testing::Test {
  protected:

@@ -17,6 +17,10 @@ using ::testing::IsEmpty;
 
 constexpr int kLayers = 5;
 
+uint64_t KeyOf(const Job& job) {
+  return SimulatedKey(job.sampling, job.expanded_length, job.mask_ids_without_token);
+}
+
 // A scheduler with simulated workers, without threads: the test says who moves when.
 class House {
  public:
@@ -46,8 +50,7 @@ class House {
   JobId Add(Job job) {
     const JobId id = ++last_job;
     outcomes[id].job = job;
-    outcomes[id].answer =
-        SimulatedAnswer(job.prompt, job.sampling.seed, job.max_new_tokens, StopOf(job));
+    outcomes[id].answer = SimulatedAnswer(job.prompt, KeyOf(job), job.max_new_tokens, StopOf(job));
     EXPECT_TRUE(scheduler.Add(id, std::move(job), now).ok());
     return id;
   }
@@ -228,7 +231,7 @@ TEST(SchedulerTest, EndsAtAStopIdWithoutReportingIt) {
   House house;
   house.AddWorker(1, 4);
   Job job = MakeJob(10, 20);
-  const std::vector<int32_t> answer = SimulatedAnswer(job.prompt, job.sampling.seed, 20, -2);
+  const std::vector<int32_t> answer = SimulatedAnswer(job.prompt, KeyOf(job), 20, -2);
   job.stop_ids = {answer[5]};
   const JobId id = house.Add(std::move(job));
   ASSERT_TRUE(house.RunToEnd());
@@ -509,6 +512,11 @@ Job RandomJob(Random* random) {
                     random->Draw(0, 1 << 20));
   if (random->Chance(50)) job.stop_ids = {random->Draw(0, kSimulatedVocab - 1)};
   if (random->Chance(20)) job.max_rows_per_batch = random->Draw(1, 100);
+  job.sampling.temperature = static_cast<float>(random->Draw(0, 3));
+  job.sampling.top_k = random->Draw(0, 3);
+  job.sampling.top_p = 1.0f / static_cast<float>(random->Draw(1, 3));
+  job.sampling.choice = static_cast<uint32_t>(random->Draw(0, 3));
+  job.mask_ids_without_token = random->Chance(50);
   if (job.max_new_tokens == 0 || random->Chance(10)) {
     for (size_t i = 0; i < job.prompt.size(); ++i) {
       if (!random->Chance(30)) continue;

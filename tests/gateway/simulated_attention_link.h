@@ -4,6 +4,7 @@
 #define TANDEM_TESTS_GATEWAY_SIMULATED_ATTENTION_LINK_H_
 
 #include <algorithm>
+#include <bit>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -36,19 +37,31 @@ inline uint64_t SimulatedState(const std::vector<int32_t>& tokens, int64_t size)
   for (int64_t i = 0; i < size; ++i) state = SimulatedMix(state ^ static_cast<uint64_t>(tokens[i]));
   return state;
 }
-inline int32_t SimulatedToken(uint64_t state, uint64_t seed) {
-  return static_cast<int32_t>(SimulatedMix(state ^ SimulatedMix(seed)) % kSimulatedVocab);
+inline int32_t SimulatedToken(uint64_t state, uint64_t key) {
+  return static_cast<int32_t>(SimulatedMix(state ^ SimulatedMix(key)) % kSimulatedVocab);
 }
 inline float SimulatedLogProb(uint64_t state, int32_t target) {
   return -static_cast<float>(SimulatedMix(state + static_cast<uint64_t>(target)) % 1000);
 }
 
+// Of all else that a draw depends on, so that what is lost when a sequence is opened again shows.
+inline uint64_t SimulatedKey(const SamplingParams& sampling, int32_t expanded_length,
+                             bool mask_ids_without_token) {
+  uint64_t key = SimulatedMix(sampling.seed);
+  key = SimulatedMix(key ^ sampling.choice);
+  key = SimulatedMix(key ^ static_cast<uint64_t>(sampling.top_k));
+  key = SimulatedMix(key ^ std::bit_cast<uint32_t>(sampling.temperature));
+  key = SimulatedMix(key ^ std::bit_cast<uint32_t>(sampling.top_p));
+  key = SimulatedMix(key ^ static_cast<uint64_t>(expanded_length));
+  return SimulatedMix(key ^ (mask_ids_without_token ? 1 : 0));
+}
+
 // What a worker must draw for a prompt, whatever the schedule; a stop id is the last one.
-inline std::vector<int32_t> SimulatedAnswer(std::vector<int32_t> tokens, uint64_t seed, int count,
+inline std::vector<int32_t> SimulatedAnswer(std::vector<int32_t> tokens, uint64_t key, int count,
                                             int32_t stop_id) {
   std::vector<int32_t> answer;
   while (static_cast<int>(answer.size()) < count) {
-    answer.push_back(SimulatedToken(SimulatedState(tokens, tokens.size()), seed));
+    answer.push_back(SimulatedToken(SimulatedState(tokens, tokens.size()), key));
     tokens.push_back(answer.back());
     if (answer.back() == stop_id) break;
   }
@@ -324,7 +337,9 @@ class SimulatedAttentionWorker {
         if (position + 1 != static_cast<int64_t>(sequence->tokens.size())) {
           Violation("a draw for a token that is known");
         }
-        row.token = SimulatedToken(state, sequence->spec.sampling.seed);
+        row.token = SimulatedToken(
+            state, SimulatedKey(sequence->spec.sampling, sequence->spec.expanded_length,
+                                sequence->spec.mask_ids_without_token));
         row.log_prob = SimulatedLogProb(state, row.token);
         if (std::exchange(draw_nan_, false)) row.token = -1;
         sequence->tokens.push_back(row.token);

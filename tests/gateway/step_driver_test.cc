@@ -92,7 +92,8 @@ Job MakeJob(int prompt_tokens, int max_new_tokens, uint64_t seed) {
 }
 
 std::vector<int32_t> AnswerOf(const Job& job) {
-  return SimulatedAnswer(job.prompt, job.sampling.seed, job.max_new_tokens, -2);
+  const uint64_t key = SimulatedKey(job.sampling, job.expanded_length, job.mask_ids_without_token);
+  return SimulatedAnswer(job.prompt, key, job.max_new_tokens, -2);
 }
 
 class StepDriverTest : public testing::Test {

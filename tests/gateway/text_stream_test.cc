@@ -16,12 +16,16 @@ class TextStreamTest : public testing::Test {
     tokenizer_ = *std::move(tokenizer);
   }
 
+  std::vector<int32_t> Ids(const std::string& text) {
+    const auto ids = tokenizer_->Encode(text, Tokenizer::AddedTokens::kPlain, false);
+    EXPECT_TRUE(ids.ok());
+    return ids.value_or(std::vector<int32_t>());
+  }
+
   std::string Stream(const std::string& text, std::vector<std::string> stop, bool* stopped) {
     TextStream stream(tokenizer_.get(), std::move(stop));
     std::string out;
-    for (int32_t id : *tokenizer_->Encode(text, Tokenizer::AddedTokens::kPlain, false)) {
-      out += stream.Push(id);
-    }
+    for (int32_t id : Ids(text)) out += stream.Push(id);
     out += stream.Flush();
     *stopped = stream.stopped();
     return out;
@@ -45,10 +49,11 @@ TEST_F(TextStreamTest, GivesBackWhatOnlyBeganLikeAStopString) {
 TEST_F(TextStreamTest, NeverSplitsACharacter) {
   TextStream stream(tokenizer_.get(), {});
   std::string out;
-  for (int32_t id :
-       *tokenizer_->Encode("日本語 ☃ 🙂", Tokenizer::AddedTokens::kPlain, false)) {
+  for (int32_t id : Ids("日本語 ☃ 🙂")) {
     const std::string piece = stream.Push(id);
-    if (!piece.empty()) EXPECT_NE(static_cast<uint8_t>(piece[0]) & 0xC0, 0x80);
+    if (!piece.empty()) {
+      EXPECT_NE(static_cast<uint8_t>(piece[0]) & 0xC0, 0x80);
+    }
     out += piece;
   }
   EXPECT_EQ(out + stream.Flush(), "日本語 ☃ 🙂");

@@ -230,6 +230,22 @@ TEST_F(CheckpointTest, OpensEachLayout) {
   }
 }
 
+TEST_F(CheckpointTest, PrefersTheSingleFileToAnIndex) {
+  WriteCheckpoint(dir_.path(), kSmallConfig, tensors_);
+  WriteFile(dir_.File("model.safetensors.index.json"), R"({"weight_map":{}})");
+  EXPECT_TRUE(Open().ok());
+}
+
+TEST_F(CheckpointTest, AConfigThatClaimsTooMuchCostsNoMemory) {
+  // 800 million tensors: to list them before looking at the first would take 100 GB.
+  std::string config = SmallConfigWith("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4096");
+  config.replace(config.find("\"n_routed_experts\": 8"), 21, "\"n_routed_experts\": 65536");
+  WriteCheckpoint(dir_.path(), config, tensors_);
+  const auto checkpoint = Open();
+  EXPECT_EQ(checkpoint.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(checkpoint.status().message()), HasSubstr("mlp.gate.weight"));
+}
+
 // Each case breaks a good checkpoint; the sentence must name what the case says.
 struct BadCheckpoint {
   const char* name;

@@ -106,6 +106,7 @@ TEST_F(DigestTest, SeesEachSwitchOfTheConfig) {
       Replace(config, "\"factor\": 40", "\"factor\": 41"),
       Replace(config, "\"rope_theta\": 10000", "\"rope_theta\": 10001"),
       Replace(config, "1e-06", "1e-05"),
+      Replace(config, "\"eos_token_id\": 1", "\"eos_token_id\": [1, 2]"),
       Replace(config, "\"norm_topk_prob\": false", "\"norm_topk_prob\": true"),
       Replace(config, "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 3"),
       Replace(config, "\"routed_scaling_factor\": 1.0", "\"routed_scaling_factor\": 2.0"),
