@@ -78,12 +78,12 @@ absl::Status Serve(const Options& options) {
     std::lock_guard lock(links_mutex);
     for (const auto& link : links) {
       for (const auto& [name, value] : link->Counters()) {
-        if (name == "header_bytes_total") header_bytes += value;
-        if (name == "payload_bytes_total") payload_bytes += value;
+        if (name == "header_bytes_sent_total") header_bytes += value;
+        if (name == "payload_bytes_sent_total") payload_bytes += value;
       }
     }
-    all.emplace_back("expert_header_bytes_total", header_bytes);
-    all.emplace_back("expert_payload_bytes_total", payload_bytes);
+    all.emplace_back("expert_header_bytes_sent_total", header_bytes);
+    all.emplace_back("expert_payload_bytes_sent_total", payload_bytes);
     all.emplace_back("mapped_tensors", checkpoint->mapped_tensors());
     all.emplace_back("mapped_bytes", checkpoint->mapped_bytes());
     all.emplace_back("loaded_percent", static_cast<int64_t>(progress.share() * 100));

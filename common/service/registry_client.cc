@@ -18,7 +18,8 @@ namespace {
 constexpr auto kFirstPause = std::chrono::milliseconds(50);
 constexpr auto kLongestPause = std::chrono::milliseconds(1000);
 
-v1::WorkerReport HeartbeatReport(const WorkerHealth& health) {
+// `number` counts the reports, so that who reads counters can tell how fresh they are.
+v1::WorkerReport HeartbeatReport(const WorkerHealth& health, int64_t number) {
   v1::WorkerReport report;
   v1::WorkerHeartbeat& heartbeat = *report.mutable_heartbeat();
   heartbeat.set_ready(health.ready);
@@ -26,6 +27,7 @@ v1::WorkerReport HeartbeatReport(const WorkerHealth& health) {
   heartbeat.set_placement_epoch(health.placement.epoch);
   heartbeat.set_placement_counter(health.placement.counter);
   for (const auto& [name, value] : health.counters) (*heartbeat.mutable_counters())[name] = value;
+  (*heartbeat.mutable_counters())["reports_total"] = number;
   return report;
 }
 
@@ -158,7 +160,7 @@ class RegistryClient::Impl {
     std::unique_lock lock(mutex_);
     while (!stream_ended && !ended_) {
       lock.unlock();
-      const bool written = stream.Write(HeartbeatReport(callbacks_.health()));
+      const bool written = stream.Write(HeartbeatReport(callbacks_.health(), ++reports_));
       lock.lock();
       if (!written) return;
       wake_.wait_for(lock, interval, [&] { return stream_ended || ended_; });
@@ -169,6 +171,8 @@ class RegistryClient::Impl {
   const v1::WorkerHello hello_;
   const Callbacks callbacks_;
   std::unique_ptr<v1::Registry::Stub> stub_;
+
+  int64_t reports_ = 0;  // of the heartbeat thread
 
   std::mutex mutex_;  // guards the four below
   std::condition_variable wake_;

@@ -140,7 +140,7 @@ TEST(BadInputTest, EveryBadRequestIsExplainedAndTheServerGoesOn) {
     EXPECT_EQ(Ask(deployment.stub(), GoodRequest()), good)
         << "after garbage on the port of the " << worker.kind();
   }
-  EXPECT_TRUE(WaitUntil([&] { return deployment.Idle(); }, kExitLimit));
+  EXPECT_TRUE(deployment.WaitIdle());
 }
 
 TEST(BadInputTest, ScoreRequestsAreExplained) {
@@ -224,7 +224,7 @@ const BadCheckpoint kBadCheckpoints[] = {
          offsets = {offsets[0].get<int64_t>() - 2, offsets[1].get<int64_t>() - 2};
        });
      },
-     {"model.safetensors", "inside the tensor before it"}},
+     {"model.safetensors", "overlaps"}},
     {"missing tensor",
      [](Copy& c) {
        c.EditHeader([](Json& h) {
@@ -235,7 +235,7 @@ const BadCheckpoint kBadCheckpoints[] = {
      {"model.safetensors", kTensor, "missing"}},
     {"wrong shape",
      [](Copy& c) { c.EditConfig([](Json& j) { j["v_head_dim"] = 40; }); },
-     {"model.safetensors", "has the shape", "expected"}},
+     {"model.safetensors", "kv_b_proj", "expected", "found"}},
     {"unknown dtype",
      [](Copy& c) { c.EditHeader([](Json& h) { h[kTensor]["dtype"] = "BF17"; }); },
      {"model.safetensors", kTensor, "BF17"}},

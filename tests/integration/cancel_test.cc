@@ -35,8 +35,7 @@ class CancelTest : public testing::Test {
 
   // Everything is quiet, and no row was computed for more than a layer after its cancel.
   void ExpectIdleWithinALayer() {
-    EXPECT_TRUE(WaitUntil([&] { return deployment_.Idle(); }, kIdleLimit))
-        << deployment_.Status().DebugString();
+    EXPECT_TRUE(deployment_.WaitIdle(kIdleLimit)) << deployment_.Status().DebugString();
     EXPECT_LE(deployment_.Counter("attention", "cancel_layers_max"), 1);
     for (int64_t live : deployment_.CounterEach("expert", "requests_live")) EXPECT_EQ(live, 0);
     EXPECT_GT(deployment_.Counter("attention", "cancels_total"), 0);

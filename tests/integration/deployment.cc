@@ -205,6 +205,27 @@ bool Deployment::Idle() {
   return idle;
 }
 
+bool Deployment::WaitIdle(absl::Duration limit) {
+  const auto reports = [this] {
+    std::vector<int64_t> numbers = CounterEach("attention", "reports_total");
+    for (int64_t number : CounterEach("expert", "reports_total")) numbers.push_back(number);
+    return numbers;
+  };
+  // The next report may have been on its way already; the one after it was not.
+  constexpr int64_t kFresh = 2;
+  const std::vector<int64_t> before = reports();
+  return WaitUntil(
+      [&] {
+        const std::vector<int64_t> now = reports();
+        bool fresh = now.size() == before.size();
+        for (size_t i = 0; fresh && i < now.size(); ++i) {
+          fresh = now[i] < 0 || now[i] >= before[i] + kFresh;  // -1: in the gateway's process
+        }
+        return fresh && Idle();
+      },
+      limit);
+}
+
 Answer Ask(v1::Inference::Stub& stub, const v1::GenerateRequest& request, absl::Duration timeout) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));

@@ -83,6 +83,8 @@ class Deployment {
   std::vector<int64_t> CounterEach(const std::string& kind, const std::string& name);
   // Whether nothing is alive anywhere: requests, sequences, batches, rows; and all pages are free.
   bool Idle();
+  // Waits for that, by reports that the workers make after the call; false after `limit`.
+  bool WaitIdle(absl::Duration limit = absl::Seconds(20));
 
  private:
   TempDir dir_;

@@ -87,7 +87,9 @@ struct Shape {
   int test_seed;
 };
 
-class TopologyTest : public testing::TestWithParam<std::tuple<const char*, Shape>> {};
+std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
+
+class TopologyTest : public testing::TestWithParam<std::tuple<std::string, Shape>> {};
 
 TEST_P(TopologyTest, GivesTheSameBits) {
   const auto& [dtype, shape] = GetParam();
@@ -101,7 +103,7 @@ TEST_P(TopologyTest, GivesTheSameBits) {
   Deployment deployment(options);
   ExpectReference(dtype, AskAll(deployment.stub(), Requests(), shape.at_once));
 
-  EXPECT_TRUE(WaitUntil([&] { return deployment.Idle(); }, absl::Seconds(20)));
+  EXPECT_TRUE(deployment.WaitIdle());
   for (int64_t rows : deployment.CounterEach("expert", "rows_total")) EXPECT_GT(rows, 0);
   for (int64_t rows : deployment.CounterEach("attention", "absorbed_row_layers_total")) {
     EXPECT_GT(rows, 0);
@@ -123,7 +125,7 @@ TEST_P(TopologyTest, GivesTheSameBits) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, TopologyTest,
-    testing::Combine(testing::Values("f32", "bf16"),
+    testing::Combine(testing::Values(std::string("f32"), std::string("bf16")),
                      testing::Values(Shape{"embedded_16_at_once", 0, 0, 16, 0},
                                      Shape{"embedded_test_scheduler", 0, 0, 16, 7},
                                      Shape{"three_processes", 1, 1, 16, 0},
@@ -143,12 +145,12 @@ TEST(WireTest, ProtobufEncodesOnlyHeadersAndEachWorkerMapsOnlyItsTensors) {
   Deployment deployment(options);
   const std::vector<Answer> answers = AskAll(deployment.stub(), Requests(), 16);
   for (const Answer& answer : answers) ASSERT_TRUE(answer.status.ok());
-  ASSERT_TRUE(WaitUntil([&] { return deployment.Idle(); }, absl::Seconds(20)));
+  ASSERT_TRUE(deployment.WaitIdle());
 
   // Rows are 4 * hidden bytes in f32; what protobuf encodes must not grow with them.
   const int64_t frames = deployment.Counter("attention", "parts_total");
-  const int64_t header_bytes = deployment.Counter("attention", "expert_header_bytes_total");
-  const int64_t payload_bytes = deployment.Counter("attention", "expert_payload_bytes_total");
+  const int64_t header_bytes = deployment.Counter("attention", "expert_header_bytes_sent_total");
+  const int64_t payload_bytes = deployment.Counter("attention", "expert_payload_bytes_sent_total");
   const int64_t rows = deployment.Counter("attention", "rows_sent_total");
   EXPECT_GT(frames, 0);
   EXPECT_LT(header_bytes, frames * 200);
