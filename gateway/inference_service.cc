@@ -63,7 +63,7 @@ class GenerateCall : public StreamingCall {
     if (text_->stopped()) CancelJob();
   }
 
-  void OnDone(JobEnd end, absl::Status status) override {
+  void OnEnd(JobEnd end, absl::Status status) override {
     if (!text_->stopped() && end == JobEnd::kFailed) return End(ToGrpc(status));
     v1::GenerateResponse response;
     v1::GenerateResponse::Finished& finished = *response.mutable_finished();
@@ -97,7 +97,7 @@ class ScoreCall : public StreamingCall {
     Send(response);
     const int32_t last = static_cast<int32_t>(job.prompt.size()) - 1;
     if (wants_last && (job.scored.empty() || job.scored.back().position != last)) last_ = last;
-    if (job.scored.empty()) return OnDone(JobEnd::kScored, absl::OkStatus());
+    if (job.scored.empty()) return OnEnd(JobEnd::kScored, absl::OkStatus());
     Submit(std::move(job));
   }
 
@@ -115,7 +115,7 @@ class ScoreCall : public StreamingCall {
     Send(response);
   }
 
-  void OnDone(JobEnd end, absl::Status status) override {
+  void OnEnd(JobEnd end, absl::Status status) override {
     if (end == JobEnd::kFailed) return End(ToGrpc(status));
     if (last_ >= 0) OnScored({last_, -1, false}, 0, {});
     End(grpc::Status::OK);

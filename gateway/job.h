@@ -51,7 +51,7 @@ class JobSink {
   // kFailed:
   //   CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (no worker within the limit, or draining),
   //   RESOURCE_EXHAUSTED (longer than any worker's cache), INTERNAL (a NaN in the logits)
-  virtual void OnDone(JobEnd end, absl::Status status) = 0;
+  virtual void OnEnd(JobEnd end, absl::Status status) = 0;
 };
 
 }  // namespace tandem

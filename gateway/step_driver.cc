@@ -116,7 +116,7 @@ class StepDriver::Impl {
   bool draining_ = false;
   bool stopping_ = false;
   JobId next_job_ = 1;
-  int64_t live_jobs_ = 0;     // whose OnDone has not returned
+  int64_t live_jobs_ = 0;     // whose OnEnd has not returned
   int64_t jobs_on_way_ = 0;   // submitted, not yet seen by the scheduler
   int64_t jobs_waiting_ = 0;  // as of the scheduler's last change, like the following
   int64_t jobs_running_ = 0;
@@ -362,7 +362,7 @@ void StepDriver::Impl::EndJob(JobId id, JobEnd end, absl::Status status) {
   const auto it = sinks_.find(id);
   const std::shared_ptr<JobSink> sink = std::move(it->second);
   sinks_.erase(it);
-  sink->OnDone(end, std::move(status));
+  sink->OnEnd(end, std::move(status));
   {
     std::lock_guard lock(mutex_);
     --live_jobs_;

@@ -29,7 +29,7 @@ class StepDriver {
   ~StepDriver();
 
   // Takes a job, or answers RESOURCE_EXHAUSTED (the queue is full; the sentence names the limit) or
-  // UNAVAILABLE (draining). `sink` is kept until its OnDone has returned.
+  // UNAVAILABLE (draining). `sink` is kept until its OnEnd has returned.
   absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
   // Ends a job with CANCELLED; unknown and ended ones are ignored.
   void Cancel(JobId job);

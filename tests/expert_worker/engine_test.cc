@@ -24,7 +24,6 @@
 namespace tandem {
 namespace {
 
-
 constexpr int kLayer = 1;  // the first with routed experts
 constexpr int kTopK = 6;
 

@@ -36,7 +36,7 @@ class RecordingSink : public JobSink {
     tokens_.push_back(id);
     changed_.notify_all();
   }
-  void OnDone(JobEnd end, absl::Status status) override {
+  void OnEnd(JobEnd end, absl::Status status) override {
     std::lock_guard lock(mutex_);
     ++done_;
     end_ = end;

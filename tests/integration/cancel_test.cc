@@ -98,8 +98,10 @@ TEST_F(CancelTest, KilledGatewayFreesTheWorkers) {
   while (stream->Read(&response)) {
   }
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
-  // The workers live on and dial again; nothing of the old gateway's work may keep them busy.
+  // The workers live on, dial again, and have nothing left of the old gateway's work.
   for (auto& worker : deployment_.workers()) EXPECT_TRUE(worker->running());
+  deployment_.RestartGateway();
+  ExpectIdleWithinALayer();
 }
 
 }  // namespace

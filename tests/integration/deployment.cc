@@ -106,36 +106,10 @@ std::string SourcePath(const std::string& relative) {
 }
 std::string TinyModel() { return SourcePath("tests/golden/tiny"); }
 
-Deployment::Deployment(const DeploymentOptions& options) {
-  const bool embedded = options.attention_workers == 0;
-  std::vector<std::string> command = {Binary("tandem-gateway"),
-                                      "--model",
-                                      options.model,
-                                      "--dtype",
-                                      options.dtype,
-                                      "--listen",
-                                      "127.0.0.1:0"};
-  if (!embedded) {
-    for (const std::string& word :
-         {std::string("--registry"), std::string("127.0.0.1:0"), std::string("--attention-workers"),
-          std::to_string(options.attention_workers), std::string("--expert-workers"),
-          std::to_string(options.expert_workers)}) {
-      command.push_back(word);
-    }
-  }
-  command.insert(command.end(), options.gateway_flags.begin(), options.gateway_flags.end());
-  gateway_ = std::make_unique<Process>(command, dir_.path() + "/gateway.log");
-  address_ = gateway_->WaitForWord("gateway on ", kStartLimit);
-  if (address_.empty()) {
-    ADD_FAILURE() << "the gateway does not start: " << gateway_->Output();
-    return;
-  }
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  stub_ = v1::Inference::NewStub(
-      grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
-  if (!embedded) {
-    const std::string registry = gateway_->WaitForWord("registry on ", kStartLimit);
+Deployment::Deployment(const DeploymentOptions& options) : options_(options) {
+  StartGateway("127.0.0.1:0");
+  if (options.attention_workers > 0) {
+    registry_ = gateway_->WaitForWord("registry on ", kStartLimit);
     const auto start = [&](const std::string& binary, int index) {
       std::vector<std::string> worker = {Binary(binary),
                                          "--model",
@@ -143,7 +117,7 @@ Deployment::Deployment(const DeploymentOptions& options) {
                                          "--dtype",
                                          options.dtype,
                                          "--registry",
-                                         registry,
+                                         registry_,
                                          "--listen",
                                          "127.0.0.1:0",
                                          "--threads",
@@ -155,11 +129,42 @@ Deployment::Deployment(const DeploymentOptions& options) {
     for (int i = 0; i < options.attention_workers; ++i) start("tandem-attention-worker", i);
     for (int i = 0; i < options.expert_workers; ++i) start("tandem-expert-worker", i);
   }
-  if (!WaitUntil([&] { return Status().state() == "serving"; }, kStartLimit)) {
-    std::string logs = gateway_->Output();
-    for (const auto& worker : workers_) logs += worker->Output();
-    ADD_FAILURE() << "the deployment does not serve: " << Status().detail() << "\n" << logs;
+  ExpectServing();
+}
+
+void Deployment::RestartGateway() {
+  StartGateway(registry_);
+  ExpectServing();
+}
+
+void Deployment::StartGateway(const std::string& registry) {
+  std::vector<std::string> command = {
+      Binary("tandem-gateway"), "--model",  options_.model, "--dtype",
+      options_.dtype,           "--listen", "127.0.0.1:0"};
+  if (options_.attention_workers > 0) {
+    command.insert(command.end(), {"--registry", registry, "--attention-workers",
+                                   std::to_string(options_.attention_workers), "--expert-workers",
+                                   std::to_string(options_.expert_workers)});
   }
+  command.insert(command.end(), options_.gateway_flags.begin(), options_.gateway_flags.end());
+  gateway_ = std::make_unique<Process>(command,
+                                       absl::StrCat(dir_.path(), "/gateway", gateways_++, ".log"));
+  address_ = gateway_->WaitForWord("gateway on ", kStartLimit);
+  if (address_.empty()) {
+    ADD_FAILURE() << "the gateway does not start: " << gateway_->Output();
+    address_ = "127.0.0.1:1";  // nobody
+  }
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  stub_ = v1::Inference::NewStub(
+      grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
+}
+
+void Deployment::ExpectServing() {
+  if (WaitUntil([&] { return Status().state() == "serving"; }, kStartLimit)) return;
+  std::string logs = gateway_->Output();
+  for (const auto& worker : workers_) logs += worker->Output();
+  ADD_FAILURE() << "the deployment does not serve: " << Status().detail() << "\n" << logs;
 }
 
 v1::GetStatusResponse Deployment::Status() {

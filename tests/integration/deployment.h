@@ -78,6 +78,8 @@ class Deployment {
   Process& gateway() { return *gateway_; }
   std::vector<std::unique_ptr<Process>>& workers() { return workers_; }
   v1::GetStatusResponse Status();
+  // Starts another gateway at the registry's address, after the first has died, and waits for it.
+  void RestartGateway();
   // A counter summed over the processes of a kind: "gateway", "attention" or "expert".
   int64_t Counter(const std::string& kind, const std::string& name);
   std::vector<int64_t> CounterEach(const std::string& kind, const std::string& name);
@@ -87,7 +89,14 @@ class Deployment {
   bool WaitIdle(absl::Duration limit = absl::Seconds(20));
 
  private:
+  // Starts the gateway, `registry` its registry's address if it has workers.
+  void StartGateway(const std::string& registry);
+  void ExpectServing();
+
+  const DeploymentOptions options_;
   TempDir dir_;
+  int gateways_ = 0;  // started so far
+  std::string registry_;
   std::unique_ptr<Process> gateway_;
   std::vector<std::unique_ptr<Process>> workers_;
   std::string address_;

@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/mode.h"
 #include "common/service/service_host.h"
 #include "common/status.h"
-#include "common/mode.h"
 
 namespace tandem::tool {
 
