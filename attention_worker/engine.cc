@@ -198,8 +198,8 @@ class AttentionEngine::Impl {
         }
       }
       if (!jobs.empty()) RunSteps(running, &jobs);
-      DropClosedSessions();
       PublishGauges();
+      DropClosedSessions();  // last: who sees a session gone sees its pages free
     }
   }
 
