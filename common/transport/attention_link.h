@@ -81,7 +81,9 @@ struct RowResult {
   SequenceId sequence = 0;
   int32_t position = 0;  // of the row
   RowOutputKind kind = RowOutputKind::kSample;
-  int32_t token = 0;  // kSample: the drawn id, -1 if the logits held a NaN; kLogProb: the target
+  // kSample: the drawn id, or -1 if the logits held a NaN, which ends the sequence; kLogProb: the
+  // target.
+  int32_t token = 0;
   float log_prob = 0.0f;      // kSample, kLogProb
   std::vector<float> logits;  // kLogits: [vocab]
 };
