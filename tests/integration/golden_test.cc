@@ -2,6 +2,7 @@
 // ids. The project's own checkpoint always; those of ../shared/golden where that folder is.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
@@ -124,16 +125,20 @@ class Golden {
   std::shared_ptr<const SafetensorsFile> logits_;
 };
 
-// The checkpoint of the real widths is 2.2 GB: made once per build folder by its generator.
+// The checkpoint of the real widths is 2.2 GB: made once per build folder by its generator. Tests
+// that run at once may both make it; the first to be done gives it its name.
 std::string WideCheckpoint(const std::string& folder) {
   const std::string made = absl::StrCat(TANDEM_BINARY_DIR, "/../golden/hf_wide_2_layers");
-  if (std::filesystem::exists(made + "/complete")) return made;
-  std::filesystem::create_directories(made);
+  if (std::filesystem::exists(made)) return made;
+  const std::string making = absl::StrCat(made, ".", getpid());
+  std::filesystem::create_directories(making);
   Process process({"/usr/bin/python3", SourcePath("../shared/tools/make_checkpoint.py"),
-                   folder + "/config.json", made, "--seed", "7"},
-                  made + "/log");
+                   absl::StrCat(folder, "/config.json"), making, "--seed", "7"},
+                  absl::StrCat(making, "/log"));
   EXPECT_EQ(process.Wait(kCommandLimit), 0) << process.Output();
-  std::ofstream(made + "/complete") << "\n";
+  std::error_code taken;
+  std::filesystem::rename(making, made, taken);
+  if (taken) std::filesystem::remove_all(making);
   return made;
 }
 
