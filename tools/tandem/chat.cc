@@ -1,19 +1,15 @@
-#include <algorithm>
-#include <condition_variable>
 #include <cstdio>
 #include <iostream>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/str_cat.h"
 #include "client.h"
 #include "commands.h"
 #include "common/status.h"
 #include "io.h"
+#include "run_all.h"
 
 namespace tandem::tool {
 namespace {
@@ -30,25 +26,15 @@ struct Options {
 v1::GenerateRequest NewRequest(const Options& options) {
   v1::GenerateRequest request;
   options.sampling.Fill(request);
-  if (!options.system.empty()) {
-    auto* message = request.mutable_chat()->add_messages();
-    message->set_role("system");
-    message->set_content(options.system);
-  }
+  if (!options.system.empty()) AddMessage(request, {"system", options.system});
   return request;
-}
-
-void AddMessage(v1::GenerateRequest& request, const std::string& role, const std::string& content) {
-  auto* message = request.mutable_chat()->add_messages();
-  message->set_role(role);
-  message->set_content(content);
 }
 
 void PrintText(const std::string& text) { std::cout << text << std::flush; }
 
 absl::Status RunOnce(const Options& options, Client& client) {
   v1::GenerateRequest request = NewRequest(options);
-  AddMessage(request, "user", options.message);
+  AddMessage(request, {"user", options.message});
   const bool json = options.connect.json;
   TANDEM_ASSIGN_OR_RETURN(
       const Completion completion,
@@ -74,7 +60,7 @@ absl::Status RunInteractive(const Options& options, Client& client) {
       request = NewRequest(options);
       continue;
     }
-    AddMessage(request, "user", line);
+    AddMessage(request, {"user", line});
     const absl::StatusOr<Completion> completion = RunGenerate(client, request, PrintText);
     std::cout << std::endl;
     if (!completion.ok()) {
@@ -85,8 +71,8 @@ absl::Status RunInteractive(const Options& options, Client& client) {
       continue;
     }
     // The template writes the space behind "Assistant:" itself.
-    AddMessage(request, "assistant",
-               std::string(absl::StripLeadingAsciiWhitespace(completion->text)));
+    AddMessage(request,
+               {"assistant", std::string(absl::StripLeadingAsciiWhitespace(completion->text))});
   }
   return absl::OkStatus();
 }
@@ -95,17 +81,10 @@ absl::StatusOr<std::vector<v1::GenerateRequest>> ReadConversations(const Options
   std::vector<v1::GenerateRequest> requests;
   TANDEM_RETURN_IF_ERROR(
       ForEachJsonLine(options.jsonl, [&](const nlohmann::json& line) -> absl::Status {
-        const auto messages = line.find("messages");
-        if (messages == line.end() || !messages->is_array()) {
-          return absl::InvalidArgumentError("\"messages\" is missing or not an array");
-        }
+        TANDEM_ASSIGN_OR_RETURN(const auto messages, MessagesMember(line));
         v1::GenerateRequest request = NewRequest(options);
         request.mutable_chat();
-        for (const nlohmann::json& message : *messages) {
-          TANDEM_ASSIGN_OR_RETURN(const std::string role, StringMember(message, "role"));
-          TANDEM_ASSIGN_OR_RETURN(const std::string content, StringMember(message, "content"));
-          AddMessage(request, role, content);
-        }
+        for (const ChatMessage& message : messages) AddMessage(request, message);
         requests.push_back(std::move(request));
         return absl::OkStatus();
       }));
@@ -115,44 +94,13 @@ absl::StatusOr<std::vector<v1::GenerateRequest>> ReadConversations(const Options
 // Answers every line in order, several at a time. A line that fails is answered by its error.
 absl::Status RunJsonl(const Options& options, Client& client) {
   TANDEM_ASSIGN_OR_RETURN(const auto requests, ReadConversations(options));
-  std::mutex mutex;
-  std::condition_variable changed;
-  size_t next = 0;
-  std::vector<std::optional<absl::StatusOr<Completion>>> answers(requests.size());
-  const auto work = [&] {
-    while (true) {
-      size_t mine;
-      {
-        std::lock_guard lock(mutex);
-        if (next == requests.size()) return;
-        mine = next++;
-      }
-      absl::StatusOr<Completion> answer = RunGenerate(client, requests[mine], nullptr);
-      std::lock_guard lock(mutex);
-      answers[mine] = std::move(answer);
-      changed.notify_all();
-    }
-  };
-  std::vector<std::thread> threads;
-  const size_t count = std::min<size_t>(requests.size(), static_cast<size_t>(options.concurrency));
-  for (size_t i = 0; i < count; ++i) threads.emplace_back(work);
-  size_t failed = 0;
-  absl::Status first_error;
-  for (auto& slot : answers) {
-    std::unique_lock lock(mutex);
-    changed.wait(lock, [&] { return slot.has_value(); });
-    if (slot->ok()) {
-      std::cout << Dump({{"text", (*slot)->text}}) << std::endl;
-    } else {
-      if (failed++ == 0) first_error = slot->status();
-      std::cout << Dump({{"error", std::string(slot->status().message())}}) << std::endl;
-    }
-  }
-  for (std::thread& thread : threads) thread.join();
-  if (failed == 0) return absl::OkStatus();
-  return absl::Status(first_error.code(),
-                      absl::StrCat(failed, " of ", requests.size(),
-                                   " lines failed, the first so: ", first_error.message()));
+  return RunAll(
+      client, requests, options.concurrency, [](size_t, const absl::StatusOr<Completion>& answer) {
+        const nlohmann::json line =
+            answer.ok() ? nlohmann::json{{"text", answer->text}}
+                        : nlohmann::json{{"error", std::string(answer.status().message())}};
+        std::cout << Dump(line) << std::endl;
+      });
 }
 
 absl::Status Run(const Options& options) {

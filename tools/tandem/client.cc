@@ -77,6 +77,12 @@ absl::Status Client::Explain(const grpc::Status& status) const {
   return FromGrpc(status);
 }
 
+void AddMessage(v1::GenerateRequest& request, const ChatMessage& message) {
+  auto* added = request.mutable_chat()->add_messages();
+  added->set_role(message.role);
+  added->set_content(message.content);
+}
+
 absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest& request,
                                        const std::function<void(const std::string&)>& on_text) {
   const auto context = client.NewContext();

@@ -14,6 +14,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "gateway/embedded.h"
+#include "io.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace tandem::tool {
@@ -49,6 +50,9 @@ class Client {
   std::unique_ptr<InProcessDeployment> deployment_;
   std::unique_ptr<v1::Inference::Stub> stub_;
 };
+
+// Adds to the request's chat.
+void AddMessage(v1::GenerateRequest& request, const ChatMessage& message);
 
 // What a finished Generate came to.
 struct Completion {

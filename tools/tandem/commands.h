@@ -18,6 +18,7 @@ struct Command {
 
 Command AddGenerate(CLI::App& root);
 Command AddChat(CLI::App& root);
+Command AddEval(CLI::App& root);
 Command AddScore(CLI::App& root);
 Command AddTokenize(CLI::App& root);
 Command AddDetokenize(CLI::App& root);

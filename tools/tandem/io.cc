@@ -4,6 +4,7 @@
 #include <iostream>
 #include <iterator>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -96,6 +97,20 @@ absl::StatusOr<std::vector<int32_t>> IdsMember(const nlohmann::json& object, con
     ids.push_back(id.get<int32_t>());
   }
   return ids;
+}
+
+absl::StatusOr<std::vector<ChatMessage>> MessagesMember(const nlohmann::json& object) {
+  const auto it = object.is_object() ? object.find("messages") : object.end();
+  if (it == object.end() || !it->is_array()) {
+    return absl::InvalidArgumentError("\"messages\" is missing or not an array");
+  }
+  std::vector<ChatMessage> messages;
+  for (const nlohmann::json& message : *it) {
+    TANDEM_ASSIGN_OR_RETURN(std::string role, StringMember(message, "role"));
+    TANDEM_ASSIGN_OR_RETURN(std::string content, StringMember(message, "content"));
+    messages.push_back({std::move(role), std::move(content)});
+  }
+  return messages;
 }
 
 std::string Dump(const nlohmann::json& json) {

@@ -27,6 +27,13 @@ absl::Status ForEachJsonLine(const std::string& path,
 absl::StatusOr<std::string> StringMember(const nlohmann::json& object, const char* name);
 absl::StatusOr<std::vector<int32_t>> IdsMember(const nlohmann::json& object, const char* name);
 
+struct ChatMessage {
+  std::string role;
+  std::string content;
+};
+// The member "messages": an array of objects with the strings "role" and "content".
+absl::StatusOr<std::vector<ChatMessage>> MessagesMember(const nlohmann::json& object);
+
 // JSON text with bytes that are not valid UTF-8 replaced.
 std::string Dump(const nlohmann::json& json);
 

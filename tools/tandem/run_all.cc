@@ -1,0 +1,53 @@
+#include "run_all.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace tandem::tool {
+
+absl::Status RunAll(
+    Client& client, const std::vector<v1::GenerateRequest>& requests, int concurrency,
+    const std::function<void(size_t, const absl::StatusOr<Completion>&)>& on_answer) {
+  std::atomic<size_t> next = 0;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<std::optional<absl::StatusOr<Completion>>> answers(requests.size());  // by mutex
+  const auto work = [&] {
+    for (size_t mine; (mine = next++) < requests.size();) {
+      absl::StatusOr<Completion> answer = RunGenerate(client, requests[mine], nullptr);
+      std::lock_guard lock(mutex);
+      answers[mine] = std::move(answer);
+      changed.notify_all();
+    }
+  };
+  std::vector<std::thread> threads;
+  const size_t count = std::min(requests.size(), static_cast<size_t>(concurrency));
+  for (size_t i = 0; i < count; ++i) threads.emplace_back(work);
+
+  size_t failed = 0;
+  absl::Status first_error;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    std::optional<absl::StatusOr<Completion>> answer;
+    {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [&] { return answers[i].has_value(); });
+      answer.swap(answers[i]);
+    }
+    if (!answer->ok() && failed++ == 0) first_error = answer->status();
+    on_answer(i, *answer);
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (failed == 0) return absl::OkStatus();
+  return absl::Status(first_error.code(),
+                      absl::StrCat(failed, " of ", requests.size(),
+                                   " requests failed, the first so: ", first_error.message()));
+}
+
+}  // namespace tandem::tool
