@@ -214,16 +214,11 @@ def write_json(path, value):
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=pathlib.Path)
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    vocab, merges = train()
-    n = len(vocab)
+def write_tokenizer(out, vocab, merges, added):
+    """tokenizer.json and tokenizer_config.json of the pipeline; `added` are BOS, EOS and others."""
     tokenizer = pipeline()
-    tokenizer["added_tokens"] = [added_token(n, BOS, True), added_token(n + 1, EOS, True),
-                                 added_token(n + 2, USER, False)]
+    tokenizer["added_tokens"] = [added_token(len(vocab) + i, content, content in (BOS, EOS))
+                                 for i, content in enumerate(added)]
     tokenizer["model"]["vocab"] = {token: i for i, token in enumerate(vocab)}
     tokenizer["model"]["merges"] = [" ".join(pair) for pair in merges]
     write_json(out / "tokenizer.json", tokenizer)
@@ -232,7 +227,16 @@ def main():
         "clean_up_tokenization_spaces": False, "eos_token": config_token(EOS), "legacy": True,
         "model_max_length": 16384, "pad_token": config_token(EOS), "sp_model_kwargs": {},
         "unk_token": None, "tokenizer_class": "LlamaTokenizerFast", "chat_template": CHAT_TEMPLATE})
-    print(f"{out}/tokenizer.json: {n + 3} tokens, {len(merges)} merges")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=pathlib.Path)
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    vocab, merges = train()
+    write_tokenizer(out, vocab, merges, [BOS, EOS, USER])
+    print(f"{out}/tokenizer.json: {len(vocab) + 3} tokens, {len(merges)} merges")
 
 
 if __name__ == "__main__":
