@@ -165,7 +165,7 @@ int main(int argc, char** argv) {
   tandem::Options options;
   options.worker.AddTo(app);
   app.add_option("--cache-tokens", options.cache_tokens, "size of the latent cache")
-      ->check(CLI::Range(int64_t{64}, int64_t{1} << 40))
+      ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
       ->capture_default_str();
   if (const auto code = tandem::ParseCommandLine(app, argc, argv)) return *code;
   const absl::Status status = tandem::Serve(options);

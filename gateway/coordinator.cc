@@ -7,9 +7,11 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/service/grpc_status.h"
 #include "common/service/registry_client.h"
-#include "common/service/service_host.h"
+#include "common/status.h"
 #include "proto/registry.grpc.pb.h"
 #include "spdlog/spdlog.h"
 
@@ -19,10 +21,20 @@ namespace {
 // Often enough to keep the connection's polling hot.
 constexpr uint32_t kHeartbeatMs = 300;
 
-JoinRequest FromProto(const v1::WorkerHello& hello) {
+absl::StatusOr<JoinRequest> FromProto(const v1::WorkerHello& hello) {
   JoinRequest request;
-  request.kind =
-      hello.kind() == v1::WORKER_KIND_EXPERT ? WorkerKind::kExpert : WorkerKind::kAttention;
+  switch (hello.kind()) {
+    case v1::WORKER_KIND_ATTENTION:
+      request.kind = WorkerKind::kAttention;
+      break;
+    case v1::WORKER_KIND_EXPERT:
+      request.kind = WorkerKind::kExpert;
+      break;
+    default:
+      return absl::InvalidArgumentError(absl::StrCat("the worker at ", hello.address(),
+                                                     " is of the unknown kind ",
+                                                     static_cast<int>(hello.kind())));
+  }
   request.address = hello.address();
   request.incarnation = hello.incarnation();
   request.digest = hello.digest();
@@ -146,22 +158,11 @@ class Coordinator::Impl {
 
   void OnReport(Stream* stream, const v1::WorkerReport& report) {
     if (report.has_hello() && stream->worker == 0) {
-      const JoinRequest request = FromProto(report.hello());
-      const absl::StatusOr<WorkerId> id = membership_.Join(request, absl::Now());
-      if (!id.ok()) {
-        spdlog::warn("refused: {}", std::string(id.status().message()));
-        stream->End(ToGrpc(id.status()));
+      if (const absl::Status joined = OnHello(stream, report.hello()); !joined.ok()) {
+        spdlog::warn("refused: {}", std::string(joined.message()));
+        stream->End(ToGrpc(joined));
         return;
       }
-      spdlog::info("{} worker {} at {} joined ({})", WorkerKindName(request.kind), *id,
-                   request.address, request.device);
-      stream->worker = *id;
-      streams_[*id] = stream;
-      v1::WorkerOrder order;
-      order.mutable_accepted()->set_worker_id(*id);
-      order.mutable_accepted()->set_gateway_incarnation(epoch_);
-      order.mutable_accepted()->set_heartbeat_ms(kHeartbeatMs);
-      stream->Send(std::move(order));
     } else if (report.has_heartbeat() && stream->worker != 0) {
       membership_.Heartbeat(stream->worker, FromProto(report.heartbeat()), absl::Now());
     } else {
@@ -170,6 +171,21 @@ class Coordinator::Impl {
     }
     changed_ = true;
     wake_.notify_all();
+  }
+
+  absl::Status OnHello(Stream* stream, const v1::WorkerHello& hello) {
+    TANDEM_ASSIGN_OR_RETURN(const JoinRequest request, FromProto(hello));
+    TANDEM_ASSIGN_OR_RETURN(const WorkerId id, membership_.Join(request, absl::Now()));
+    spdlog::info("{} worker {} at {} joined ({})", WorkerKindName(request.kind), id,
+                 request.address, request.device);
+    stream->worker = id;
+    streams_[id] = stream;
+    v1::WorkerOrder order;
+    order.mutable_accepted()->set_worker_id(id);
+    order.mutable_accepted()->set_gateway_incarnation(epoch_);
+    order.mutable_accepted()->set_heartbeat_ms(kHeartbeatMs);
+    stream->Send(std::move(order));
+    return absl::OkStatus();
   }
 
   void OnStreamDone(Stream* stream) {
@@ -188,6 +204,10 @@ class Coordinator::Impl {
     std::unique_lock lock(mutex_);
     bool serving = false;
     while (!ended_) {
+      // A link may break while its worker's membership goes on.
+      for (const auto& [id, member] : membership_.members()) {
+        if (member.serving && !driver_->HasWorker(id)) membership_.SessionLost(id);
+      }
       const std::vector<MembershipAction> actions = membership_.Advance(absl::Now());
       for (const MembershipAction& action : actions) CarryOut(action, lock);
       if (membership_.serving() != serving) {
@@ -229,7 +249,7 @@ class Coordinator::Impl {
         if (!started.ok()) {
           spdlog::warn("attention worker {} at {} does not answer: {}", action.worker,
                        action.address, std::string(started.message()));
-          membership_.StartFailed(action.worker);
+          membership_.SessionLost(action.worker);
         }
         return;
       }

@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "common/service/service_host.h"
+#include "common/service/grpc_status.h"
 #include "common/status.h"
 #include "gateway/streaming_call.h"
 #include "gateway/text_stream.h"

@@ -23,9 +23,8 @@ struct ScoredRow {
 // Validated: ids in the vocabulary, 1 <= prompt + max_new_tokens <= context.
 struct Job {
   std::vector<int32_t> prompt;
-  int32_t expanded_length =
-      0;                       // SequenceSpec::ExpandedLength(prompt.size()), but for scoring paths
-  int32_t max_new_tokens = 0;  // 0: only score
+  int32_t expanded_length = 0;    // as in SequenceSpec
+  int32_t max_new_tokens = 0;     // 0: only score
   std::vector<int32_t> stop_ids;  // end-of-sequence ids; empty: ignore them
   SamplingParams sampling;
   bool mask_ids_without_token = true;
@@ -50,7 +49,8 @@ class JobSink {
   // Last, exactly once per submitted job, also after Cancel. `status` is OK unless `end` is
   // kFailed:
   //   CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (no worker within the limit, or draining),
-  //   RESOURCE_EXHAUSTED (longer than any worker's cache), INTERNAL (a NaN in the logits)
+  //   RESOURCE_EXHAUSTED (longer than any worker's cache), INTERNAL (a NaN in the logits, or a
+  //   worker's answer is not one to what was asked)
   virtual void OnEnd(JobEnd end, absl::Status status) = 0;
 };
 

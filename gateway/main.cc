@@ -15,6 +15,7 @@
 #include "gateway/coordinator.h"
 #include "gateway/embedded.h"
 #include "gateway/inference_service.h"
+#include "gateway/placement.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
 #include "spdlog/spdlog.h"
@@ -47,7 +48,7 @@ struct Options {
     app.add_option("--threads", embedded.threads, "compute threads, 0 for one per core")
         ->check(CLI::Range(0, 1024));
     app.add_option("--cache-tokens", embedded.cache_tokens, "size of the latent cache")
-        ->check(CLI::Range(int64_t{64}, int64_t{1} << 40))
+        ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
         ->capture_default_str();
     app.add_option("--max-waiting", policy.max_waiting, "requests that may wait")
         ->check(CLI::Range(1, 1'000'000))
@@ -83,6 +84,10 @@ class Gateway {
     TANDEM_ASSIGN_OR_RETURN(options_.embedded.dtype, ParseMode(options_.dtype));
     TANDEM_ASSIGN_OR_RETURN(
         host_, ServiceHost::Start(options_.listen, {&inference_}, {"tandem.v1.Inference"}));
+    {
+      std::lock_guard lock(mutex_);
+      address_ = host_->address();
+    }
     spdlog::info("gateway on {}", host_->address());
     TANDEM_ASSIGN_OR_RETURN(metrics_, MetricsHost::Start(options_.listen, "tandem_gateway",
                                                          [this] { return Counters(); }));
@@ -92,12 +97,9 @@ class Gateway {
     });
     const bool asked_to_end = WaitForEnd([this] { return failed_.load(); });
     starting.join();
-    host_->SetServing(false);
-    if (asked_to_end) {
-      draining_ = true;
-      if (!driver_.Drain(absl::Seconds(options_.grace_s))) {
-        spdlog::warn("requests still ran after {} s; they end now", options_.grace_s);
-      }
+    SetState([this] { draining_ = true; });
+    if (asked_to_end && !driver_.Drain(absl::Seconds(options_.grace_s))) {
+      spdlog::warn("requests still ran after {} s; they end now", options_.grace_s);
     }
     host_->Shutdown(absl::Seconds(1));
     if (registry_host_ != nullptr) registry_host_->Shutdown(absl::ZeroDuration());
@@ -117,8 +119,7 @@ class Gateway {
       embedded_ = std::move(deployment);
     }
     Publish(model);
-    serving_ = true;
-    host_->SetServing(true);
+    SetState([this] { serving_ = true; });
     return absl::OkStatus();
   }
 
@@ -128,6 +129,9 @@ class Gateway {
     TANDEM_ASSIGN_OR_RETURN(ServedModel loaded,
                             LoadServedModel(*checkpoint, dir, options_.embedded.dtype));
     model_ = std::move(loaded);
+    if (options_.expert_workers == 0 && !PlanPlacement(model_.config, {}, {}).ok()) {
+      return absl::InvalidArgumentError("--expert-workers is 0, but the model has experts");
+    }
     progress_.Report(1);
     MembershipOptions membership;
     membership.attention_workers = options_.attention_workers;
@@ -145,10 +149,7 @@ class Gateway {
           dial.digest = model_.digest;
           return GrpcAttentionLink::Connect(GrpcPeer{address, nullptr}, observer, dial);
         },
-        [this](bool serving) {
-          serving_ = serving;
-          host_->SetServing(serving);
-        });
+        [this](bool serving) { SetState([this, serving] { serving_ = serving; }); });
     ListenOptions listen = options_.listen;
     listen.listen = options_.registry;
     TANDEM_ASSIGN_OR_RETURN(auto registry_host, ServiceHost::Start(listen, {coordinator->service()},
@@ -173,6 +174,13 @@ class Gateway {
     inference_.SetModel(model);
   }
 
+  // `change` sets serving_ or draining_; health follows.
+  void SetState(const std::function<void()>& change) {
+    std::lock_guard lock(mutex_);
+    change();
+    host_->SetServing(serving_ && !draining_);
+  }
+
   void Fail(absl::Status status) {
     std::lock_guard lock(mutex_);
     error_ = std::move(status);
@@ -190,10 +198,10 @@ class Gateway {
     v1::GetStatusResponse status;
     v1::WorkerStatus& self = *status.add_workers();
     self.set_kind("gateway");
-    self.set_address(host_->address());
     self.set_loaded(progress_.share());
     AddCounters(Counters(), &self);
     std::lock_guard lock(mutex_);
+    self.set_address(address_);
     self.set_state(served_ != nullptr ? "ready" : "loading");
     if (served_ != nullptr) status.set_model(served_->name);
     if (draining_) {
@@ -238,12 +246,13 @@ class Gateway {
   std::unique_ptr<ServiceHost> host_;
   std::unique_ptr<MetricsHost> metrics_;
   std::atomic<bool> failed_ = false;
-  std::atomic<bool> serving_ = false;
-  std::atomic<bool> draining_ = false;
   ServedModel model_;  // of a deployment with a registry
 
   mutable std::mutex mutex_;  // guards all below
   absl::Status error_;
+  std::string address_;  // empty until the port is bound: requests may come before
+  bool serving_ = false;
+  bool draining_ = false;
   const ServedModel* served_ = nullptr;
   std::unique_ptr<EmbeddedDeployment> embedded_;
   std::unique_ptr<Coordinator> coordinator_;

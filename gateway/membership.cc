@@ -35,8 +35,7 @@ absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time
   if (request.dtype != options_.dtype) {
     return Mismatch(request, "dtype", request.dtype, options_.dtype);
   }
-  if (options_.numerics_class.empty()) options_.numerics_class = request.numerics_class;
-  if (request.numerics_class != options_.numerics_class) {
+  if (!options_.numerics_class.empty() && request.numerics_class != options_.numerics_class) {
     return Mismatch(request, "the numerics class", request.numerics_class, options_.numerics_class);
   }
   // A worker that lost its connection and dials again replaces what it was before.
@@ -58,6 +57,7 @@ absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time
   member.join = request;
   member.last_seen = now;
   members_[member.id] = member;
+  options_.numerics_class = request.numerics_class;
   if (request.kind == WorkerKind::kExpert) experts_changed_ = true;
   return member.id;
 }
@@ -81,7 +81,7 @@ void Membership::Leave(WorkerId worker) {
   use_sent_.erase(worker);
 }
 
-void Membership::StartFailed(WorkerId worker) {
+void Membership::SessionLost(WorkerId worker) {
   const auto it = members_.find(worker);
   if (it != members_.end()) it->second.serving = false;
 }
@@ -139,7 +139,15 @@ std::string Membership::Detail() const {
                         " attention, ", expert, " of ", options_.expert_workers, " expert");
   }
   float loaded = 1;
-  for (const auto& [id, member] : members_) loaded = std::min(loaded, member.health.loaded);
+  bool ready = true;
+  for (const auto& [id, member] : members_) {
+    loaded = std::min(loaded, member.health.loaded);
+    ready = ready && member.health.ready;
+  }
+  for (const auto& [id, member] : members_) {
+    if (!ready || member.join.kind != WorkerKind::kAttention || member.serving) continue;
+    return absl::StrCat("attention worker ", id, " does not answer at ", member.join.address);
+  }
   return absl::StrCat("workers load their weights: the slowest has ",
                       static_cast<int>(loaded * 100), "%");
 }

@@ -74,15 +74,15 @@ class Membership {
  public:
   Membership(const ModelConfig* config, MembershipOptions options);
 
-  //   FAILED_PRECONDITION  another checkpoint, mode or numerics class; the sentence names both
-  //   sides INVALID_ARGUMENT     no address RESOURCE_EXHAUSTED   the topology has all the workers
-  //   of that kind that it wants
+  //   FAILED_PRECONDITION  another checkpoint, mode or numerics class; both sides are named
+  //   INVALID_ARGUMENT     no address
+  //   RESOURCE_EXHAUSTED   the topology has all the workers of that kind that it wants
   absl::StatusOr<WorkerId> Join(const JoinRequest& request, absl::Time now);
   void Heartbeat(WorkerId worker, MemberHealth health, absl::Time now);
   void Leave(WorkerId worker);
-  // A start that kStartAttention asked for did not succeed: it is asked for again at the next
-  // Advance.
-  void StartFailed(WorkerId worker);
+  // The session that kStartAttention asked for was not made, or broke later: it is asked for again
+  // at the next Advance.
+  void SessionLost(WorkerId worker);
 
   // Everything to do now that was not said before. Call after every event and every lease / 4.
   std::vector<MembershipAction> Advance(absl::Time now);
@@ -91,7 +91,7 @@ class Membership {
   const std::map<WorkerId, Member>& members() const { return members_; }
   // Whether requests can be served.
   bool serving() const;
-  // For people: "waiting for workers: 1 of 2 attention, 0 of 1 expert".
+  // For people: what is waited for, as in "waiting for workers: 1 of 2 attention, 0 of 1 expert".
   std::string Detail() const;
 
  private:

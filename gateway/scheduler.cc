@@ -1,6 +1,7 @@
 #include "gateway/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <utility>
 
@@ -11,6 +12,7 @@ namespace tandem {
 namespace {
 
 constexpr int kMaxFailures = 5;         // consecutive UNAVAILABLE answers of a worker
+constexpr int kMaxLostWorkers = 5;      // per job
 constexpr int kMaxTestPreemptions = 3;  // per job, so that every test ends
 
 int64_t PagesFor(int64_t tokens) {
@@ -29,12 +31,17 @@ int64_t Scheduler::Draw(int64_t low, int64_t high) {
   return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1));
 }
 
-absl::Status Scheduler::AddWorker(WorkerId worker, const AttentionWorkerInfo& info) {
-  if (info.num_layers < 1 || info.total_pages < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("attention worker ", worker, " has ",
-                                                   info.num_layers, " layers and ",
-                                                   info.total_pages, " pages; both must be >= 1"));
+absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info) {
+  if (info.num_layers >= 1 && info.total_pages >= 1 && info.vocab_size >= 1) {
+    return absl::OkStatus();
   }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "attention worker ", worker, " says that it has ", info.num_layers, " layers, ",
+      info.total_pages, " pages and ", info.vocab_size, " token ids; each must be at least 1"));
+}
+
+absl::Status Scheduler::AddWorker(WorkerId worker, const AttentionWorkerInfo& info) {
+  if (absl::Status status = CheckWorkerInfo(worker, info); !status.ok()) return status;
   const auto [it, is_new] = workers_.try_emplace(worker);
   if (!is_new) {
     return absl::AlreadyExistsError(absl::StrCat("attention worker ", worker, " is here already"));
@@ -44,13 +51,24 @@ absl::Status Scheduler::AddWorker(WorkerId worker, const AttentionWorkerInfo& in
   return absl::OkStatus();
 }
 
-void Scheduler::RemoveWorker(WorkerId worker, absl::Time now) {
+std::vector<SchedulerEvent> Scheduler::RemoveWorker(WorkerId worker, absl::Time now) {
+  std::vector<SchedulerEvent> events;
   const auto it = workers_.find(worker);
-  if (it == workers_.end()) return;
+  if (it == workers_.end()) return events;
   const std::set<JobId> running = it->second.running;
-  for (const JobId id : running) Detach(&jobs_.at(id), Leave::kWorkerGone);
+  for (const JobId id : running) {
+    JobState& job = jobs_.at(id);
+    if (job.sequence != 0) ++job.lost_workers;
+    Detach(&job, Leave::kWorkerGone);
+    if (job.lost_workers < kMaxLostWorkers) continue;
+    Fail(&job,
+         absl::UnavailableError(
+             absl::StrCat("the request lost its attention worker ", job.lost_workers, " times")),
+         &events);
+  }
   workers_.erase(it);
   if (workers_.empty()) no_worker_since_ = now;
+  return events;
 }
 
 absl::Status Scheduler::Add(JobId id, Job job, absl::Time now) {
@@ -380,12 +398,45 @@ void Scheduler::TakeRow(Worker* worker, RowResult row, std::vector<SchedulerEven
   const auto it = worker->sequences.find(row.sequence);
   if (it == worker->sequences.end()) return;  // ended or moved meanwhile
   JobState& job = jobs_.at(it->second);
+  if (absl::Status status = CheckRow(*worker, job, row); !status.ok()) {
+    Fail(&job, std::move(status), events);
+    return;
+  }
   if (row.kind == RowOutputKind::kSample) {
     ReportScores(&job, row.position + 1, events);
     TakeToken(&job, row, events);
   } else {
     TakeScore(&job, std::move(row));
   }
+}
+
+absl::Status Scheduler::CheckRow(const Worker& worker, const JobState& job, const RowResult& row) {
+  const auto wrong = [&](const auto&... what) {
+    return absl::InternalError(absl::StrCat("attention worker ", *job.worker, " ", what...));
+  };
+  if (row.position < 0 || row.position >= job.planned) {
+    return wrong("answered position ", row.position, " of a sequence that has rows 0 to ",
+                 job.planned - 1);
+  }
+  const int32_t vocab_size = worker.info.vocab_size;
+  switch (row.kind) {
+    case RowOutputKind::kSample:
+      if (row.token >= vocab_size) {
+        return wrong("drew token ", row.token, ", but the vocabulary is 0 to ", vocab_size - 1);
+      }
+      if (row.token < 0) return absl::InternalError("the logits held a NaN");
+      break;
+    case RowOutputKind::kLogProb:
+      if (std::isnan(row.log_prob)) return absl::InternalError("the logits held a NaN");
+      break;
+    case RowOutputKind::kLogits:
+      if (row.logits.size() != static_cast<size_t>(vocab_size)) {
+        return wrong("answered ", row.logits.size(), " logits, but the vocabulary has ", vocab_size,
+                     " ids");
+      }
+      break;
+  }
+  return absl::OkStatus();
 }
 
 void Scheduler::TakeScore(JobState* job, RowResult row) {
@@ -426,10 +477,6 @@ void Scheduler::TakeToken(JobState* job, const RowResult& row,
                           std::vector<SchedulerEvent>* events) {
   const int64_t index = row.position + 1 - job->prompt_size();
   if (index != static_cast<int64_t>(job->generated.size())) return;  // FinishRows sees what lacks
-  if (row.token < 0) {
-    Fail(job, absl::InternalError("the logits held a NaN"), events);
-    return;
-  }
   const std::vector<int32_t>& stops = job->job.stop_ids;
   if (std::find(stops.begin(), stops.end(), row.token) != stops.end()) {
     End(job, JobEnd::kEos, absl::OkStatus(), Leave::kRelease, events);

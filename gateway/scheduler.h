@@ -60,6 +60,9 @@ struct WorkerOrders {
   bool changed_something() const { return step.has_value() || !cancels.empty() || !events.empty(); }
 };
 
+// INVALID_ARGUMENT unless the worker has a layer, a page and a vocabulary.
+absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
+
 // Not thread-safe. Calls cost O(jobs of the worker) at most, plus the size of what they return.
 //
 // A sequence stays on one worker until it ends, is preempted or loses its worker; then it waits
@@ -71,11 +74,12 @@ class Scheduler {
  public:
   explicit Scheduler(SchedulerPolicy policy);
 
-  // ALREADY_EXISTS, or INVALID_ARGUMENT if it has no layer or no page.
+  // ALREADY_EXISTS, or as CheckWorkerInfo.
   absl::Status AddWorker(WorkerId worker, const AttentionWorkerInfo& info);
-  // Its sequences wait for another worker. The link must be destroyed; results that were under way
-  // are ignored.
-  void RemoveWorker(WorkerId worker, absl::Time now);
+  // Its sequences wait for another worker; one that has lost its worker time and again fails with
+  // UNAVAILABLE, since it may be what they die of. The link must be destroyed; results that were
+  // under way are ignored.
+  std::vector<SchedulerEvent> RemoveWorker(WorkerId worker, absl::Time now);
 
   // Requires ids that grow. RESOURCE_EXHAUSTED: as many jobs wait as may.
   absl::Status Add(JobId id, Job job, absl::Time now);
@@ -87,7 +91,9 @@ class Scheduler {
   // AttentionLink::kMaxOutstandingSteps are outstanding. A second step is planned on the assumption
   // that the first one succeeds.
   WorkerOrders NextStep(WorkerId worker);
-  // Results of one worker come in the order of its steps.
+  // Results of one worker come in the order of its steps. What a worker answers is not trusted: a
+  // position beyond the rows that it was sent, or a token that is none, fails the job with
+  // INTERNAL.
   std::vector<SchedulerEvent> OnStepDone(WorkerId worker, StepResult result);
 
   // Ends jobs whose time is up: their own deadline, or the wait while there is no worker at all.
@@ -118,6 +124,7 @@ class Scheduler {
     std::vector<PartialScore> scores;  // parallel to job.scored
     bool admitted = false;
     int test_preemptions = 0;
+    int lost_workers = 0;  // while it had rows there
 
     // While it is on a worker.
     std::optional<WorkerId> worker;
@@ -190,6 +197,8 @@ class Scheduler {
   SequenceSpec MakeSpec(const JobState& job) const;
 
   void TakeRow(Worker* worker, RowResult row, std::vector<SchedulerEvent>* events);
+  // INTERNAL unless `row` can be an answer to what was asked of `job`'s worker.
+  static absl::Status CheckRow(const Worker& worker, const JobState& job, const RowResult& row);
   void TakeScore(JobState* job, RowResult row);
   void ReportScores(JobState* job, int64_t end_row, std::vector<SchedulerEvent>* events);
   void TakeToken(JobState* job, const RowResult& row, std::vector<SchedulerEvent>* events);

@@ -37,6 +37,7 @@ class StepDriver::Impl {
   void Cancel(JobId job) { Enqueue(CancelJob{job}); }
   absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
   void RemoveWorker(WorkerId worker);
+  bool HasWorker(WorkerId worker) const;
   int num_workers() const;
   bool Drain(absl::Duration grace);
   CounterSnapshot Counters() const;
@@ -170,23 +171,23 @@ absl::Status StepDriver::Impl::AddWorker(WorkerId worker, const AttentionLinkFac
   }
   absl::StatusOr<std::unique_ptr<AttentionLink>> link = make_link(peer.get());
   absl::Status status = link.status();
-  if (status.ok() && ((*link)->info().num_layers < 1 || (*link)->info().total_pages < 1)) {
-    status = absl::InvalidArgumentError(
-        absl::StrCat("attention worker ", worker, " says that it has ", (*link)->info().num_layers,
-                     " layers and ", (*link)->info().total_pages, " pages"));
-    link->reset();
-  }
+  if (status.ok()) status = CheckWorkerInfo(worker, (*link)->info());
   {
     std::lock_guard lock(mutex_);
+    if (status.ok() && stopping_) status = absl::UnavailableError("the gateway is shutting down");
     if (status.ok()) {
       peer->link = *std::move(link);
       peer->joined = true;
       queue_.push_back(PeerJoined{peer});
-    } else {
-      members_.erase(worker);
+      wake_.notify_one();
+      return status;
     }
   }
-  wake_.notify_one();
+  if (link.ok()) link->reset();
+  {
+    std::lock_guard lock(mutex_);
+    members_.erase(worker);
+  }
   ended_.notify_all();
   return status;
 }
@@ -204,6 +205,11 @@ void StepDriver::Impl::RemoveWorker(WorkerId worker) {
   });
 }
 
+bool StepDriver::Impl::HasWorker(WorkerId worker) const {
+  std::lock_guard lock(mutex_);
+  return members_.contains(worker);
+}
+
 int StepDriver::Impl::num_workers() const {
   std::lock_guard lock(mutex_);
   int workers = 0;
@@ -215,8 +221,12 @@ bool StepDriver::Impl::Drain(absl::Duration grace) {
   const absl::Duration limit = std::min(grace, absl::Hours(24 * 365));
   std::unique_lock lock(mutex_);
   draining_ = true;
-  return ended_.wait_for(lock, absl::ToChronoNanoseconds(limit),
-                         [this] { return live_jobs_ == 0; });
+  const auto idle = [this] { return live_jobs_ == 0; };
+  if (ended_.wait_for(lock, absl::ToChronoNanoseconds(limit), idle)) return true;
+  stopping_ = true;
+  wake_.notify_all();
+  ended_.wait(lock, idle);
+  return false;
 }
 
 CounterSnapshot StepDriver::Impl::Counters() const {
@@ -291,8 +301,9 @@ void StepDriver::Impl::Handle(PeerGone event) {
   const auto it = peers_.find(peer.id);
   if (it == peers_.end() || it->second != event.peer) return;  // PeerJoined will see `gone`
   peers_.erase(it);
-  scheduler_.RemoveWorker(peer.id, absl::Now());
+  std::vector<SchedulerEvent> events = scheduler_.RemoveWorker(peer.id, absl::Now());
   CloseLink(&peer);
+  Deliver(std::move(events));
 }
 
 void StepDriver::Impl::Handle(StepDone event) {
@@ -415,6 +426,7 @@ absl::Status StepDriver::AddWorker(WorkerId worker, const AttentionLinkFactory& 
   return impl_->AddWorker(worker, make_link);
 }
 void StepDriver::RemoveWorker(WorkerId worker) { impl_->RemoveWorker(worker); }
+bool StepDriver::HasWorker(WorkerId worker) const { return impl_->HasWorker(worker); }
 int StepDriver::num_workers() const { return impl_->num_workers(); }
 bool StepDriver::Drain(absl::Duration grace) { return impl_->Drain(grace); }
 CounterSnapshot StepDriver::Counters() const { return impl_->Counters(); }

@@ -38,9 +38,12 @@ class StepDriver {
   // removed.
   absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
   void RemoveWorker(WorkerId worker);
+  // False as well once its link went down.
+  bool HasWorker(WorkerId worker) const;
   int num_workers() const;
 
-  // No new jobs; true once nothing runs any more, false if that took longer than `grace`.
+  // No new jobs. True once nothing runs any more. After `grace` what still runs fails with
+  // UNAVAILABLE, all links are destroyed, and the answer is false: the driver has ended.
   bool Drain(absl::Duration grace);
 
   // jobs_total, jobs_waiting, jobs_running, tokens_generated_total, prompt_tokens_total,

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <utility>
 
+#include "common/service/grpc_status.h"
 #include "gateway/inference_service.h"
 #include "gateway/step_driver.h"
 
@@ -39,7 +40,6 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     ++live_->live;
     ++live_->total;
   }
-  ~StreamingCall() override { --live_->live; }
 
   // Hands the job in; ends the call if the driver does not take it.
   void Submit(Job job) {
@@ -91,6 +91,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnCancel() override { CancelJob(); }
   void OnDone() override {
     CancelJob();
+    --live_->live;  // here, since the driver may hold on to this object for longer than the service
     const std::shared_ptr<StreamingCall> last = std::move(self_);
   }
 

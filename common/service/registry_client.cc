@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/service/grpc_status.h"
 #include "proto/registry.grpc.pb.h"
 #include "spdlog/spdlog.h"
 
@@ -29,6 +30,15 @@ v1::WorkerReport HeartbeatReport(const WorkerHealth& health, int64_t number) {
   for (const auto& [name, value] : health.counters) (*heartbeat.mutable_counters())[name] = value;
   (*heartbeat.mutable_counters())["reports_total"] = number;
   return report;
+}
+
+// gRPC's own pauses grow to two minutes, which is too long for a gateway that is back.
+std::shared_ptr<grpc::Channel> CreateRegistryChannel(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kFirstPause.count());
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kLongestPause.count());
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kLongestPause.count());
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
 bool IsRefusal(const grpc::Status& status) {
@@ -75,8 +85,7 @@ class RegistryClient::Impl {
  public:
   Impl(std::string address, v1::WorkerHello hello, Callbacks callbacks)
       : address_(std::move(address)), hello_(std::move(hello)), callbacks_(std::move(callbacks)) {
-    stub_ =
-        v1::Registry::NewStub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
+    stub_ = v1::Registry::NewStub(CreateRegistryChannel(address_));
     thread_ = std::thread([this] { Run(); });
   }
 
@@ -146,11 +155,11 @@ class RegistryClient::Impl {
     if (ended_) return accepted;
     if (IsRefusal(status)) {
       refused_ = true;
-      callbacks_.on_refused(
-          absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message()));
-    } else {
-      spdlog::log(accepted ? spdlog::level::warn : spdlog::level::debug,
-                  "the registry at {} is not connected: {}", address_, status.error_message());
+      callbacks_.on_refused(FromGrpc(status));
+    } else if (accepted || status.error_message() != last_reason_) {
+      spdlog::warn("not a member of the deployment with the registry at {}, trying again: {}",
+                   address_, status.error_message());
+      last_reason_ = status.error_message();
     }
     return accepted;
   }
@@ -172,7 +181,8 @@ class RegistryClient::Impl {
   const Callbacks callbacks_;
   std::unique_ptr<v1::Registry::Stub> stub_;
 
-  int64_t reports_ = 0;  // of the heartbeat thread
+  int64_t reports_ = 0;      // of the heartbeat thread
+  std::string last_reason_;  // of the client's thread: said once, not at every try
 
   std::mutex mutex_;  // guards the four below
   std::condition_variable wake_;

@@ -25,10 +25,12 @@ Placement PlacementFromProto(const v1::PlacementOrder& order);
 v1::PlacementOrder PlacementToProto(const Placement& placement);
 
 // Dials, and dials again with a growing pause (at most 1 s) when the connection breaks, until it is
-// destroyed or refused. Callbacks come one at a time from the client's thread.
+// destroyed or refused. Callbacks must not block; all but `health` come one at a time, from the
+// client's thread.
 class RegistryClient {
  public:
   struct Callbacks {
+    // At every heartbeat, from a thread of its own.
     std::function<WorkerHealth()> health;
     std::function<void(WorkerId self, uint64_t gateway_incarnation)> on_accepted;
     std::function<void(Placement)> on_load;  // expert workers

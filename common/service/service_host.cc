@@ -34,6 +34,12 @@ absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& addr
   return std::make_pair(address.substr(0, colon), port);
 }
 
+bool IsLoopback(const std::string& host) {
+  if (host == "localhost" || host == "[::1]") return true;
+  // A name may begin with 127. as well.
+  return absl::StartsWith(host, "127.") && host.find_first_not_of("0123456789.") == host.npos;
+}
+
 sigset_t EndSignals() {
   sigset_t set;
   sigemptyset(&set);
@@ -81,9 +87,7 @@ void AddListenFlags(CLI::App& app, ListenOptions* options) {
 
 absl::Status CheckListenAddress(const std::string& address, bool insecure) {
   TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(address));
-  const std::string& host = host_port.first;
-  const bool loopback = host == "localhost" || host == "[::1]" || absl::StartsWith(host, "127.");
-  if (!loopback && !insecure) {
+  if (!IsLoopback(host_port.first) && !insecure) {
     return absl::FailedPreconditionError(
         absl::StrCat("listening on ", address,
                      " would send everything in plain text beyond this machine: listen ",
@@ -135,11 +139,11 @@ std::shared_ptr<grpc::Channel> ServiceHost::InProcessChannel() {
   return server_->InProcessChannel(arguments);
 }
 
+// The server itself lives as long as the host: other threads may still say SetServing.
 void ServiceHost::Shutdown(absl::Duration grace) {
-  if (server_ == nullptr) return;
+  if (server_ == nullptr) return;  // Start failed
   server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   server_->Wait();
-  server_.reset();
 }
 
 struct MetricsHost::Impl {
@@ -194,14 +198,6 @@ bool WaitForEnd(const std::function<bool()>& failed) {
     }
   }
   return false;
-}
-
-grpc::Status ToGrpc(const absl::Status& status) {
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
-}
-
-absl::Status FromGrpc(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
 uint64_t NewIncarnation() {

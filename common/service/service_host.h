@@ -43,12 +43,14 @@ class ServiceHost {
       const std::vector<std::string>& health_names);
   ~ServiceHost();
 
+  // From any thread.
   void SetServing(bool serving);
   // host:port with the port that was really taken.
   const std::string& address() const { return address_; }
   // A channel to this server that stays within the process.
   std::shared_ptr<grpc::Channel> InProcessChannel();
-  // Ends calls that still run after `grace`. Idempotent.
+  // Takes no new calls, and ends those that still run after `grace`. Idempotent. SetServing has no
+  // effect afterwards.
   void Shutdown(absl::Duration grace);
 
  private:
@@ -84,9 +86,6 @@ void BlockEndSignals();
 // Returns when SIGTERM or SIGINT arrives (true), or when `failed()` turns true (false). A second
 // signal ends the process at once.
 bool WaitForEnd(const std::function<bool()>& failed);
-
-grpc::Status ToGrpc(const absl::Status& status);
-absl::Status FromGrpc(const grpc::Status& status);
 
 // A random number that names this process's life.
 uint64_t NewIncarnation();

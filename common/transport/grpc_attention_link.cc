@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/service/grpc_status.h"
 #include "common/transport/attention_proto.h"
 #include "common/transport/timer_thread.h"
 #include "proto/attention.grpc.pb.h"
@@ -189,7 +190,7 @@ void GrpcAttentionLink::Impl::OnDone(const grpc::Status& status) {
   absl::Status why;
   {
     std::lock_guard<std::mutex> lock(mu_);
-    end_ = reason_.ok() ? StatusFromGrpc(status) : reason_;
+    end_ = reason_.ok() ? FromGrpc(status) : reason_;
     if (end_.ok()) end_ = absl::UnavailableError("it ended the session");
     tell = state_ == State::kEstablished;
     why = absl::UnavailableError(

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/service/grpc_status.h"
 #include "common/transport/attention_proto.h"
-#include "common/transport/grpc_peer.h"
 #include "common/transport/timer_thread.h"
 #include "proto/attention.grpc.pb.h"
 
@@ -213,7 +213,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
     if (finish_wanted_) return;
     finish_wanted_ = true;
     queue_.clear();
-    final_status_ = StatusToGrpc(status);
+    final_status_ = ToGrpc(status);
     if (!writing_) FinishOnce();
   }
 

@@ -12,6 +12,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "common/service/grpc_status.h"
 #include "common/transport/expert_frame.h"
 #include "common/transport/timer_thread.h"
 
@@ -174,7 +175,7 @@ class GrpcExpertLink::Stream : public ClientReactor {
 
   void OnDone(const grpc::Status& status) override {
     GrpcExpertLink::Impl* const link = link_;
-    absl::Status why = reason_.ok() ? StatusFromGrpc(status) : reason_;
+    absl::Status why = reason_.ok() ? FromGrpc(status) : reason_;
     link->OnStreamDone(this, why);
     delete this;
     link->OnStreamGone();

@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/service/grpc_status.h"
 #include "common/transport/expert_frame.h"
-#include "common/transport/grpc_peer.h"
 #include "proto/expert.grpc.pb.h"
 
 namespace tandem {
@@ -195,7 +195,7 @@ class GrpcExpertService::Session : public ServerReactor {
     std::lock_guard<std::mutex> lock(mu_);
     ended_ = true;
     queue_.clear();
-    final_status_ = StatusToGrpc(status);
+    final_status_ = ToGrpc(status);
     if (!writing_) FinishStream();
   }
 

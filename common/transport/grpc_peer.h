@@ -7,8 +7,6 @@
 #include <memory>
 #include <string>
 
-#include "absl/status/status.h"
-
 namespace tandem {
 
 struct GrpcPeer {
@@ -20,11 +18,6 @@ struct GrpcPeer {
 // messages of any size and tries a peer that was away again within a second. Connects lazily.
 // Its last reference must not be dropped in a gRPC callback.
 std::shared_ptr<grpc::Channel> CreatePeerChannel(const GrpcPeer& peer);
-
-// The same codes mean the same on both sides. Bytes that are not ASCII become '?', since gRPC
-// refuses messages that are not UTF-8.
-grpc::Status StatusToGrpc(const absl::Status& status);
-absl::Status StatusFromGrpc(const grpc::Status& status);
 
 }  // namespace tandem
 

@@ -105,6 +105,30 @@ TEST_F(MembershipTest, DropsASilentWorkerAndPlansAnewWhenAnotherTakesItsPlace) {
   EXPECT_TRUE(membership.serving());
 }
 
+TEST_F(MembershipTest, AnAttentionWorkerWhoseSessionIsLostIsStartedAgain) {
+  Membership membership(&config_, Options(1, 1));
+  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+  const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  membership.Advance(kStart);
+  membership.Heartbeat(e, Ready({7, 1}), kStart);
+  membership.Heartbeat(a, Ready({7, 1}), kStart);
+  membership.Advance(kStart);
+  ASSERT_TRUE(membership.serving());
+  membership.SessionLost(a);
+  EXPECT_FALSE(membership.serving());
+  EXPECT_THAT(membership.Detail(), HasSubstr("attention worker 1 does not answer at a:1"));
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kStartAttention}));
+  EXPECT_TRUE(membership.serving());
+}
+
+TEST_F(MembershipTest, ARefusedWorkerDoesNotDecideTheNumericsClass) {
+  Membership membership(&config_, Options(1, 0));
+  JoinRequest refused = Request(WorkerKind::kExpert, "e:1");
+  refused.numerics_class = "gpu";
+  EXPECT_EQ(membership.Join(refused, kStart).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart).ok());
+}
+
 TEST_F(MembershipTest, AWorkerThatDialsAgainReplacesItself) {
   Membership membership(&config_, Options(1, 1));
   const WorkerId first = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);

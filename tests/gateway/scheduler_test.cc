@@ -1,5 +1,6 @@
 #include "gateway/scheduler.h"
 
+#include <cmath>
 #include <map>
 #include <memory>
 #include <random>
@@ -11,7 +12,7 @@
 namespace tandem {
 namespace {
 
-using ::testing::ElementsAre;
+using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
@@ -45,7 +46,7 @@ class House {
     CheckWorker(*workers.at(id));
     workers.erase(id);
     results.erase(id);
-    scheduler.RemoveWorker(id, now);
+    Take(scheduler.RemoveWorker(id, now));
   }
   JobId Add(Job job) {
     const JobId id = ++last_job;
@@ -198,7 +199,8 @@ class House {
     const bool has_target = wanted.target >= 0;
     EXPECT_EQ(event.log_prob, has_target ? SimulatedLogProb(state, wanted.target) : 0.0f);
     if (wanted.logits) {
-      EXPECT_THAT(event.logits, ElementsAre(SimulatedLogProb(state, -1)));
+      EXPECT_EQ(event.logits.size(), static_cast<size_t>(kSimulatedVocab));
+      EXPECT_THAT(event.logits, Each(SimulatedLogProb(state, -1)));
     } else {
       EXPECT_THAT(event.logits, IsEmpty());
     }
@@ -386,6 +388,24 @@ TEST(SchedulerTest, MovesSequencesOfALostWorkerWithWhatTheyGenerated) {
   house.CheckAllFree();
 }
 
+TEST(SchedulerTest, AJobThatLosesEveryWorkerFailsAtLast) {
+  House house;
+  const JobId job = house.Add(MakeJob(70, 40));
+  for (WorkerId worker = 1; worker <= 5; ++worker) {
+    EXPECT_EQ(house.outcomes[job].done, 0);
+    house.AddWorker(worker, 8);
+    ASSERT_TRUE(house.Plan(worker).has_value());
+    house.RemoveWorker(worker);
+  }
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(house.outcomes[job].status.message()), HasSubstr("5 times"));
+  house.AddWorker(6, 8);
+  const JobId next = house.Add(MakeJob(70, 4));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(next);
+  house.CheckAllFree();
+}
+
 TEST(SchedulerTest, CancelFreesThePages) {
   House house;
   house.AddWorker(1, 8);
@@ -456,6 +476,60 @@ TEST(SchedulerTest, ANaNFailsTheJob) {
   ASSERT_TRUE(house.RunToEnd());
   EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(std::string(house.outcomes[job].status.message()), HasSubstr("NaN"));
+}
+
+// What a worker may answer wrongly, and what the job's status then says.
+struct WrongAnswer {
+  const char* name;
+  void (*spoil)(RowResult&);
+  const char* sentence;
+};
+const WrongAnswer kWrongAnswers[] = {
+    {"token", [](RowResult& r) { r.token = kSimulatedVocab; }, "drew token 50"},
+    {"position", [](RowResult& r) { r.position = 13; }, "answered position 13"},
+    {"last position", [](RowResult& r) { r.position = INT32_MAX; }, "answered position 2147483647"},
+    {"negative position", [](RowResult& r) { r.position = -1; }, "answered position -1"},
+    {"logits",
+     [](RowResult& r) {
+       r.kind = RowOutputKind::kLogits;
+       r.logits = {1.0f};
+     },
+     "answered 1 logits"},
+    {"NaN",
+     [](RowResult& r) {
+       r.kind = RowOutputKind::kLogProb;
+       r.log_prob = std::nanf("");
+     },
+     "NaN"},
+};
+
+TEST(SchedulerTest, AWrongAnswerFailsItsJobOnly) {
+  for (const WrongAnswer& wrong : kWrongAnswers) {
+    SCOPED_TRACE(wrong.name);
+    House house;
+    house.AddWorker(1, 8);
+    const JobId job = house.Add(MakeJob(10, 5, 1));
+    const JobId other = house.Add(MakeJob(10, 5, 2));
+    house.Plan(1);
+    house.Work(1);
+    ASSERT_EQ(house.results[1][0].rows.size(), 2u);
+    wrong.spoil(house.results[1][0].rows[0]);
+    house.Deliver(1);
+    EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(std::string(house.outcomes[job].status.message()), HasSubstr(wrong.sentence));
+    ASSERT_TRUE(house.RunToEnd());
+    house.CheckOutcome(other);
+    EXPECT_EQ(house.outcomes[other].end, JobEnd::kLength);
+    house.CheckAllFree();
+  }
+}
+
+TEST(SchedulerTest, RefusesAWorkerWithoutLayersPagesOrVocabulary) {
+  Scheduler scheduler{SchedulerPolicy{}};
+  for (const AttentionWorkerInfo& info :
+       {AttentionWorkerInfo{0, 8, 50}, {5, 0, 50}, {5, 8, 0}, {-1, -1, -1}}) {
+    EXPECT_EQ(scheduler.AddWorker(1, info).code(), absl::StatusCode::kInvalidArgument);
+  }
 }
 
 TEST(SchedulerTest, DeadlinesEndWaitingAndRunningJobs) {

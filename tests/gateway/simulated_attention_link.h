@@ -349,7 +349,7 @@ class SimulatedAttentionWorker {
         row.log_prob = SimulatedLogProb(state, output.target);
         break;
       case RowOutputKind::kLogits:
-        row.logits = {SimulatedLogProb(state, -1)};
+        row.logits.assign(kSimulatedVocab, SimulatedLogProb(state, -1));
         break;
     }
     return row;

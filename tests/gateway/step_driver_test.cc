@@ -160,6 +160,8 @@ TEST_F(StepDriverTest, JobsMoveWhenTheirWorkerDies) {
   ASSERT_TRUE(driver.AddWorker(2, Dial(12)).ok());
   EXPECT_TRUE(sink->WaitForEnd().ok());
   EXPECT_EQ(sink->tokens(), AnswerOf(job));
+  EXPECT_FALSE(driver.HasWorker(1));
+  EXPECT_TRUE(driver.HasWorker(2));
   driver.RemoveWorker(1);  // nothing is left of it
   EXPECT_EQ(links_destroyed(), 1);
   EXPECT_EQ(driver.num_workers(), 1);
@@ -229,6 +231,22 @@ TEST_F(StepDriverTest, DeadlinesAreKeptWithoutAnyEvent) {
   const auto sink = std::make_shared<RecordingSink>();
   ASSERT_TRUE(driver.Submit(MakeJob(10, 5, 1), sink).ok());
   EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(StepDriverTest, FailsWhatStillRunsAfterTheGrace) {
+  StepDriver driver{SchedulerPolicy{}};
+  ASSERT_TRUE(driver.AddWorker(1, Dial(200)).ok());
+  const auto sink = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(driver.Submit(MakeJob(10, 10000, 1), sink).ok());
+  sink->WaitForTokens(3);
+  EXPECT_FALSE(driver.Drain(absl::Milliseconds(1)));
+  EXPECT_EQ(sink->done(), 1);
+  EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(sink->WaitForEnd().message()), HasSubstr("shutting down"));
+  driver.RemoveWorker(1);
+  EXPECT_EQ(links_destroyed(), 1);
+  EXPECT_EQ(driver.AddWorker(2, Dial(12)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(driver.num_workers(), 0);
 }
 
 TEST_F(StepDriverTest, EndsInTheMidstOfWork) {

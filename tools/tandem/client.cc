@@ -4,9 +4,10 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/mode.h"
-#include "common/service/service_host.h"
+#include "common/service/grpc_status.h"
 #include "common/status.h"
 
 namespace tandem::tool {
@@ -20,7 +21,7 @@ void ConnectOptions::AddTo(CLI::App& app) {
   app.add_option("--threads", threads, "with --model: compute threads, 0 for one per core")
       ->check(CLI::Range(0, 1024));
   app.add_option("--cache-tokens", cache_tokens, "with --model: size of the latent cache")
-      ->check(CLI::Range(int64_t{64}, int64_t{1} << 40))
+      ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
       ->capture_default_str();
   app.add_option("--timeout", timeout_s, "seconds that a request may take, 0 for no limit")
       ->check(CLI::NonNegativeNumber);
@@ -69,7 +70,7 @@ absl::Status Client::Explain(const grpc::Status& status) const {
         absl::StrCat("no answer within the ", options_.timeout_s, " s of --timeout"));
   }
   if (status.error_code() == grpc::UNAVAILABLE && options_.model_dir.empty() &&
-      status.error_message().find("connect") != std::string::npos) {
+      absl::StrContains(status.error_message(), "failed to connect")) {
     return absl::UnavailableError(
         absl::StrCat("no server answers at ", options_.server,
                      ": start one with scripts/run --keep, or use --model"));

@@ -15,7 +15,8 @@ TEST(ServiceHostTest, OnlyLoopbackMayBePlainTextWithoutAFlag) {
   for (const char* address : {"127.0.0.1:80", "localhost:0", "[::1]:9", "127.1.2.3:65535"}) {
     EXPECT_TRUE(CheckListenAddress(address, false).ok()) << address;
   }
-  for (const char* address : {"0.0.0.0:80", "[::]:80", "192.168.1.1:80", "example.com:80"}) {
+  for (const char* address :
+       {"0.0.0.0:80", "[::]:80", "192.168.1.1:80", "example.com:80", "127.example.com:80"}) {
     EXPECT_EQ(CheckListenAddress(address, false).code(), absl::StatusCode::kFailedPrecondition)
         << address;
     EXPECT_TRUE(CheckListenAddress(address, true).ok()) << address;
@@ -53,10 +54,13 @@ TEST(ServiceHostTest, AnswersInProcessAndOverTheSocket) {
   }
 }
 
-TEST(ServiceHostTest, StatusesCrossUnchanged) {
-  const absl::Status status = absl::NotFoundError("no such thing");
-  EXPECT_EQ(FromGrpc(ToGrpc(status)), status);
-  EXPECT_TRUE(FromGrpc(ToGrpc(absl::OkStatus())).ok());
+TEST(ServiceHostTest, HealthMayBeSetWhileAndAfterItShutsDown) {
+  v1::Inference::Service service;
+  auto host = ServiceHost::Start({"127.0.0.1:0", "", false}, {&service}, {"tandem.v1.Inference"});
+  ASSERT_TRUE(host.ok()) << host.status();
+  (*host)->Shutdown(absl::ZeroDuration());
+  (*host)->SetServing(true);
+  (*host)->Shutdown(absl::ZeroDuration());
 }
 
 }  // namespace

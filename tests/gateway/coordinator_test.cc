@@ -1,0 +1,146 @@
+#include "gateway/coordinator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "common/service/registry_client.h"
+#include "common/service/service_host.h"
+#include "proto/registry.grpc.pb.h"
+
+namespace tandem {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr absl::Duration kLimit = absl::Seconds(20);
+
+// A worker's side of the registry that has done at once what it is told.
+class FakeMember {
+ public:
+  FakeMember(const std::string& registry, v1::WorkerKind kind, const std::string& address) {
+    v1::WorkerHello hello;
+    hello.set_kind(kind);
+    hello.set_address(address);
+    hello.set_digest("d");
+    RegistryClient::Callbacks callbacks;
+    callbacks.health = [this] {
+      std::lock_guard lock(mutex_);
+      return WorkerHealth{version_.counter > 0, 1, version_, {}};
+    };
+    callbacks.on_accepted = [](WorkerId, uint64_t) {};
+    callbacks.on_load = callbacks.on_use = [this](Placement placement) {
+      std::lock_guard lock(mutex_);
+      version_ = placement.version;
+    };
+    callbacks.on_refused = [this](absl::Status status) {
+      std::lock_guard lock(mutex_);
+      refused_ = std::move(status);
+      changed_.notify_all();
+    };
+    client_ = std::make_unique<RegistryClient>(registry, hello, callbacks);
+  }
+
+  absl::Status WaitForRefusal() {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit), [this] { return !refused_.ok(); });
+    return refused_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  PlacementVersion version_;
+  absl::Status refused_;
+  std::unique_ptr<RegistryClient> client_;  // last: calls back until it is destroyed
+};
+
+// Links that do nothing but break when they are told to.
+class Links {
+ public:
+  AttentionDialer Dialer() {
+    return [this](const std::string&, AttentionLink::Observer* observer)
+               -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
+      std::lock_guard lock(mutex_);
+      ++dials_;
+      newest_ = observer;
+      changed_.notify_all();
+      return std::make_unique<Link>();
+    };
+  }
+  bool WaitForDials(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit),
+                             [&] { return dials_ >= count; });
+  }
+  void BreakNewest() { newest_->OnDown(absl::UnavailableError("the cable was cut")); }
+
+ private:
+  class Link : public AttentionLink {
+    AttentionWorkerInfo info() const override { return {2, 8, 50}; }
+    void OpenSequence(SequenceSpec) override {}
+    void Run(Step) override {}
+    void Cancel(SequenceId) override {}
+    void Release(SequenceId) override {}
+  };
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int dials_ = 0;
+  AttentionLink::Observer* newest_ = nullptr;
+};
+
+class CoordinatorTest : public testing::Test {
+ protected:
+  CoordinatorTest() {
+    config_.num_layers = 2;
+    config_.num_experts = 4;
+    MembershipOptions options;
+    options.digest = "d";
+    options.epoch = 7;
+    coordinator_ = std::make_unique<Coordinator>(&config_, options, &driver_, links_.Dialer(),
+                                                 [this](bool serving) {
+                                                   std::lock_guard lock(mutex_);
+                                                   serving_ = serving;
+                                                   changed_.notify_all();
+                                                 });
+    host_ = *ServiceHost::Start({"127.0.0.1:0", "", false}, {coordinator_->service()}, {});
+  }
+
+  bool WaitForServing() {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit), [this] { return serving_; });
+  }
+
+  ModelConfig config_;
+  Links links_;
+  StepDriver driver_{SchedulerPolicy{}};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool serving_ = false;
+  std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<ServiceHost> host_;  // last: ends the streams before the service goes
+};
+
+TEST_F(CoordinatorTest, DialsAnAttentionWorkerAgainWhoseLinkBreaksWhileItIsStillAMember) {
+  FakeMember expert(host_->address(), v1::WORKER_KIND_EXPERT, "e:1");
+  FakeMember attention(host_->address(), v1::WORKER_KIND_ATTENTION, "a:1");
+  ASSERT_TRUE(WaitForServing());
+  ASSERT_TRUE(links_.WaitForDials(1));
+  links_.BreakNewest();
+  EXPECT_TRUE(links_.WaitForDials(2));
+}
+
+TEST_F(CoordinatorTest, RefusesAWorkerOfNoKnownKind) {
+  FakeMember nobody(host_->address(), v1::WORKER_KIND_UNSPECIFIED, "n:1");
+  const absl::Status refused = nobody.WaitForRefusal();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("n:1"));
+}
+
+}  // namespace
+}  // namespace tandem
