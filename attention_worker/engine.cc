@@ -1,8 +1,6 @@
 #include "attention_worker/engine.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -15,6 +13,7 @@
 #include "attention_worker/step_runner.h"
 #include "attention_worker/step_validation.h"
 #include "common/check.h"
+#include "common/mutex.h"
 #include "common/status.h"
 
 namespace tandem {
@@ -33,42 +32,46 @@ struct Message {
 };
 
 struct Session {
-  // Guarded by the engine's mutex.
+  // These four are guarded by the engine's mutex.
   std::deque<Message> inbox;
   absl::flat_hash_map<SequenceId, std::shared_ptr<Sequence>> cancellable;
   int outstanding_steps = 0;
   bool closed = false;
 
-  std::mutex callback_mutex;
-  AttentionLink::Observer* observer = nullptr;  // guarded by callback_mutex; null once closed
+  Mutex callback_mutex;
+  AttentionLink::Observer* observer ABSL_GUARDED_BY(callback_mutex) = nullptr;  // null once closed
 
   SessionState state;  // of the engine thread
 };
 
 }  // namespace
 
-// Callers leave messages and flags; the engine's thread does everything else. In one turn it takes
-// at most one step of each session and walks the layers once with all of them.
+// Callers leave messages and flags; the engine's thread does everything else. Whenever no walk can
+// go on, it takes at most one step of each session and walks the layers once with all of them.
 class AttentionEngine::Impl {
  public:
-  Impl(kernels::Backend* backend, const AttentionModel* model, ExpertDispatcher* dispatcher,
-       AttentionEngineOptions options, std::unique_ptr<LatentCache> cache)
+  Impl(kernels::Backend* backend, const AttentionModel* model, RoutedExperts* experts,
+       std::unique_ptr<LatentCache> cache, std::unique_ptr<kernels::Buffer> ids_with_token)
       : cache_(std::move(cache)),
+        ids_with_token_(std::move(ids_with_token)),
         limits_{model->config().num_layers, model->config().vocab_size,
                 model->config().max_position_embeddings},
-        runner_(backend, model, dispatcher, cache_.get(), std::move(options.ids_with_token),
-                &counts_) {
+        runner_(model, {backend, experts, cache_.get()}, cache_.get(),
+                ids_with_token_ == nullptr
+                    ? kernels::DeviceTensor()
+                    : ids_with_token_->Tensor(Dtype::kU8, {limits_.vocab_size}),
+                &counts_, [this] { Wake(); }) {
     counts_.pages_free = cache_->pool().free_pages();
     thread_ = std::thread([this] { RunThread(); });
   }
 
   ~Impl() {
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       for (const auto& session : sessions_) TANDEM_CHECK(session->closed);
       stopping_ = true;
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
     thread_.join();
   }
 
@@ -81,7 +84,7 @@ class AttentionEngine::Impl {
   std::shared_ptr<Session> Connect(AttentionLink::Observer* observer) {
     auto session = std::make_shared<Session>();
     session->observer = observer;
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mutex_);
     sessions_.push_back(session);
     ++counts_.sessions_live;
     return session;
@@ -92,60 +95,60 @@ class AttentionEngine::Impl {
     sequence->usable = ValidateSpec(spec, limits_);
     sequence->spec = std::move(spec);
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       const SequenceId id = sequence->spec.sequence;
       if (!session.cancellable.emplace(id, sequence).second) return;
       session.inbox.push_back({std::move(sequence), std::nullopt, false, 0});
       work_ = true;
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
   }
 
   void Run(Session& session, Step step) {
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       const bool one_too_many = session.outstanding_steps >= AttentionLink::kMaxOutstandingSteps;
       if (!one_too_many) ++session.outstanding_steps;
       session.inbox.push_back({nullptr, std::move(step), one_too_many, 0});
       work_ = true;
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
   }
 
   void Release(Session& session, SequenceId sequence) {
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       session.inbox.push_back({nullptr, std::nullopt, false, sequence});
       work_ = true;
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
   }
 
   void Cancel(const std::shared_ptr<Session>& session, SequenceId sequence) {
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       const auto it = session->cancellable.find(sequence);
       if (it == session->cancellable.end()) return;
       CancelLocked(session, it->second);
       session->cancellable.erase(it);
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
   }
 
   void Close(const std::shared_ptr<Session>& session) {
     {
-      std::lock_guard<std::mutex> lock(session->callback_mutex);
+      MutexLock lock(session->callback_mutex);
       session->observer = nullptr;
     }
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       session->closed = true;
       session->inbox.clear();
       for (const auto& [id, sequence] : session->cancellable) CancelLocked(session, sequence);
       session->cancellable.clear();
       work_ = true;
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
   }
 
   CounterSnapshot Counters() const {
@@ -168,7 +171,8 @@ class AttentionEngine::Impl {
 
  private:
   void CancelLocked(const std::shared_ptr<Session>& session,
-                    const std::shared_ptr<Sequence>& sequence) {
+                    const std::shared_ptr<Sequence>& sequence)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     sequence->layers_at_cancel = counts_.layers_total.load();
     sequence->cancelled = true;
     cancelled_.emplace_back(session, sequence);
@@ -176,55 +180,99 @@ class AttentionEngine::Impl {
     work_ = true;
   }
 
+  void Wake() {
+    {
+      MutexLock lock(mutex_);
+      work_ = true;
+    }
+    wake_.NotifyOne();
+  }
+
   // ---- the engine thread ----
 
   void RunThread() {
     while (true) {
-      std::vector<std::shared_ptr<Session>> sessions;
       {
-        std::unique_lock<std::mutex> lock(mu_);
-        wake_.wait(lock, [this] { return work_ || stopping_; });
+        MutexLock lock(mutex_);
         if (stopping_) return;
         work_ = false;
-        sessions = sessions_;
       }
-      EndCancelled();  // with no step to come, too
-      std::vector<Job> jobs;
-      std::vector<std::shared_ptr<Session>> running;
-      for (const auto& session : sessions) {
-        if (std::optional<Job> job = TakeStep(*session)) {
-          jobs.push_back(*std::move(job));
-          running.push_back(session);
-        }
-      }
-      if (!jobs.empty()) RunSteps(running, &jobs);
+      if (EndCancelled()) PublishGauges();
+      std::vector<StepJob> finished;
+      const StepRunner::Progress progress = runner_.Proceed(&finished);
+      for (StepJob& job : finished) SetDone(job);
+      if (!finished.empty()) AnswerDone();
+      if (progress == StepRunner::Progress::kMoved || StartSteps()) continue;
       PublishGauges();
       DropClosedSessions();  // last: who sees a session gone sees its pages free
+      WaitForWork();
     }
   }
 
-  // Handles a session's messages up to and including the next step that has to be run.
-  std::optional<Job> TakeStep(Session& session) {
-    Message message;
-    while (NextMessage(session, &message)) {
-      if (message.open != nullptr) {
-        HandleOpen(&session.state, std::move(message.open));
-      } else if (!message.step.has_value()) {
-        HandleRelease(session, message.release);
-      } else if (std::optional<Job> job = HandleStep(session, message)) {
+  // For a message, a cancel, experts, or the time at which a walk must look.
+  void WaitForWork() {
+    const std::optional<StepRunner::Clock::time_point> until = runner_.wake_time();
+    const StepRunner::Clock::time_point start = StepRunner::Clock::now();
+    {
+      MutexLock lock(mutex_);
+      const auto work = [this]()
+                            ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return work_ || stopping_; };
+      if (until.has_value()) {
+        wake_.WaitUntil(lock, *until, work);
+      } else {
+        wake_.Wait(lock, work);
+      }
+    }
+    if (!runner_.idle()) runner_.AddWait(StepRunner::Clock::now() - start);
+  }
+
+  // Handles messages up to a step of each session that can be run now, and starts those; false if
+  // there is none.
+  bool StartSteps() {
+    std::vector<std::shared_ptr<Session>> sessions;
+    {
+      MutexLock lock(mutex_);
+      sessions = sessions_;
+    }
+    std::vector<StepJob> jobs;
+    for (const auto& session : sessions) {
+      if (std::optional<StepJob> job = TakeStep(*session)) jobs.push_back(*std::move(job));
+    }
+    if (jobs.empty()) return false;
+    runner_.Start(std::move(jobs));
+    return true;
+  }
+
+  // Handles a session's messages up to and including the next step that has to be run; those that
+  // must wait for a walk to end stay.
+  std::optional<StepJob> TakeStep(Session& session) {
+    while (std::optional<Message> message = NextMessage(session)) {
+      if (message->open != nullptr) {
+        HandleOpen(&session.state, std::move(message->open));
+      } else if (!message->step.has_value()) {
+        HandleRelease(session, message->release);
+      } else if (std::optional<StepJob> job = HandleStep(session, *message)) {
         return job;
       }
     }
     return std::nullopt;
   }
 
-  bool NextMessage(Session& session, Message* message) {
-    std::lock_guard<std::mutex> lock(mu_);
-    if (session.inbox.empty()) return false;
-    *message = std::move(session.inbox.front());
+  std::optional<Message> NextMessage(Session& session) {
+    MutexLock lock(mutex_);
+    if (session.inbox.empty()) return std::nullopt;
+    Message& message = session.inbox.front();
+    if (message.step.has_value()) {
+      if (!message.one_too_many && !runner_.CanBegin(session.state, *message.step)) {
+        return std::nullopt;
+      }
+    } else if (message.open == nullptr) {
+      const Sequence* sequence = session.state.FindSequence(message.release);
+      if (sequence != nullptr && sequence->in_walk) return std::nullopt;
+    }
+    Message taken = std::move(message);
     session.inbox.pop_front();
-    if (!session.inbox.empty()) work_ = true;
-    return true;
+    return taken;
   }
 
   static void HandleOpen(SessionState* state, std::shared_ptr<Sequence> sequence) {
@@ -235,7 +283,7 @@ class AttentionEngine::Impl {
 
   void HandleRelease(Session& session, SequenceId id) {
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       session.cancellable.erase(id);
     }
     if (Sequence* sequence = session.state.FindSequence(id)) {
@@ -243,13 +291,14 @@ class AttentionEngine::Impl {
     }
   }
 
-  // The step's job, or nothing if it is answered already.
-  std::optional<Job> HandleStep(Session& session, Message& message) {
+  // The step's job, or nothing if its answer is there already.
+  std::optional<StepJob> HandleStep(Session& session, Message& message) {
     SessionState& state = session.state;
     EndCancelled();  // what was cancelled before the step was sent
     ForgetDeadBatches(&state);
     StepResult answer;
     answer.step = message.step->step;
+    state.in_flight.push_back({answer.step, !message.one_too_many, std::nullopt});
     if (message.one_too_many) {
       answer.status = absl::FailedPreconditionError(
           absl::StrCat("step ", answer.step, ": ", AttentionLink::kMaxOutstandingSteps,
@@ -260,28 +309,45 @@ class AttentionEngine::Impl {
       answer.status = ValidateStep(*message.step, state, limits_, cache_->pool().free_pages());
       if (answer.status.ok()) return runner_.Begin(&state, *std::move(message.step));
     }
-    answer.free_pages = cache_->pool().free_pages();
-    Answer(session, std::move(answer), !message.one_too_many);
+    state.in_flight.back().result = std::move(answer);
+    AnswerDone();
     return std::nullopt;
   }
 
   static void ForgetDeadBatches(SessionState* state) {
     while (state->dead_batches.size() > kMaxDeadBatches) {
+      const Batch* batch = state->FindBatch(state->dead_batches.front());
+      if (batch != nullptr && batch->in_walk) return;
       state->batches.erase(state->dead_batches.front());
       state->dead_batches.pop_front();
     }
   }
 
-  void RunSteps(const std::vector<std::shared_ptr<Session>>& sessions, std::vector<Job>* jobs) {
-    runner_.Run(jobs, [this] { return EndCancelled(); });
-    // Observers may look at the counters: all of the walk is done before any of it is told.
-    for (size_t i = 0; i < jobs->size(); ++i) {
-      StepResult& result = (*jobs)[i].result;
-      result.free_pages = cache_->pool().free_pages();
-      std::deque<StepResult>& history = sessions[i]->state.history;
-      history.push_back(result);
-      if (history.size() > kHistorySteps) history.pop_front();
-      Answer(*sessions[i], std::move(result), true);
+  static void SetDone(StepJob& job) {
+    for (SessionState::StepInFlight& step : job.state->in_flight) {
+      if (step.step != job.result.step || step.result.has_value()) continue;
+      job.state->history.push_back(job.result);
+      if (job.state->history.size() > kHistorySteps) job.state->history.pop_front();
+      step.result = std::move(job.result);
+      return;
+    }
+  }
+
+  // Answers the steps that are done, in the order in which they came. Observers may look at the
+  // counters: all of a walk is done before any of it is told.
+  void AnswerDone() {
+    std::vector<std::shared_ptr<Session>> sessions;
+    {
+      MutexLock lock(mutex_);
+      sessions = sessions_;
+    }
+    for (const auto& session : sessions) {
+      auto& in_flight = session->state.in_flight;
+      while (!in_flight.empty() && in_flight.front().result.has_value()) {
+        const SessionState::StepInFlight step = std::move(in_flight.front());
+        in_flight.pop_front();
+        Answer(*session, *step.result, step.counted);
+      }
     }
   }
 
@@ -289,7 +355,7 @@ class AttentionEngine::Impl {
   bool EndCancelled() {
     std::vector<std::pair<std::shared_ptr<Session>, std::shared_ptr<Sequence>>> cancelled;
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       cancelled.swap(cancelled_);
     }
     for (const auto& [session, sequence] : cancelled) {
@@ -305,20 +371,22 @@ class AttentionEngine::Impl {
 
   void Answer(Session& session, StepResult result, bool counted) {
     PublishGauges();
+    result.free_pages = cache_->pool().free_pages();
     if (counted) {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       --session.outstanding_steps;
     }
-    std::lock_guard<std::mutex> lock(session.callback_mutex);
+    MutexLock lock(session.callback_mutex);
     if (session.observer != nullptr) session.observer->OnStepResult(std::move(result));
   }
 
   void DropClosedSessions() {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mutex_);
     const auto closed = [](const auto& session) { return session->closed; };
     // Those with sequences that were not ended yet stay for the next turn.
     const auto done = [&](const auto& session) {
-      return closed(session) && session->state.sequences.empty();
+      return closed(session) && session->state.sequences.empty() &&
+             session->state.in_flight.empty();
     };
     counts_.sessions_live -= std::count_if(sessions_.begin(), sessions_.end(), done);
     sessions_.erase(std::remove_if(sessions_.begin(), sessions_.end(), done), sessions_.end());
@@ -328,7 +396,7 @@ class AttentionEngine::Impl {
     int64_t sequences = 0, batches = 0, rows = 0;
     std::vector<std::shared_ptr<Session>> sessions;
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mutex_);
       sessions = sessions_;
     }
     for (const auto& session : sessions) {
@@ -348,12 +416,15 @@ class AttentionEngine::Impl {
   EngineCounts counts_;
   const std::unique_ptr<LatentCache> cache_;
 
-  mutable std::mutex mu_;
-  std::condition_variable wake_;
-  bool work_ = false;  // guarded by mu_, as are the next three
-  bool stopping_ = false;
-  std::vector<std::shared_ptr<Session>> sessions_;
-  std::vector<std::pair<std::shared_ptr<Session>, std::shared_ptr<Sequence>>> cancelled_;
+  const std::unique_ptr<kernels::Buffer> ids_with_token_;  // [vocab] u8; null: all have one
+
+  mutable Mutex mutex_;
+  CondVar wake_;
+  bool work_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::shared_ptr<Session>> sessions_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::pair<std::shared_ptr<Session>, std::shared_ptr<Sequence>>> cancelled_
+      ABSL_GUARDED_BY(mutex_);
 
   const StepLimits limits_;
   StepRunner runner_;  // of the engine thread
@@ -379,7 +450,7 @@ class AttentionEngine::Link final : public AttentionLink {
 };
 
 absl::StatusOr<std::unique_ptr<AttentionEngine>> AttentionEngine::Create(
-    kernels::Backend* backend, const AttentionModel* model, ExpertDispatcher* dispatcher,
+    kernels::Backend* backend, const AttentionModel* model, RoutedExperts* experts,
     AttentionEngineOptions options) {
   const ModelConfig& config = model->config();
   TANDEM_CHECK(options.total_pages > 0);
@@ -388,8 +459,14 @@ absl::StatusOr<std::unique_ptr<AttentionEngine>> AttentionEngine::Create(
   TANDEM_ASSIGN_OR_RETURN(auto cache,
                           LatentCache::Create(backend, config.num_layers, options.total_pages,
                                               config.cache_row_width(), model->dtype()));
-  return std::unique_ptr<AttentionEngine>(new AttentionEngine(
-      std::make_unique<Impl>(backend, model, dispatcher, std::move(options), std::move(cache))));
+  std::unique_ptr<kernels::Buffer> ids_with_token;
+  if (!options.ids_with_token.empty()) {
+    TANDEM_ASSIGN_OR_RETURN(ids_with_token, backend->Allocate(options.ids_with_token.size()));
+    backend->Write(options.ids_with_token.data(),
+                   ids_with_token->Tensor(Dtype::kU8, {config.vocab_size}));
+  }
+  return std::unique_ptr<AttentionEngine>(new AttentionEngine(std::make_unique<Impl>(
+      backend, model, experts, std::move(cache), std::move(ids_with_token))));
 }
 
 AttentionEngine::AttentionEngine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

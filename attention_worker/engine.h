@@ -1,23 +1,26 @@
 // The attention worker's engine: one thread that owns the model and the latent cache and runs
-// steps.
+// steps. It never blocks on experts: it waits for whichever comes first, a reply, a cancel, a
+// message, a placement or a time limit, and runs another step, whose sequences are others, while
+// one waits.
 #ifndef TANDEM_ATTENTION_WORKER_ENGINE_H_
 #define TANDEM_ATTENTION_WORKER_ENGINE_H_
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/counters.h"
 #include "common/transport/attention_link.h"
-#include "common/transport/expert_dispatcher.h"
 #include "kernels/backend.h"
 
 namespace tandem {
 
 class AttentionModel;  // attention_worker/model.h: weights and the forward pass
+class RoutedExperts;   // attention_worker/routed_experts.h
 
 struct AttentionEngineOptions {
-  int total_pages = 1024;               // of SequenceSpec::kPageTokens tokens, over all layers
+  int total_pages = 1024;               // of kPageTokens tokens, over all layers
   std::vector<uint8_t> ids_with_token;  // [vocab], 1: the tokenizer has a token; empty: all
 };
 
@@ -28,7 +31,7 @@ class AttentionEngine {
   //   RESOURCE_EXHAUSTED  the cache does not fit into memory
   static absl::StatusOr<std::unique_ptr<AttentionEngine>> Create(kernels::Backend* backend,
                                                                  const AttentionModel* model,
-                                                                 ExpertDispatcher* dispatcher,
+                                                                 RoutedExperts* experts,
                                                                  AttentionEngineOptions options);
   // Requires that every session is closed.
   ~AttentionEngine();

@@ -61,16 +61,15 @@ absl::StatusOr<std::unique_ptr<LatentCache>> LatentCache::Create(kernels::Backen
                                                                  int row_width, Dtype dtype) {
   auto cache = std::unique_ptr<LatentCache>(new LatentCache(total_pages));
   for (int layer = 0; layer < num_layers; ++layer) {
-    TensorView view(nullptr, dtype, {total_pages, kernels::kPageTokens, row_width});
-    auto buffer = backend->Allocate(view.bytes());
+    const size_t bytes = TensorLayout(dtype, {total_pages, kPageTokens, row_width}).bytes();
+    auto buffer = backend->Allocate(bytes);
     if (!buffer.ok()) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "the latent cache of ", total_pages, " pages needs ", view.bytes() * num_layers,
-          " bytes, which the device does not have: ", buffer.status().message()));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the latent cache of ", total_pages, " pages needs ", bytes * num_layers,
+                       " bytes, which the device does not have: ", buffer.status().message()));
     }
-    view.data = (*buffer)->data();
+    cache->layers_.push_back((*buffer)->Tensor(dtype, {total_pages, kPageTokens, row_width}));
     cache->buffers_.push_back(*std::move(buffer));
-    cache->layers_.push_back(view);
   }
   return cache;
 }

@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "common/tensor.h"
+#include "common/pages.h"
 #include "kernels/backend.h"
 
 namespace tandem {
@@ -74,7 +74,7 @@ class LatentCache {
                                                              int row_width, Dtype dtype);
 
   // [total_pages, kPageTokens, row_width]
-  const TensorView& layer(int layer) const { return layers_[layer]; }
+  const kernels::DeviceTensor& layer(int layer) const { return layers_[layer]; }
   PagePool& pool() { return pool_; }
 
  private:
@@ -82,13 +82,8 @@ class LatentCache {
 
   PagePool pool_;
   std::vector<std::unique_ptr<kernels::Buffer>> buffers_;
-  std::vector<TensorView> layers_;
+  std::vector<kernels::DeviceTensor> layers_;
 };
-
-// Pages that `num_tokens` tokens fill, the last one maybe in part.
-constexpr int64_t PagesFor(int64_t num_tokens) {
-  return (num_tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;
-}
 
 }  // namespace tandem
 

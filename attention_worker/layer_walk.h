@@ -9,48 +9,74 @@
 #include "absl/status/status.h"
 #include "attention_worker/engine_counts.h"
 #include "attention_worker/model.h"
+#include "attention_worker/pass_inputs.h"
 #include "attention_worker/row_plan.h"
 #include "attention_worker/sequence.h"
+#include "attention_worker/workspace.h"
 
 namespace tandem {
 
-// Belongs to the engine thread. Rows of a pass lie in the workspace; what is left of them when the
-// set of active rows changes or the walk ends goes into the batches' own memory.
+// A state machine that never blocks: it is advanced half a layer at a time, and while its experts
+// are away, the engine's thread does other things. Rows of a pass lie in the workspace; what is
+// left of them when the set of active rows changes or the walk ends goes into the batches' own
+// memory. Belongs to the engine's thread; used for one walk after the other.
 class LayerWalk {
  public:
-  // All must outlive the walk.
-  LayerWalk(const AttentionModel* model, const ModelContext* context, EngineCounts* counts)
-      : model_(*model), context_(*context), counts_(*counts) {}
+  // All must outlive the walk. `experts_changed`: see RoutedExperts::Begin.
+  LayerWalk(const AttentionModel* model, const ModelContext* context, EngineCounts* counts,
+            std::function<void()> experts_changed);
 
   struct Active {
     Batch* batch = nullptr;  // stands at first_layer
     int32_t end_layer = 0;
   };
-  // Takes each batch to its end_layer, or, with UNAVAILABLE, all of them at most to the layer that
-  // could not be run; Batch::next_layer says where each stands. `end_cancelled` is called at every
-  // layer boundary; it ends the sequences that were cancelled and says whether there were any.
-  // `step` names the walk to expert workers.
-  absl::Status Run(uint64_t step, std::vector<Active> active,
-                   const std::function<bool()>& end_cancelled);
+  // Begins a walk that takes each batch to its end_layer. `step` names it to expert workers.
+  void Start(StepId step, std::vector<Active> active);
 
-  // The rows of the last pass, as they left its last layer. Valid until the next Run.
+  enum class State {
+    kMoved,    // there is more to do at once
+    kWaiting,  // for experts: until `experts_changed` or wake_time(), nothing can be done
+    kDone,     // status() says how it ended; Batch::next_layer where each batch stands
+  };
+  // The next half of a layer. Requires a walk that is not done. Sequences that were ended since the
+  // last call are left out from the next layer on; where all have ended, experts are not waited
+  // for.
+  State Proceed();
+
+  RoutedExperts::Clock::time_point wake_time() const { return in_flight_.experts->wake_time(); }
+
+  // OK, or UNAVAILABLE: all batches stand at most at the layer that could not be run.
+  const absl::Status& status() const { return status_; }
+  // The rows of the last pass, as they left its last layer. Valid until the next Start.
   const RowPlan& plan() const { return plan_; }
-  const TensorView& x() const { return pass_.x; }
+  const kernels::DeviceTensor& x() const { return pass_.x; }
+  Workspace* workspace() { return &workspace_; }
 
  private:
-  void LoadRows();
-  void KeepRows();
-  void EmbedPiece(const RowPlan::Piece& piece, const TensorView& x);
-  void CopyRows(const TensorView& from, const TensorView& to);
-  TensorView Hidden(Batch* batch);
-  absl::Status RunLayer(int layer);
+  bool BeginPass();
+  void EndPass();
+  void LeaveLayer();
+  State Finish(absl::Status status);
+  kernels::DeviceTensor Hidden(Batch* batch);
 
   const AttentionModel& model_;
   const ModelContext& context_;
   EngineCounts& counts_;
+  Workspace workspace_;
+  PassInputs inputs_;
+
+  std::vector<Active> active_;
+  absl::Status status_;
+
+  // Of the pass that is under way, if one is.
+  bool in_pass_ = false;
   RowPlan plan_;
   ModelPass pass_;
-  std::vector<int32_t> iota_;  // 0, 1, 2, ...
+  std::vector<Batch*> batches_;
+  int32_t layer_ = 0;
+  int32_t end_layer_ = 0;  // to which nothing changes
+  bool in_layer_ = false;  // between its two halves
+  LayerInFlight in_flight_;
 };
 
 }  // namespace tandem

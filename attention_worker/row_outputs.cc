@@ -6,66 +6,86 @@
 namespace tandem {
 namespace {
 
+using kernels::DeviceTensor;
+
 constexpr size_t kSlabRows = 64;
 
 bool SameKind(const WantedOutput& a, const WantedOutput& b) {
   return a.kind == b.kind && a.masked == b.masked;
 }
 
-void Sample(kernels::Backend& backend, absl::Span<const WantedOutput> wanted,
-            const TensorView& logits, absl::Span<const uint8_t> allowed) {
-  std::vector<kernels::SampleRow> rows;
-  for (const WantedOutput& output : wanted) {
-    rows.push_back({output.sampling, output.result->position + 1});
-  }
-  std::vector<kernels::SampledToken> tokens(wanted.size());
-  backend.Sample({logits, rows, allowed, absl::MakeSpan(tokens)});
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    wanted[i].result->token = tokens[i].id;
-    wanted[i].result->log_prob = tokens[i].log_prob;
-  }
-}
+// Computes one kind of outputs, whose logits are the rows of `logits`.
+class OutputReader {
+ public:
+  OutputReader(kernels::Backend* backend, Workspace* workspace,
+               absl::Span<const WantedOutput> wanted, const DeviceTensor& logits)
+      : backend_(*backend),
+        workspace_(*workspace),
+        wanted_(wanted),
+        num_rows_(static_cast<int64_t>(wanted.size())),
+        logits_(logits) {}
 
-void LogProb(kernels::Backend& backend, absl::Span<const WantedOutput> wanted,
-             const TensorView& logits) {
-  std::vector<int32_t> targets;
-  for (const WantedOutput& output : wanted) targets.push_back(output.target);
-  std::vector<float> log_probs(wanted.size());
-  backend.LogProb({logits, targets, absl::MakeSpan(log_probs)});
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    wanted[i].result->token = targets[i];
-    wanted[i].result->log_prob = log_probs[i];
+  void Sample(const DeviceTensor& allowed) {
+    std::vector<kernels::SampleRow> rows(wanted_.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      rows[i] = {wanted_[i].sampling, wanted_[i].result->position + 1};
+    }
+    const auto device_rows = Put(rows.data(), Dtype::kU8, sizeof(kernels::SampleRow));
+    const auto out = workspace_.Take(
+        Dtype::kU8, {num_rows_, static_cast<int64_t>(sizeof(kernels::SampledToken))});
+    backend_.Sample({logits_, device_rows, allowed, out});
+    std::vector<kernels::SampledToken> tokens(wanted_.size());
+    backend_.Read(out, tokens.data())->Wait();
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      wanted_[i].result->token = tokens[i].id;
+      wanted_[i].result->log_prob = tokens[i].log_prob;
+    }
   }
-}
 
-void CopyLogits(kernels::Backend& backend, absl::Span<const WantedOutput> wanted,
-                const TensorView& logits) {
-  backend.Synchronize();
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    std::vector<float>& out = wanted[i].result->logits;
-    out.resize(logits.width());
-    backend.CopyToHost(logits.slice_rows(static_cast<int64_t>(i), 1), out.data());
+  void LogProb() {
+    std::vector<int32_t> targets;
+    for (const WantedOutput& output : wanted_) targets.push_back(output.target);
+    const auto out = workspace_.Take(Dtype::kF32, {num_rows_});
+    backend_.LogProb({logits_, Put(targets.data(), Dtype::kI32, 1).reshaped({num_rows_}), out});
+    std::vector<float> log_probs(wanted_.size());
+    backend_.Read(out, log_probs.data())->Wait();
+    for (size_t i = 0; i < log_probs.size(); ++i) {
+      wanted_[i].result->token = targets[i];
+      wanted_[i].result->log_prob = log_probs[i];
+    }
   }
-}
 
-// Outputs of one kind.
-void Compute(kernels::Backend& backend, absl::Span<const WantedOutput> wanted,
-             const TensorView& logits, absl::Span<const uint8_t> ids_with_token) {
-  switch (wanted[0].kind) {
-    case RowOutputKind::kSample:
-      return Sample(backend, wanted, logits,
-                    wanted[0].masked ? ids_with_token : absl::Span<const uint8_t>());
-    case RowOutputKind::kLogProb:
-      return LogProb(backend, wanted, logits);
-    case RowOutputKind::kLogits:
-      return CopyLogits(backend, wanted, logits);
+  void Logits() {
+    std::unique_ptr<kernels::DeviceEvent> last;
+    for (int64_t i = 0; i < num_rows_; ++i) {
+      std::vector<float>& out = wanted_[i].result->logits;
+      out.resize(logits_.width());
+      last = backend_.Read(logits_.slice_rows(i, 1), out.data());
+    }
+    last->Wait();
   }
-}
+
+ private:
+  // [rows, width], from the host.
+  DeviceTensor Put(const void* values, Dtype dtype, size_t width) {
+    const auto tensor = workspace_.Take(dtype, {num_rows_, static_cast<int64_t>(width)});
+    backend_.Write(values, tensor);
+    return tensor;
+  }
+
+  kernels::Backend& backend_;
+  Workspace& workspace_;
+  const absl::Span<const WantedOutput> wanted_;
+  const int64_t num_rows_;
+  const DeviceTensor& logits_;
+};
 
 }  // namespace
 
-void ComputeOutputs(const AttentionModel& model, const ModelContext& context, const TensorView& x,
-                    absl::Span<const uint8_t> ids_with_token, std::vector<WantedOutput> wanted) {
+void ComputeOutputs(const AttentionModel& model, const ModelContext& context, Workspace* workspace,
+                    const DeviceTensor& x, const DeviceTensor& ids_with_token,
+                    std::vector<WantedOutput> wanted) {
+  kernels::Backend& backend = *context.backend;
   // Outputs of one kind side by side: each slab needs few calls, whatever is mixed in it.
   std::stable_sort(wanted.begin(), wanted.end(), [](const auto& a, const auto& b) {
     return std::tuple(a.kind, a.masked) < std::tuple(b.kind, b.masked);
@@ -80,17 +100,31 @@ void ComputeOutputs(const AttentionModel& model, const ModelContext& context, co
     }
     if (slab.empty()) return;
     const auto num_rows = static_cast<int64_t>(slab.size());
-    Workspace::Scope scope(context.workspace);
-    const TensorView rows = context.workspace->Take(x.dtype, {num_rows, x.width()});
-    context.backend->Embed({x, pass_rows, rows});
-    const TensorView logits =
-        context.workspace->Take(Dtype::kF32, {num_rows, model.config().vocab_size});
-    model.Logits(context, rows, logits);
+    Workspace::Scope scope(workspace);
+    const DeviceTensor row_ids = workspace->Take(Dtype::kI32, {num_rows});
+    backend.Write(pass_rows.data(), row_ids);
+    const DeviceTensor rows = workspace->Take(x.dtype, {num_rows, x.width()});
+    backend.GatherRows({x, row_ids, rows});
+    const DeviceTensor logits = workspace->Take(Dtype::kF32, {num_rows, model.config().vocab_size});
+    model.Logits(context, workspace, rows, logits);
     for (size_t first = 0; first < slab.size();) {
       size_t end = first + 1;
       while (end < slab.size() && SameKind(slab[first], slab[end])) ++end;
-      Compute(*context.backend, absl::MakeConstSpan(slab).subspan(first, end - first),
-              logits.slice_rows(first, end - first), ids_with_token);
+      const DeviceTensor slab_logits =
+          logits.slice_rows(static_cast<int64_t>(first), static_cast<int64_t>(end - first));
+      OutputReader reader(&backend, workspace,
+                          absl::MakeConstSpan(slab).subspan(first, end - first), slab_logits);
+      switch (slab[first].kind) {
+        case RowOutputKind::kSample:
+          reader.Sample(slab[first].masked ? ids_with_token : DeviceTensor());
+          break;
+        case RowOutputKind::kLogProb:
+          reader.LogProb();
+          break;
+        case RowOutputKind::kLogits:
+          reader.Logits();
+          break;
+      }
       first = end;
     }
   }

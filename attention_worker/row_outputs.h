@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "absl/types/span.h"
 #include "attention_worker/model.h"
 #include "common/sampling_params.h"
 #include "common/transport/attention_link.h"
@@ -25,10 +24,11 @@ struct WantedOutput {
 };
 
 // Computes the outputs in slabs of rows, so that few [rows, vocab] logits exist at once and a
-// cancel is seen between them. `ids_with_token` [vocab] or empty: what masked draws may take. x:
-// [rows, hidden] act.
-void ComputeOutputs(const AttentionModel& model, const ModelContext& context, const TensorView& x,
-                    absl::Span<const uint8_t> ids_with_token, std::vector<WantedOutput> wanted);
+// cancel is seen between them, and reads them back. `ids_with_token` [vocab] u8 or empty: what
+// masked draws may take. x: [rows, hidden] act.
+void ComputeOutputs(const AttentionModel& model, const ModelContext& context, Workspace* workspace,
+                    const kernels::DeviceTensor& x, const kernels::DeviceTensor& ids_with_token,
+                    std::vector<WantedOutput> wanted);
 
 }  // namespace tandem
 

@@ -1,91 +1,108 @@
 #include "attention_worker/row_plan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
 
 namespace tandem {
 namespace {
 
-// A part of a run that is all in one form.
-struct Stretch {
+// A run of a batch that is in one form.
+struct FormRun {
   Batch* batch;
-  const Batch::Run* run;
-  int32_t first;  // within the run
-  int32_t count;
+  PlacedRun run;  // first_row: within the batch
 };
 
-void Append(const Stretch& stretch, RowPlan* plan) {
-  const Batch::Run& run = *stretch.run;
+// Appends a run's rows to the pass; returns its first pass row.
+int32_t Append(const FormRun& part, RowPlan* plan) {
+  const PlacedRun& run = part.run;
+  PassRows& rows = plan->rows;
   const absl::Span<const int32_t> page_table = run.sequence->pages.page_ids();
-  const int32_t batch_row = run.first_row + stretch.first;
-  const auto pass_row = static_cast<int32_t>(plan->rows.num_rows());
-  for (int32_t i = 0; i < stretch.count; ++i) {
-    const int32_t position = run.first_position + stretch.first + i;
-    plan->rows.positions.push_back(position);
-    plan->rows.page_ids.push_back(page_table[position / kernels::kPageTokens]);
-    plan->rows.slots.push_back(position % kernels::kPageTokens);
+  const std::vector<int32_t>& token_ids = run.sequence->spec.token_ids;
+  const auto pass_row = static_cast<int32_t>(rows.num_rows());
+  for (int32_t i = 0; i < run.rows.count; ++i) {
+    const int32_t position = run.rows.first_position + i;
+    rows.token_ids.push_back(part.batch->next_layer == 0 ? token_ids[position] : 0);
+    rows.positions.push_back(position);
+    rows.page_ids.push_back(page_table[position / kPageTokens]);
+    rows.slots.push_back(position % kPageTokens);
   }
-  if (!plan->pieces.empty()) {
-    RowPlan::Piece& last = plan->pieces.back();
-    if (last.batch == stretch.batch && last.batch_row + last.num_rows == batch_row) {
-      last.num_rows += stretch.count;
-      return;
+  if (!plan->slices.empty()) {
+    RowPlan::BatchSlice& last = plan->slices.back();
+    if (last.batch == part.batch && last.batch_row + last.num_rows == run.first_row) {
+      last.num_rows += run.rows.count;
+      return pass_row;
     }
   }
-  plan->pieces.push_back({stretch.batch, batch_row, pass_row, stretch.count});
+  plan->slices.push_back({part.batch, run.first_row, pass_row, run.rows.count});
+  return pass_row;
 }
 
 }  // namespace
 
 int32_t RowPlan::PassRow(const Batch* batch, int32_t batch_row) const {
-  for (const Piece& piece : pieces) {
-    if (piece.batch == batch && batch_row >= piece.batch_row &&
-        batch_row < piece.batch_row + piece.num_rows) {
-      return piece.pass_row + batch_row - piece.batch_row;
+  for (const BatchSlice& slice : slices) {
+    if (slice.batch == batch && batch_row >= slice.batch_row &&
+        batch_row < slice.batch_row + slice.num_rows) {
+      return slice.pass_row + batch_row - slice.batch_row;
     }
   }
   return -1;
 }
 
+bool RowPlan::AnyEnded() const {
+  return std::any_of(sequences.begin(), sequences.end(), [](const auto& s) { return s->ended; });
+}
+
+bool RowPlan::AllEnded() const {
+  return std::all_of(sequences.begin(), sequences.end(), [](const auto& s) { return s->ended; });
+}
+
 RowPlan MakeRowPlan(absl::Span<Batch* const> batches) {
   RowPlan plan;
-  std::vector<Stretch> absorbed;
-  std::vector<std::vector<Stretch>> expanded;  // by sequence, in order of appearance
-  absl::flat_hash_map<const Sequence*, size_t> expanded_index;
-  absl::flat_hash_map<const Sequence*, bool> seen;
+  std::vector<FormRun> absorbed;
+  // By index into plan.sequences; the rows of one sequence are attended to by one call.
+  std::vector<std::vector<FormRun>> expanded;
+  absl::flat_hash_map<const Sequence*, int32_t> index_of;
   for (Batch* batch : batches) {
-    for (const Batch::Run& run : batch->runs) {
+    for (const PlacedRun& run : batch->runs) {
       if (!run.live()) continue;
-      Sequence* sequence = run.sequence.get();
-      if (seen.emplace(sequence, true).second) plan.sequences.push_back(sequence);
+      const Sequence* sequence = run.sequence.get();
+      const auto next_index = static_cast<int32_t>(plan.sequences.size());
+      const auto [index, is_new] = index_of.emplace(sequence, next_index);
+      if (is_new) {
+        plan.sequences.push_back(run.sequence);
+        plan.rows.page_tables.push_back(sequence->pages.page_ids());
+        expanded.emplace_back();
+      }
+      const int32_t count = run.rows.count;
       const int32_t num_expanded =
-          std::clamp(sequence->spec.expanded_length - run.first_position, 0, run.num_rows);
+          std::clamp(sequence->spec.expanded_length - run.rows.first_position, 0, count);
       if (num_expanded > 0) {
-        const auto [index, added] = expanded_index.emplace(sequence, expanded.size());
-        if (added) expanded.emplace_back();
-        expanded[index->second].push_back({batch, &run, 0, num_expanded});
+        expanded[index->second].push_back({batch, run.Part(0, num_expanded, run.first_row)});
       }
-      if (num_expanded < run.num_rows) {
-        absorbed.push_back({batch, &run, num_expanded, run.num_rows - num_expanded});
+      if (num_expanded < count) {
+        absorbed.push_back(
+            {batch, run.Part(num_expanded, count - num_expanded, run.first_row + num_expanded)});
       }
     }
   }
-  for (const Stretch& stretch : absorbed) {
-    Append(stretch, &plan);
-    const absl::Span<const int32_t> page_table = stretch.run->sequence->pages.page_ids();
-    plan.rows.page_tables.insert(plan.rows.page_tables.end(), stretch.count, page_table.data());
-    for (int32_t i = 0; i < stretch.count; ++i) {
-      plan.rows.lengths.push_back(stretch.run->first_position + stretch.first + i + 1);
+  for (const FormRun& part : absorbed) {
+    Append(part, &plan);
+    const RowRun& rows = part.run.rows;
+    plan.rows.table_of_row.insert(plan.rows.table_of_row.end(), rows.count,
+                                  index_of.at(part.run.sequence.get()));
+    for (int32_t i = 0; i < rows.count; ++i) {
+      plan.rows.lengths.push_back(rows.first_position + i + 1);
     }
   }
-  for (const std::vector<Stretch>& stretches : expanded) {
-    ModelRows::ExpandedRun run;
-    run.first_row = static_cast<int32_t>(plan.rows.num_rows());
-    run.page_table = stretches[0].run->sequence->pages.page_ids();
-    for (const Stretch& stretch : stretches) Append(stretch, &plan);
-    run.num_rows = static_cast<int32_t>(plan.rows.num_rows()) - run.first_row;
-    plan.rows.expanded.push_back(run);
+  for (size_t table = 0; table < expanded.size(); ++table) {
+    if (expanded[table].empty()) continue;
+    const auto first_row = static_cast<int32_t>(plan.rows.num_rows());
+    for (const FormRun& part : expanded[table]) Append(part, &plan);
+    plan.rows.expanded.push_back({first_row, static_cast<int32_t>(plan.rows.num_rows()) - first_row,
+                                  static_cast<int32_t>(table)});
   }
   return plan;
 }

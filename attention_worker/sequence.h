@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -28,6 +29,7 @@ struct Sequence {
   int32_t num_scheduled = 0;    // positions [0, num_scheduled) are in batches
   std::vector<Batch*> batches;  // unfinished ones that hold its rows, oldest first
   bool ended = false;           // its rows are dead, its pages given back
+  bool in_walk = false;         // a walk through the layers is under way with rows of it
 
   // Set by Cancel, from any thread.
   std::atomic<bool> cancelled = false;
@@ -36,30 +38,39 @@ struct Sequence {
   int32_t num_tokens() const { return static_cast<int32_t>(spec.token_ids.size()); }
 };
 
+// A run of rows and where it lies, in a batch or in a pass.
+struct PlacedRun {
+  RowRun rows;
+  std::shared_ptr<Sequence> sequence;  // null: ended before the run came
+  int32_t first_row = 0;
+
+  bool live() const { return sequence != nullptr && !sequence->ended; }
+  int32_t end_row() const { return first_row + rows.count; }
+  // The `count` rows from the `first` one on, lying from row `place` on.
+  PlacedRun Part(int32_t first, int32_t count, int32_t place) const {
+    PlacedRun part = *this;
+    part.rows.first_position += first;
+    part.rows.count = count;
+    part.first_row = place;
+    return part;
+  }
+};
+
 // A batch that has not gone through all layers.
 struct Batch {
-  struct Run {
-    std::shared_ptr<Sequence> sequence;  // null: ended before the batch came
-    int32_t first_row = 0;               // within the batch
-    int32_t first_position = 0;
-    int32_t num_rows = 0;
-    bool last_sampled = false;
-
-    bool live() const { return sequence != nullptr && !sequence->ended; }
-  };
-
   BatchId id = 0;
   uint64_t order = 0;  // counts the engine's batches: earlier rows of a sequence have the lower one
-  std::vector<Run> runs;
+  std::vector<PlacedRun> runs;
   std::vector<RowOutput> outputs;
   int32_t num_rows = 0;
   int32_t next_layer = 0;
-  std::unique_ptr<kernels::Buffer>
-      hidden;  // [num_rows, hidden] act between passes; null until kept
+  bool in_walk = false;  // as Sequence's
+  // [num_rows, hidden] act: the residual stream between passes; null until kept.
+  std::unique_ptr<kernels::Buffer> hidden;
 
   int64_t live_rows() const {
     int64_t n = 0;
-    for (const Run& run : runs) n += run.live() ? run.num_rows : 0;
+    for (const PlacedRun& run : runs) n += run.live() ? run.rows.count : 0;
     return n;
   }
 };
@@ -72,7 +83,14 @@ struct SessionState {
   BatchId last_batch = 0;
   std::deque<BatchId> dead_batches;  // batches that died whole, oldest first
   StepId last_step = 0;
-  std::deque<StepResult> history;  // of the last steps that were run, oldest first
+  std::deque<StepResult> history;  // of the last steps that were answered, oldest first
+  // Steps on their way, in the order in which they came and are answered.
+  struct StepInFlight {
+    StepId step = 0;
+    bool counted = true;  // among the session's outstanding steps
+    std::optional<StepResult> result;
+  };
+  std::deque<StepInFlight> in_flight;
 
   // Null for one that has ended or was never opened.
   Sequence* FindSequence(SequenceId id) const {

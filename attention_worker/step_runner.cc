@@ -1,7 +1,6 @@
 #include "attention_worker/step_runner.h"
 
 #include <algorithm>
-#include <chrono>
 #include <deque>
 #include <utility>
 
@@ -9,26 +8,51 @@
 #include "common/check.h"
 
 namespace tandem {
+namespace {
 
-using Clock = std::chrono::steady_clock;
+int64_t Microseconds(StepRunner::Clock::duration duration) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+}
 
-StepRunner::StepRunner(kernels::Backend* backend, const AttentionModel* model,
-                       ExpertDispatcher* dispatcher, LatentCache* cache,
-                       std::vector<uint8_t> ids_with_token, EngineCounts* counts)
+}  // namespace
+
+StepRunner::StepRunner(const AttentionModel* model, ModelContext context, LatentCache* cache,
+                       kernels::DeviceTensor ids_with_token, EngineCounts* counts,
+                       std::function<void()> experts_changed)
     : model_(*model),
+      context_(context),
       cache_(*cache),
-      ids_with_token_(std::move(ids_with_token)),
-      counts_(*counts),
-      workspace_(backend),
-      expert_rows_(backend),
-      context_{backend, dispatcher, cache, &workspace_, &expert_rows_},
-      walk_(model, &context_, counts) {}
+      ids_with_token_(ids_with_token),
+      counts_(*counts) {
+  for (size_t i = 0; i < kMaxWalks; ++i) {
+    free_walks_.push_back(std::make_unique<LayerWalk>(model, &context_, counts, experts_changed));
+  }
+}
 
-Job StepRunner::Begin(SessionState* state, Step step) {
+bool StepRunner::CanBegin(const SessionState& state, const Step& step) const {
+  if (!HasFreeWalk()) return false;
+  for (const NewBatch& batch : step.new_batches) {
+    for (const RowRun& run : batch.runs) {
+      const Sequence* sequence = state.FindSequence(run.sequence);
+      if (sequence != nullptr && sequence->in_walk) return false;
+    }
+  }
+  for (const Advance& advance : step.advance) {
+    const Batch* batch = state.FindBatch(advance.batch);
+    if (batch == nullptr) continue;
+    if (batch->in_walk) return false;
+    for (const PlacedRun& run : batch->runs) {
+      if (run.sequence != nullptr && run.sequence->in_walk) return false;
+    }
+  }
+  return true;
+}
+
+StepJob StepRunner::Begin(SessionState* state, Step step) {
   state->last_step = step.step;
   ++counts_.steps_total;
   for (NewBatch& batch : step.new_batches) AddBatch(state, std::move(batch));
-  Job job;
+  StepJob job;
   job.state = state;
   job.result.step = step.step;
   job.advances = std::move(step.advance);
@@ -46,8 +70,7 @@ void StepRunner::AddBatch(SessionState* state, NewBatch new_batch) {
   for (const RowRun& run : new_batch.runs) {
     const auto it = state->sequences.find(run.sequence);
     auto sequence = it == state->sequences.end() ? nullptr : it->second;
-    batch->runs.push_back(
-        {sequence, batch->num_rows, run.first_position, run.count, run.last_sampled});
+    batch->runs.push_back({run, sequence, batch->num_rows});
     batch->num_rows += run.count;
     if (sequence == nullptr) continue;
     sequence->num_scheduled = run.first_position + run.count;
@@ -64,58 +87,110 @@ void StepRunner::AddBatch(SessionState* state, NewBatch new_batch) {
   state->batches.emplace(batch->id, std::move(batch));
 }
 
-void StepRunner::Run(std::vector<Job>* jobs, const std::function<bool()>& end_cancelled) {
-  const Clock::time_point start = Clock::now();
+void StepRunner::Start(std::vector<StepJob> jobs) {
+  Running running;
+  running.walk = std::move(free_walks_.back());
+  free_walks_.pop_back();
+  running.start = Clock::now();
+  running.waited_at_start = waited_;
   std::vector<LayerWalk::Active> active;
-  for (const Job& job : *jobs) {
+  for (const StepJob& job : jobs) {
     for (size_t i = 0; i < job.batches.size(); ++i) {
-      active.push_back({job.batches[i], job.advances[i].end_layer});
+      Batch* batch = job.batches[i];
+      active.push_back({batch, job.advances[i].end_layer});
+      batch->in_walk = true;
+      for (const PlacedRun& run : batch->runs) {
+        if (!run.live() || run.sequence->in_walk) continue;
+        run.sequence->in_walk = true;
+        running.sequences.push_back(run.sequence);
+      }
     }
   }
-  const absl::Status status = walk_.Run(++num_walks_, std::move(active), end_cancelled);
-  FinishRows(jobs, end_cancelled);
-  const auto elapsed = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start);
-  for (Job& job : *jobs) {
-    job.result.compute_us = elapsed.count();
-    FinishJob(&job, status);
+  running.walk->Start(jobs.front().result.step, std::move(active));
+  running.jobs = std::move(jobs);
+  running_.push_back(std::move(running));
+}
+
+StepRunner::Progress StepRunner::Proceed(std::vector<StepJob>* finished) {
+  for (auto it = running_.begin(); it != running_.end(); ++it) {
+    switch (it->walk->Proceed()) {
+      case LayerWalk::State::kWaiting:
+        continue;
+      case LayerWalk::State::kMoved:
+        return Progress::kMoved;
+      case LayerWalk::State::kDone:
+        Running running = std::move(*it);
+        running_.erase(it);
+        *finished = Finish(std::move(running));
+        return Progress::kMoved;
+    }
   }
+  return Progress::kAllWait;
+}
+
+std::optional<StepRunner::Clock::time_point> StepRunner::wake_time() const {
+  std::optional<Clock::time_point> earliest;
+  for (const Running& running : running_) {
+    const Clock::time_point time = running.walk->wake_time();
+    if (!earliest.has_value() || time < *earliest) earliest = time;
+  }
+  return earliest;
+}
+
+std::vector<StepJob> StepRunner::Finish(Running running) {
+  FinishRows(&running);
+  const Clock::time_point now = Clock::now();
+  const bool overlapped = running.start < last_end_;
+  const auto busy = now - std::max(running.start, last_end_);
+  const auto waited = waited_ - (overlapped ? waited_at_last_end_ : running.waited_at_start);
+  last_end_ = now;
+  waited_at_last_end_ = waited_;
+  for (StepJob& job : running.jobs) {
+    job.result.busy_us = Microseconds(busy);
+    job.result.wait_us = Microseconds(waited);
+    FinishJob(&job, running.walk->status());
+  }
+  for (const auto& sequence : running.sequences) sequence->in_walk = false;
+  free_walks_.push_back(std::move(running.walk));
+  return std::move(running.jobs);
 }
 
 // A row's output and where it goes.
 struct StepRunner::Finished {
-  Job* job;
-  Sequence* sequence;
+  StepJob* job;
+  std::shared_ptr<Sequence> sequence;
   RowResult row;
 };
 
 // Computes the outputs of the batches that went through their last layer.
-void StepRunner::FinishRows(std::vector<Job>* jobs, const std::function<bool()>& end_cancelled) {
+void StepRunner::FinishRows(Running* running) {
+  LayerWalk& walk = *running->walk;
   std::deque<Finished> finished;  // results stay where they are while it grows
   std::vector<WantedOutput> wanted;
-  for (Job& job : *jobs) {
+  for (StepJob& job : running->jobs) {
     for (const Batch* batch : job.batches) {
       if (batch->next_layer < model_.config().num_layers) continue;
       auto run = batch->runs.begin();
       for (const RowOutput& output : batch->outputs) {
-        while (output.row >= run->first_row + run->num_rows) ++run;
+        while (output.row >= run->end_row()) ++run;
         if (!run->live()) continue;
-        Sequence* sequence = run->sequence.get();
+        const auto& sequence = run->sequence;
         finished.push_back({&job, sequence, {}});
         RowResult& row = finished.back().row;
         row.sequence = sequence->spec.sequence;
-        row.position = run->first_position + output.row - run->first_row;
+        row.position = run->rows.first_position + output.row - run->first_row;
         row.kind = output.kind;
-        wanted.push_back({walk_.plan().PassRow(batch, output.row), output.kind, output.target,
+        wanted.push_back({walk.plan().PassRow(batch, output.row), output.kind, output.target,
                           sequence->spec.mask_ids_without_token, sequence->spec.sampling,
                           &sequence->cancelled, &row});
       }
     }
   }
   if (wanted.empty()) return;
-  ComputeOutputs(model_, context_, walk_.x(), ids_with_token_, std::move(wanted));
-  end_cancelled();
+  ComputeOutputs(model_, context_, walk.workspace(), walk.x(), ids_with_token_, std::move(wanted));
   for (Finished& f : finished) {
-    if (f.sequence->ended) continue;
+    // Whoever was cancelled meanwhile may have no output, and is ended before the next half layer.
+    if (f.sequence->ended || f.sequence->cancelled) continue;
     if (f.row.kind == RowOutputKind::kSample) {
       TakeSampled(f.job->state, *f.sequence, f.row);
     } else {
@@ -134,13 +209,14 @@ void StepRunner::TakeSampled(SessionState* state, Sequence& sequence, const RowR
 }
 
 // Says where the batches stand and forgets finished ones.
-void StepRunner::FinishJob(Job* job, const absl::Status& walk_status) {
+void StepRunner::FinishJob(StepJob* job, const absl::Status& walk_status) {
   for (size_t i = 0; i < job->batches.size(); ++i) {
     Batch* batch = job->batches[i];
+    batch->in_walk = false;
     job->result.batches.push_back({batch->id, batch->next_layer});
     if (batch->next_layer < job->advances[i].end_layer) job->result.status = walk_status;
     if (batch->next_layer < model_.config().num_layers) continue;
-    for (const Batch::Run& run : batch->runs) {
+    for (const PlacedRun& run : batch->runs) {
       if (!run.live()) continue;
       std::vector<Batch*>& unfinished = run.sequence->batches;
       unfinished.erase(std::remove(unfinished.begin(), unfinished.end(), batch), unfinished.end());

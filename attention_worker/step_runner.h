@@ -1,10 +1,13 @@
-// Runs steps: makes their batches, walks the layers with all of them at once, answers them.
+// Runs steps: makes their batches, walks the layers with all of those that come together, answers
+// them. Two walks may be under way at once: while one waits for its experts, the other goes on.
 #ifndef TANDEM_ATTENTION_WORKER_STEP_RUNNER_H_
 #define TANDEM_ATTENTION_WORKER_STEP_RUNNER_H_
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,51 +21,77 @@
 namespace tandem {
 
 // One session's step on its way.
-struct Job {
+struct StepJob {
   SessionState* state = nullptr;
   std::vector<Advance> advances;
   std::vector<Batch*> batches;  // of the advances
-  StepResult result;
+  StepResult result;            // free_pages is left to the engine
 };
 
-// Belongs to the engine thread.
+// Belongs to the engine's thread, which it never blocks but by the device's own work.
 class StepRunner {
  public:
-  // `ids_with_token` [vocab] or empty: what masked draws may take. All pointers must outlive the
-  // runner.
-  StepRunner(kernels::Backend* backend, const AttentionModel* model, ExpertDispatcher* dispatcher,
-             LatentCache* cache, std::vector<uint8_t> ids_with_token, EngineCounts* counts);
+  using Clock = std::chrono::steady_clock;
+  static constexpr size_t kMaxWalks = AttentionLink::kMaxOutstandingSteps;
+
+  // `ids_with_token` [vocab] u8 or empty: what masked draws may take. All pointers must outlive the
+  // runner. `experts_changed`: see RoutedExperts::Begin.
+  StepRunner(const AttentionModel* model, ModelContext context, LatentCache* cache,
+             kernels::DeviceTensor ids_with_token, EngineCounts* counts,
+             std::function<void()> experts_changed);
+
+  // Whether a step can be begun beside what is under way: there is a free walk, and no sequence of
+  // the step is in another.
+  bool CanBegin(const SessionState& state, const Step& step) const;
+  bool HasFreeWalk() const { return running_.size() < kMaxWalks; }
+  bool idle() const { return running_.empty(); }
 
   // Makes the new batches of a step and takes their pages. Requires ValidateStep to be OK.
-  Job Begin(SessionState* state, Step step);
+  StepJob Begin(SessionState* state, Step step);
+  // Starts a walk with jobs of different sessions. Requires a free walk.
+  void Start(std::vector<StepJob> jobs);
 
-  // Runs jobs of different sessions together and fills in their results, but for free_pages.
-  // `end_cancelled` is called at every layer boundary: it ends the sequences that were cancelled
-  // and says whether there were any.
-  void Run(std::vector<Job>* jobs, const std::function<bool()>& end_cancelled);
+  enum class Progress { kMoved, kAllWait };
+  // Half a layer of the oldest walk that can go on, or the end of one, whose jobs are then in
+  // `finished`, with all but free_pages of their results. The caller ends sequences between calls.
+  Progress Proceed(std::vector<StepJob>* finished);
+  // When a walk that waits has something to do although nothing has changed; none: no walk.
+  std::optional<Clock::time_point> wake_time() const;
+  // The engine's thread had nothing to do but wait for experts for so long.
+  void AddWait(Clock::duration time) { waited_ += time; }
 
-  // Ends a sequence: from now on its rows are dead. Its pages go back at once, so never within a
+  // Ends a sequence: from now on its rows are dead, and its pages are free. Never within half a
   // layer.
   void End(SessionState* state, Sequence& sequence);
 
  private:
+  struct Running {
+    std::unique_ptr<LayerWalk> walk;
+    std::vector<StepJob> jobs;
+    std::vector<std::shared_ptr<Sequence>> sequences;  // of the jobs, marked as in_walk
+    Clock::time_point start;
+    Clock::duration waited_at_start;
+  };
   struct Finished;
 
   void AddBatch(SessionState* state, NewBatch new_batch);
-  void FinishRows(std::vector<Job>* jobs, const std::function<bool()>& end_cancelled);
+  std::vector<StepJob> Finish(Running running);
+  void FinishRows(Running* running);
   void TakeSampled(SessionState* state, Sequence& sequence, const RowResult& row);
-  void FinishJob(Job* job, const absl::Status& walk_status);
+  void FinishJob(StepJob* job, const absl::Status& walk_status);
 
   const AttentionModel& model_;
-  LatentCache& cache_;
-  const std::vector<uint8_t> ids_with_token_;
-  EngineCounts& counts_;
-  Workspace workspace_;
-  SharedRows expert_rows_;
   const ModelContext context_;
-  LayerWalk walk_;
+  LatentCache& cache_;
+  const kernels::DeviceTensor ids_with_token_;
+  EngineCounts& counts_;
+  std::vector<std::unique_ptr<LayerWalk>> free_walks_;
+  std::vector<Running> running_;  // oldest first
   uint64_t next_order_ = 1;
-  uint64_t num_walks_ = 0;
+
+  Clock::duration waited_{};  // in all
+  Clock::time_point last_end_;
+  Clock::duration waited_at_last_end_{};
 };
 
 }  // namespace tandem

@@ -148,10 +148,10 @@ class StepValidator {
                                                  run.first_position, run.last_sampled));
       }
     } else {
-      for (const Batch::Run& run : batch->runs) {
+      for (const PlacedRun& run : batch->runs) {
         if (!run.live()) continue;
         TANDEM_RETURN_IF_ERROR(CheckTokenIsThere(run.sequence.get(), run.sequence->spec.sequence,
-                                                 run.first_position, run.last_sampled));
+                                                 run.rows.first_position, run.rows.last_sampled));
       }
     }
     return absl::OkStatus();
@@ -178,7 +178,7 @@ class StepValidator {
     for (const Advance& advance : step_.advance) {
       const Batch* batch = state_.FindBatch(advance.batch);
       if (batch == nullptr) continue;
-      for (const Batch::Run& run : batch->runs) {
+      for (const PlacedRun& run : batch->runs) {
         if (run.live()) AddKnownBatches(*run.sequence, &chains);
       }
     }

@@ -4,53 +4,60 @@
 #define TANDEM_ATTENTION_WORKER_WEIGHTS_H_
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
-#include "common/tensor.h"
+#include "common/mode.h"
+#include "kernels/backend.h"
 
 namespace tandem {
 
-// Linear weights are [out_features, in_features], without bias. A weight that a layer does not have
-// is left empty.
-struct MlpWeights {
-  Weight gate_proj;
-  Weight up_proj;
-  Weight down_proj;
+using LinearPtr = std::unique_ptr<const kernels::LinearWeight>;
+using NormPtr = std::unique_ptr<const kernels::NormWeight>;
 
-  bool empty() const { return gate_proj.view.empty(); }
+// Linear weights are [out_features, in_features], without bias. A weight that a layer does not have
+// is null.
+struct MlpWeights {
+  LinearPtr gate_proj;
+  LinearPtr up_proj;
+  LinearPtr down_proj;
+
+  bool empty() const { return gate_proj == nullptr; }
 };
 
 struct LayerWeights {
-  Weight input_layernorm;  // [hidden]
+  NormPtr input_layernorm;  // [hidden]
 
-  Weight q_proj;              // [heads * (dn + dr), hidden]; empty where queries are compressed
-  Weight q_a_proj;            // [q_lora_rank, hidden]; these three only where they are
-  Weight q_a_layernorm;       // [q_lora_rank]
-  Weight q_b_proj;            // [heads * (dn + dr), q_lora_rank]
-  Weight kv_a_proj_with_mqa;  // [r + dr, hidden]: the latent, then the shared rope key
-  Weight kv_a_layernorm;      // [r]
-  Weight kv_b_proj;           // [heads * (dn + dv), r]; head h: W^UK_h, then W^UV_h
-  Weight o_proj;              // [hidden, heads * dv]
+  LinearPtr q_proj;              // [heads * (dn + dr), hidden]; null where queries are compressed
+  LinearPtr q_a_proj;            // [q_lora_rank, hidden]; these three only where they are
+  NormPtr q_a_layernorm;         // [q_lora_rank]
+  LinearPtr q_b_proj;            // [heads * (dn + dr), q_lora_rank]
+  LinearPtr kv_a_proj_with_mqa;  // [r + dr, hidden]: the latent, then the shared rope key
+  NormPtr kv_a_layernorm;        // [r]
+  std::unique_ptr<const kernels::KvUpWeight> kv_b_proj;
+  LinearPtr o_proj;  // [hidden, heads * dv]
 
-  Weight post_attention_layernorm;  // [hidden]
+  NormPtr post_attention_layernorm;  // [hidden]
 
   MlpWeights mlp;             // dense layers
-  Weight router;              // [experts, hidden]; MoE layers
+  LinearPtr router;           // [experts, hidden]; MoE layers
   MlpWeights shared_experts;  // MoE layers, as one MLP; empty if the model has none
 };
 
 struct AttentionWeights {
-  Weight embed_tokens;  // [vocab, hidden]
+  std::unique_ptr<const kernels::EmbeddingWeight> embed_tokens;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
-  Weight norm;     // [hidden]
-  Weight lm_head;  // [vocab, hidden]; embed_tokens where they are tied
+  NormPtr norm;       // [hidden]
+  LinearPtr lm_head;  // [vocab, hidden]; made of embed_tokens' tensor where they are tied
 };
 
-// Maps the weights, and nothing else, for a mode; tells `progress` the share of bytes that is done.
-// Errors: those of Checkpoint::Load.
-absl::StatusOr<AttentionWeights> LoadAttentionWeights(const Checkpoint& checkpoint, Dtype mode,
+// Prepares the weights, and nothing else; tells `progress` the share of bytes that is done.
+// Errors: those of Checkpoint::Load and Backend::Prepare...
+absl::StatusOr<AttentionWeights> LoadAttentionWeights(const Checkpoint& checkpoint,
+                                                      kernels::Backend* backend,
+                                                      WeightFormat format,
                                                       const std::function<void(float)>& progress);
 
 }  // namespace tandem

@@ -1,12 +1,11 @@
-// Memory of a pass over layers: taken in order, given back in the reverse order, kept for the next
-// pass; and memory that others may read for longer than a pass lasts.
+// Device memory of a pass over layers: taken in order, given back in the reverse order, kept for
+// the next pass.
 #ifndef TANDEM_ATTENTION_WORKER_WORKSPACE_H_
 #define TANDEM_ATTENTION_WORKER_WORKSPACE_H_
 
 #include <cstddef>
 #include <initializer_list>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "common/tensor.h"
@@ -23,7 +22,7 @@ class Workspace {
   Workspace& operator=(const Workspace&) = delete;
 
   // A tensor with any contents, valid until the mark before it is returned to.
-  TensorView Take(Dtype dtype, std::initializer_list<int64_t> dims);
+  kernels::DeviceTensor Take(Dtype dtype, std::initializer_list<int64_t> dims);
 
   struct Mark {
     size_t chunk = 0;
@@ -54,29 +53,6 @@ class Workspace {
   kernels::Backend* const backend_;
   std::vector<std::unique_ptr<kernels::Buffer>> chunks_;
   Mark top_;
-};
-
-// Tensors that expert links may go on reading after the engine has given up on them. A buffer is
-// used again once nobody holds its owner.
-class SharedRows {
- public:
-  explicit SharedRows(kernels::Backend* backend)
-      : backend_(backend), returned_(std::make_shared<Returned>()) {}
-
-  struct Rows {
-    TensorView view;
-    std::shared_ptr<const void> owner;  // from any thread; must not outlive the backend
-  };
-  // A tensor with any contents. A device without memory for it ends the process.
-  Rows Take(Dtype dtype, std::initializer_list<int64_t> dims);
-
- private:
-  struct Returned {
-    std::mutex mu;
-    std::unique_ptr<kernels::Buffer> buffer;  // guarded by mu; the one that came back last
-  };
-  kernels::Backend* const backend_;
-  const std::shared_ptr<Returned> returned_;
 };
 
 }  // namespace tandem

@@ -3,18 +3,15 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <cstring>
 #include <deque>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/check.h"
+#include "common/mutex.h"
 #include "common/status.h"
-#include "expert_worker/loaded_experts.h"
+#include "common/transport/host_rows.h"
 
 namespace tandem {
 namespace {
@@ -36,19 +33,15 @@ int64_t RowBytes(const ExpertRequest& request) {
 
 }  // namespace
 
-// Rows, scratch and replies are host memory, which is the CPU backend's.
 class ExpertEngine::Impl {
  public:
-  Impl(kernels::Backend* backend, const Checkpoint* checkpoint, ExpertEngineOptions options)
-      : backend_(backend),
-        config_(checkpoint->config()),
-        options_(options),
-        experts_(checkpoint, options.dtype) {
-    if (!options_.inline_execution) thread_ = std::thread([this] { Run(); });
+  Impl(kernels::Backend* backend, const ModelConfig* config, const LoadedExperts* experts,
+       ExpertEngineOptions options)
+      : backend_(*backend), config_(*config), experts_(*experts), options_(options) {
+    thread_ = std::thread([this] { Run(); });
   }
   ~Impl();
 
-  LoadedExperts& experts() { return experts_; }
   void Send(std::shared_ptr<const ExpertRequest> request, Done done);
   CounterSnapshot Counters() const;
 
@@ -59,15 +52,16 @@ class ExpertEngine::Impl {
   void Run();
   std::vector<Waiting> TakeOldestLayer();
   void Execute(std::vector<Waiting> batch);
+  void Answer(Waiting& waiting, ExpertReply reply);
   absl::Status Compute(const std::vector<Waiting>& batch);
-  TensorView MergedRows(const std::vector<Waiting>& batch, int64_t num_rows);
-  ExpertReply MakeReply(const ExpertRequest& request, int64_t first_route);
+  void WriteRows(const std::vector<Waiting>& batch, const kernels::DeviceTensor& rows);
+  ExpertReply MakeReply(const ExpertRequest& request, int64_t first_route, int64_t first_row);
   absl::Status EnsureScratch(size_t bytes, std::unique_ptr<kernels::Buffer>* buffer);
 
-  kernels::Backend* const backend_;
+  kernels::Backend& backend_;
   const ModelConfig& config_;
+  const LoadedExperts& experts_;
   const ExpertEngineOptions options_;
-  LoadedExperts experts_;
 
   std::atomic<int64_t> requests_total_{0};
   std::atomic<int64_t> merged_requests_total_{0};
@@ -76,17 +70,20 @@ class ExpertEngine::Impl {
   std::atomic<int64_t> dropped_total_{0};
   std::atomic<int64_t> requests_live_{0};
 
-  // Of the thread that computes.
-  std::mutex computing_;  // inline_execution only: callers take turns
-  std::unique_ptr<kernels::Buffer> rows_scratch_;
-  std::unique_ptr<kernels::Buffer> expert_rows_scratch_;
-  TensorView expert_rows_;  // [routes, hidden] of the batch that is computed
+  // Of the engine's thread; device memory that is kept from batch to batch.
+  std::unique_ptr<kernels::Buffer> rows_buffer_;
+  std::unique_ptr<kernels::Buffer> expert_rows_buffer_;
+  std::unique_ptr<kernels::Buffer> combined_buffer_;
+  std::unique_ptr<kernels::Buffer> routes_buffer_;
+  kernels::DeviceTensor expert_rows_;    // [routes, hidden] of the batch that is computed
+  kernels::DeviceTensor combined_rows_;  // [rows, hidden]
+  HostRowsPool rows_pool_;               // of replies
 
-  std::mutex mu_;
-  std::condition_variable changed_;
-  std::deque<Waiting> waiting_;  // guarded by mu_, oldest first
-  int64_t waiting_bytes_ = 0;    // guarded by mu_
-  bool stop_ = false;            // guarded by mu_
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);  // oldest first
+  int64_t waiting_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::thread thread_;
 };
@@ -114,14 +111,6 @@ void ExpertEngine::Impl::Send(std::shared_ptr<const ExpertRequest> request, Done
   const Clock::time_point deadline =
       Clock::now() + absl::ToChronoNanoseconds(
                          std::clamp(request->time_left, -absl::Hours(1), absl::Hours(24 * 365)));
-  if (status.ok() && options_.inline_execution) {
-    std::lock_guard<std::mutex> lock(computing_);
-    ++requests_live_;
-    std::vector<Waiting> batch;
-    batch.push_back({std::move(request), std::move(done), deadline});
-    Execute(std::move(batch));
-    return;
-  }
   if (status.ok()) status = Enqueue(std::move(request), &done, deadline);
   if (!status.ok()) done({std::move(status), {}, nullptr});
 }
@@ -130,7 +119,7 @@ void ExpertEngine::Impl::Send(std::shared_ptr<const ExpertRequest> request, Done
 absl::Status ExpertEngine::Impl::Enqueue(std::shared_ptr<const ExpertRequest> request, Done* done,
                                          Clock::time_point deadline) {
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mutex_);
     if (stop_) return absl::UnavailableError("the expert worker is ending");
     const int64_t bytes = RowBytes(*request);
     if (waiting_bytes_ + bytes > options_.max_waiting_bytes) {
@@ -142,7 +131,7 @@ absl::Status ExpertEngine::Impl::Enqueue(std::shared_ptr<const ExpertRequest> re
     waiting_.push_back({std::move(request), std::move(*done), deadline});
     ++requests_live_;
   }
-  changed_.notify_one();
+  changed_.NotifyOne();
   return absl::OkStatus();
 }
 
@@ -151,8 +140,10 @@ absl::Status ExpertEngine::Impl::Enqueue(std::shared_ptr<const ExpertRequest> re
 void ExpertEngine::Impl::Run() {
   while (true) {
     {
-      std::unique_lock<std::mutex> lock(mu_);
-      changed_.wait(lock, [this] { return stop_ || !waiting_.empty(); });
+      MutexLock lock(mutex_);
+      changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stop_ || !waiting_.empty();
+      });
       if (stop_) return;
     }
     Execute(TakeOldestLayer());
@@ -161,7 +152,7 @@ void ExpertEngine::Impl::Run() {
 
 // The oldest request, and of those that wait for the same layer as many as fit into one call.
 std::vector<Waiting> ExpertEngine::Impl::TakeOldestLayer() {
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mutex_);
   std::vector<Waiting> batch;
   std::deque<Waiting> rest;
   const uint32_t layer = waiting_.front().request->id.layer;
@@ -181,119 +172,142 @@ std::vector<Waiting> ExpertEngine::Impl::TakeOldestLayer() {
   return batch;
 }
 
+void ExpertEngine::Impl::Answer(Waiting& waiting, ExpertReply reply) {
+  --requests_live_;
+  waiting.done(std::move(reply));
+}
+
 // Answers every request of one layer.
 void ExpertEngine::Impl::Execute(std::vector<Waiting> batch) {
+  const auto in_use = experts_.Use();
   const Clock::time_point now = Clock::now();
   std::vector<Waiting> live;
   for (Waiting& waiting : batch) {
-    if (waiting.deadline > now) {
-      live.push_back(std::move(waiting));
-      continue;
+    const ExpertRequest& request = *waiting.request;
+    absl::Status status;
+    if (waiting.deadline <= now) {
+      ++dropped_total_;
+      status = absl::DeadlineExceededError("the request's time was up before it was computed");
+    } else {
+      status = experts_.Check(request.id.layer, request.route_experts);  // may have been let go
     }
-    ++dropped_total_;
-    --requests_live_;
-    waiting.done({absl::DeadlineExceededError("the request's time was up before it was computed"),
-                  {},
-                  nullptr});
+    if (status.ok()) {
+      live.push_back(std::move(waiting));
+    } else {
+      Answer(waiting, {std::move(status), {}, nullptr});
+    }
   }
   if (live.empty()) return;
   if (live.size() > 1) merged_requests_total_ += static_cast<int64_t>(live.size());
   const absl::Status status = Compute(live);
-  int64_t first_route = 0;
+  int64_t first_route = 0, first_row = 0;
   for (Waiting& waiting : live) {
+    const ExpertRequest& request = *waiting.request;
     ExpertReply reply =
-        status.ok() ? MakeReply(*waiting.request, first_route) : ExpertReply{status, {}, nullptr};
-    first_route += waiting.request->num_routes();
-    --requests_live_;
-    waiting.done(std::move(reply));
+        status.ok() ? MakeReply(request, first_route, first_row) : ExpertReply{status, {}, nullptr};
+    first_route += request.num_routes();
+    first_row += request.num_rows();
+    Answer(waiting, std::move(reply));
   }
 }
 
-// Runs every route of the batch in one call, into expert_rows_.
+// Runs every route of the batch in one call, into expert_rows_, and combines the rows, into
+// combined_rows_, if any request asks for it.
 absl::Status ExpertEngine::Impl::Compute(const std::vector<Waiting>& batch) {
-  std::vector<int32_t> route_experts;
-  std::vector<int32_t> route_rows;
-  int64_t num_rows = 0;
+  std::vector<int32_t> route_experts, route_rows, offsets = {0};
+  std::vector<float> weights;
+  bool any_combined = false;
   for (const Waiting& waiting : batch) {
     const ExpertRequest& request = *waiting.request;
+    const auto first_route = static_cast<int32_t>(route_experts.size());
     route_experts.insert(route_experts.end(), request.route_experts.begin(),
                          request.route_experts.end());
+    weights.insert(weights.end(), request.route_weights.begin(), request.route_weights.end());
     for (int i = 0; i < request.num_rows(); ++i) {
       const int count = request.route_offsets[i + 1] - request.route_offsets[i];
-      route_rows.insert(route_rows.end(), count, static_cast<int32_t>(num_rows + i));
+      route_rows.insert(route_rows.end(), count, static_cast<int32_t>(offsets.size()) - 1);
+      offsets.push_back(first_route + request.route_offsets[i + 1]);
+      any_combined = any_combined || request.combined[i];
     }
-    num_rows += request.num_rows();
   }
-  const int64_t num_routes = static_cast<int64_t>(route_experts.size());
+  const auto num_routes = static_cast<int64_t>(route_experts.size());
+  const auto num_rows = static_cast<int64_t>(offsets.size()) - 1;
   rows_total_ += num_rows;
   routes_total_ += num_routes;
 
-  const size_t row_bytes = static_cast<size_t>(config_.hidden_size) * DtypeBytes(options_.dtype);
-  TANDEM_RETURN_IF_ERROR(EnsureScratch(num_rows * row_bytes, &rows_scratch_));
-  TANDEM_RETURN_IF_ERROR(EnsureScratch(num_routes * row_bytes, &expert_rows_scratch_));
-  expert_rows_ =
-      TensorView(expert_rows_scratch_->data(), options_.dtype, {num_routes, config_.hidden_size});
-
-  kernels::ExpertMlpArgs args;
-  args.x = MergedRows(batch, num_rows);
-  args.experts = experts_.Layer(batch[0].request->id.layer);
-  args.route_experts = route_experts;
-  args.route_rows = route_rows;
-  args.out = expert_rows_;
-  backend_->ExpertMlp(args);
-  backend_->Synchronize();
+  const int64_t hidden = config_.hidden_size;
+  const Dtype dtype = options_.dtype;
+  const size_t row_bytes = static_cast<size_t>(hidden) * DtypeBytes(dtype);
+  TANDEM_RETURN_IF_ERROR(EnsureScratch(num_rows * row_bytes, &rows_buffer_));
+  TANDEM_RETURN_IF_ERROR(EnsureScratch(num_routes * row_bytes, &expert_rows_buffer_));
+  TANDEM_RETURN_IF_ERROR(EnsureScratch(num_rows * row_bytes, &combined_buffer_));
+  TANDEM_RETURN_IF_ERROR(
+      EnsureScratch((3 * num_routes + num_rows + 1) * sizeof(int32_t), &routes_buffer_));
+  size_t used_bytes = 0;
+  const auto put = [&](const auto& values, Dtype value_dtype) {
+    const auto size = static_cast<int64_t>(values.size());
+    const auto tensor = routes_buffer_->Tensor(value_dtype, {size}, used_bytes);
+    used_bytes += tensor.bytes();
+    backend_.Write(values.data(), tensor);
+    return tensor;
+  };
+  const auto device_experts = put(route_experts, Dtype::kI32);
+  const auto device_rows = put(route_rows, Dtype::kI32);
+  const auto device_offsets = put(offsets, Dtype::kI32);
+  const auto device_weights = put(weights, Dtype::kF32);
+  const auto rows = rows_buffer_->Tensor(dtype, {num_rows, hidden});
+  WriteRows(batch, rows);
+  expert_rows_ = expert_rows_buffer_->Tensor(dtype, {num_routes, hidden});
+  combined_rows_ = combined_buffer_->Tensor(dtype, {num_rows, hidden});
+  const auto& layer = experts_.Layer(batch[0].request->id.layer);
+  backend_.ExpertMlp({rows, layer, device_experts, device_rows, expert_rows_});
+  if (any_combined)
+    backend_.Combine({expert_rows_, device_offsets, device_weights, combined_rows_});
   return absl::OkStatus();
 }
 
-// A single request's rows where they lie, several requests' rows one after the other.
-TensorView ExpertEngine::Impl::MergedRows(const std::vector<Waiting>& batch, int64_t num_rows) {
-  const TensorView& first = batch[0].request->rows;
-  if (batch.size() == 1 && first.row_stride == first.width()) return first;
-  const TensorView merged(rows_scratch_->data(), options_.dtype, {num_rows, config_.hidden_size});
-  const size_t row_bytes = static_cast<size_t>(config_.hidden_size) * DtypeBytes(options_.dtype);
+// The requests' rows, one after the other.
+void ExpertEngine::Impl::WriteRows(const std::vector<Waiting>& batch,
+                                   const kernels::DeviceTensor& rows) {
   int64_t next = 0;
   for (const Waiting& waiting : batch) {
-    for (int64_t i = 0; i < waiting.request->rows.rows(); ++i) {
-      std::memcpy(merged.row(next++), waiting.request->rows.row(i), row_bytes);
+    const TensorView& from = waiting.request->rows;
+    const int64_t count = from.rows();
+    if (from.row_stride == from.width()) {
+      backend_.Write(from.data, rows.slice_rows(next, count));
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        backend_.Write(from.row(i), rows.slice_rows(next + i, 1));
+      }
     }
+    next += count;
   }
-  return merged;
 }
 
-// A request's answer from expert_rows_, where its routes begin at `first_route`. Each run of
-// combined rows is one call.
-ExpertReply ExpertEngine::Impl::MakeReply(const ExpertRequest& request, int64_t first_route) {
-  const size_t row_bytes = static_cast<size_t>(config_.hidden_size) * DtypeBytes(options_.dtype);
-  const int64_t num_output_rows = request.num_output_rows();
-  std::shared_ptr<std::byte[]> memory(new std::byte[num_output_rows * row_bytes]);
+// A request's answer from expert_rows_, where its routes begin at `first_route`, and
+// combined_rows_. Each run of rows of one kind is read back by one call.
+ExpertReply ExpertEngine::Impl::MakeReply(const ExpertRequest& request, int64_t first_route,
+                                          int64_t first_row) {
   ExpertReply reply;
-  reply.rows = TensorView(memory.get(), options_.dtype, {num_output_rows, config_.hidden_size});
-  reply.owner = std::move(memory);
+  const OwnedTensor rows =
+      rows_pool_.Take(options_.dtype, {request.num_output_rows(), config_.hidden_size});
+  reply.rows = rows.view;
+  reply.owner = rows.memory;
+  std::unique_ptr<kernels::DeviceEvent> last;
   int64_t next = 0;
   for (int begin = 0; begin < request.num_rows();) {
     int end = begin + 1;
     while (end < request.num_rows() && request.combined[end] == request.combined[begin]) ++end;
     const int32_t route_begin = request.route_offsets[begin];
-    const int32_t num_routes = request.route_offsets[end] - route_begin;
-    const TensorView expert_rows = expert_rows_.slice_rows(first_route + route_begin, num_routes);
-    if (request.combined[begin]) {
-      std::vector<int32_t> offsets(request.route_offsets.begin() + begin,
-                                   request.route_offsets.begin() + end + 1);
-      for (int32_t& offset : offsets) offset -= route_begin;
-      kernels::CombineArgs args;
-      args.expert_rows = expert_rows;
-      args.offsets = offsets;
-      args.weights = absl::MakeConstSpan(request.route_weights).subspan(route_begin, num_routes);
-      args.out = reply.rows.slice_rows(next, end - begin);
-      backend_->Combine(args);
-      next += end - begin;
-    } else {
-      std::memcpy(reply.rows.row(next), expert_rows.data, num_routes * row_bytes);
-      next += num_routes;
-    }
+    const auto from = request.combined[begin]
+                          ? combined_rows_.slice_rows(first_row + begin, end - begin)
+                          : expert_rows_.slice_rows(first_route + route_begin,
+                                                    request.route_offsets[end] - route_begin);
+    last = backend_.Read(from, reply.rows.row(next));
+    next += from.dim(0);
     begin = end;
   }
-  backend_->Synchronize();
+  if (last != nullptr) last->Wait();
   return reply;
 }
 
@@ -301,7 +315,7 @@ absl::Status ExpertEngine::Impl::EnsureScratch(size_t bytes,
                                                std::unique_ptr<kernels::Buffer>* buffer) {
   if (*buffer != nullptr && (*buffer)->bytes() >= bytes) return absl::OkStatus();
   buffer->reset();
-  TANDEM_ASSIGN_OR_RETURN(*buffer, backend_->Allocate(bytes));
+  TANDEM_ASSIGN_OR_RETURN(*buffer, backend_.Allocate(bytes));
   return absl::OkStatus();
 }
 
@@ -310,13 +324,13 @@ absl::Status ExpertEngine::Impl::EnsureScratch(size_t bytes,
 ExpertEngine::Impl::~Impl() {
   std::deque<Waiting> left;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mutex_);
     stop_ = true;
   }
-  changed_.notify_all();
+  changed_.NotifyAll();
   if (thread_.joinable()) thread_.join();
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mutex_);
     left.swap(waiting_);
   }
   for (Waiting& waiting : left) {
@@ -331,18 +345,14 @@ CounterSnapshot ExpertEngine::Impl::Counters() const {
           {"routes_total", routes_total_.load()},
           {"dropped_total", dropped_total_.load()},
           {"requests_live", requests_live_.load()},
-          {"experts_loaded", experts_.num_loaded()}};
+          {"experts_loaded", experts_.num_loaded()},
+          {"expert_bytes", experts_.bytes()}};
 }
 
-ExpertEngine::ExpertEngine(kernels::Backend* backend, const Checkpoint* checkpoint,
-                           ExpertEngineOptions options)
-    : impl_(std::make_unique<Impl>(backend, checkpoint, options)) {}
+ExpertEngine::ExpertEngine(kernels::Backend* backend, const ModelConfig* config,
+                           const LoadedExperts* experts, ExpertEngineOptions options)
+    : impl_(std::make_unique<Impl>(backend, config, experts, options)) {}
 ExpertEngine::~ExpertEngine() = default;
-
-absl::Status ExpertEngine::Load(const Placement& placement, WorkerId self,
-                                const std::function<void(float)>& progress) {
-  return impl_->experts().Load(placement, self, progress);
-}
 
 void ExpertEngine::Send(std::shared_ptr<const ExpertRequest> request, Done done) {
   impl_->Send(std::move(request), std::move(done));

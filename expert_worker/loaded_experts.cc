@@ -1,6 +1,7 @@
 #include "expert_worker/loaded_experts.h"
 
 #include <algorithm>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -18,64 +19,103 @@ constexpr const char* kProjections[] = {"gate_proj", "up_proj", "down_proj"};
 
 }  // namespace
 
-LoadedExperts::LoadedExperts(const Checkpoint* checkpoint, Dtype mode)
-    : checkpoint_(checkpoint), config_(checkpoint->config()), mode_(mode) {
+LoadedExperts::LoadedExperts(const Checkpoint* checkpoint, WeightFormat format)
+    : checkpoint_(checkpoint), config_(checkpoint->config()), format_(format) {
   const size_t size = IndexOf(config_.num_layers, 0);
-  weights_.resize(size);
+  bytes_of_.resize(size);
   loaded_ = std::make_unique<std::atomic<bool>[]>(size);
+  layers_.resize(config_.num_layers);
 }
 
-std::vector<LoadedExperts::Id> LoadedExperts::Missing(const Placement& placement,
-                                                      WorkerId self) const {
-  std::vector<Id> missing;
-  for (int layer = 0; layer < config_.num_layers; ++layer) {
-    if (!config_.IsMoeLayer(layer)) continue;
-    for (int expert = 0; expert < config_.num_experts; ++expert) {
-      const std::vector<WorkerId>& holders = placement.Holders(layer, expert);
-      if (std::find(holders.begin(), holders.end(), self) != holders.end() &&
-          !loaded_[IndexOf(layer, expert)]) {
-        missing.push_back({layer, expert});
-      }
-    }
+absl::StatusOr<std::unique_ptr<LoadedExperts>> LoadedExperts::Create(const Checkpoint* checkpoint,
+                                                                     kernels::Backend* backend,
+                                                                     WeightFormat format) {
+  std::unique_ptr<LoadedExperts> experts(new LoadedExperts(checkpoint, format));
+  const ModelConfig& config = checkpoint->config();
+  const kernels::ExpertLayerShape shape{config.num_experts, config.hidden_size,
+                                        config.moe_intermediate_size};
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    if (!config.IsMoeLayer(layer)) continue;
+    TANDEM_ASSIGN_OR_RETURN(experts->layers_[layer], backend->PrepareExpertLayer(shape, format));
   }
-  return missing;
+  return experts;
+}
+
+std::vector<bool> LoadedExperts::Given(const Placement& placement, WorkerId self) const {
+  std::vector<bool> given(placement.holders.size());
+  for (size_t i = 0; i < given.size(); ++i) {
+    const std::vector<WorkerId>& holders = placement.holders[i];
+    const int layer = static_cast<int>(i / config_.num_experts);
+    given[i] = config_.IsMoeLayer(layer) &&
+               std::find(holders.begin(), holders.end(), self) != holders.end();
+  }
+  return given;
 }
 
 absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
                                  const std::function<void(float)>& progress) {
+  MutexLock lock(changing_);
   if (placement.num_layers != config_.num_layers || placement.num_experts != config_.num_experts ||
-      placement.holders.size() != weights_.size()) {
+      placement.holders.size() != bytes_of_.size()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the placement is for ", placement.num_layers, " layers of ", placement.num_experts,
         " experts, the checkpoint has ", config_.num_layers, " of ", config_.num_experts));
   }
-  std::lock_guard<std::mutex> lock(loading_);
-  const std::vector<Id> missing = Missing(placement, self);
+  std::vector<bool> given = Given(placement, self);
+  std::vector<Id> missing;
   int64_t total_bytes = 0;
-  for (const Id& id : missing) {
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (!given[i] || loaded_[i]) continue;
+    const Id id{static_cast<int>(i / config_.num_experts),
+                static_cast<int>(i % config_.num_experts)};
+    missing.push_back(id);
     for (const char* projection : kProjections) {
       const auto& tensor = checkpoint_->tensors().at(TensorName(id.layer, id.expert, projection));
       total_bytes += static_cast<int64_t>(tensor.entry.end - tensor.entry.begin);
     }
   }
-  CheckpointLoader loader(checkpoint_, mode_, total_bytes, progress);
+  in_use_versions_[placement.version] = std::move(given);
+  CheckpointLoader loader(checkpoint_, format_, total_bytes, progress);
   for (const Id& id : missing) {
-    const auto load = [&](const char* projection, TensorView* view) {
-      absl::StatusOr<Weight> weight = loader.Load(TensorName(id.layer, id.expert, projection));
-      if (!weight.ok()) return weight.status();
-      *view = weight->view;
-      memory_.push_back(std::move(weight->memory));
-      return absl::OkStatus();
+    kernels::ExpertTensors tensors;
+    const auto load = [&](const char* projection, OwnedTensor* tensor) {
+      absl::StatusOr<OwnedTensor> loaded = loader.Load(TensorName(id.layer, id.expert, projection));
+      if (loaded.ok()) *tensor = *std::move(loaded);
+      return loaded.status();
     };
-    kernels::ExpertWeights& weights = weights_[IndexOf(id.layer, id.expert)];
-    TANDEM_RETURN_IF_ERROR(load(kProjections[0], &weights.gate));
-    TANDEM_RETURN_IF_ERROR(load(kProjections[1], &weights.up));
-    TANDEM_RETURN_IF_ERROR(load(kProjections[2], &weights.down));
-    loaded_[IndexOf(id.layer, id.expert)] = true;
+    TANDEM_RETURN_IF_ERROR(load(kProjections[0], &tensors.gate));
+    TANDEM_RETURN_IF_ERROR(load(kProjections[1], &tensors.up));
+    TANDEM_RETURN_IF_ERROR(load(kProjections[2], &tensors.down));
+    const size_t index = IndexOf(id.layer, id.expert);
+    TANDEM_ASSIGN_OR_RETURN(bytes_of_[index],
+                            layers_[id.layer]->Load(id.expert, std::move(tensors)));
+    bytes_ += bytes_of_[index];
+    loaded_[index] = true;
     ++num_loaded_;
   }
   if (missing.empty() && progress) progress(1.0f);
   return absl::OkStatus();
+}
+
+void LoadedExperts::Retire(PlacementVersion oldest_in_use) {
+  MutexLock lock(changing_);
+  in_use_versions_.erase(in_use_versions_.begin(), in_use_versions_.lower_bound(oldest_in_use));
+  std::unique_lock<std::shared_mutex> nobody(in_use_);
+  for (size_t i = 0; i < bytes_of_.size(); ++i) {
+    const bool wanted = std::any_of(in_use_versions_.begin(), in_use_versions_.end(),
+                                    [i](const auto& version) { return version.second[i]; });
+    if (wanted || !loaded_[i]) continue;
+    loaded_[i] = false;
+    layers_[i / config_.num_experts]->Unload(static_cast<int>(i % config_.num_experts));
+    bytes_ -= std::exchange(bytes_of_[i], 0);
+    --num_loaded_;
+  }
+}
+
+std::vector<const kernels::ExpertLayer*> LoadedExperts::Layers() const {
+  std::vector<const kernels::ExpertLayer*> layers;
+  for (const auto& layer : layers_) layers.push_back(layer.get());
+  return layers;
 }
 
 absl::Status LoadedExperts::Check(int64_t layer, absl::Span<const int32_t> experts) const {
@@ -93,10 +133,6 @@ absl::Status LoadedExperts::Check(int64_t layer, absl::Span<const int32_t> exper
     }
   }
   return absl::OkStatus();
-}
-
-absl::Span<const kernels::ExpertWeights> LoadedExperts::Layer(int64_t layer) const {
-  return absl::MakeConstSpan(weights_).subspan(IndexOf(layer, 0), config_.num_experts);
 }
 
 }  // namespace tandem

@@ -5,38 +5,57 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
-#include <mutex>
+#include <shared_mutex>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/mode.h"
+#include "common/mutex.h"
 #include "common/placement.h"
-#include "kernels/ops/moe.h"
+#include "kernels/backend.h"
 
 namespace tandem {
 
-// A table of (layer, expert) that only grows. Thread-safe: experts can be used while others load.
+// Thread-safe: experts can be used while others are loaded or let go.
 class LoadedExperts {
  public:
-  // `checkpoint` must outlive the table. `mode`: see Checkpoint::Load.
-  LoadedExperts(const Checkpoint* checkpoint, Dtype mode);
+  // With nothing loaded. `checkpoint` and `backend` must outlive the table.
+  static absl::StatusOr<std::unique_ptr<LoadedExperts>> Create(const Checkpoint* checkpoint,
+                                                               kernels::Backend* backend,
+                                                               WeightFormat format);
 
-  // Maps the weights of every expert that `placement` gives to `self` and that is not loaded, and
-  // nothing else; reports the share done. Blocks.
-  //   INVALID_ARGUMENT  the placement is for a model of another shape
+  // Prepares the weights of every expert that `placement` gives to `self` and that is not loaded,
+  // and nothing else; reports the share done. From then on the placement's version is in use.
+  // Blocks.
+  //   INVALID_ARGUMENT    the placement is for a model of another shape
+  //   RESOURCE_EXHAUSTED  the device has no memory for them
   absl::Status Load(const Placement& placement, WorkerId self,
                     const std::function<void(float)>& progress);
 
-  // INVALID_ARGUMENT for a layer without experts or an expert that the model has not, NOT_FOUND for
-  // one that is not loaded.
-  absl::Status Check(int64_t layer, absl::Span<const int32_t> experts) const;
+  // Placements below `oldest_in_use` are used no more: experts that no version in use gives to this
+  // worker are let go. Waits until nobody uses any (Use), so for one call of an op at most.
+  void Retire(PlacementVersion oldest_in_use);
 
-  // By expert id. Only experts for which Check was OK may be read.
-  absl::Span<const kernels::ExpertWeights> Layer(int64_t layer) const;
+  // While it lives, no expert is let go. Not for long.
+  std::shared_lock<std::shared_mutex> Use() const {
+    return std::shared_lock<std::shared_mutex>(in_use_);
+  }
+  // INVALID_ARGUMENT for a layer without experts or an expert that the model has not, NOT_FOUND for
+  // one that is not loaded. Certain only within Use.
+  absl::Status Check(int64_t layer, absl::Span<const int32_t> experts) const;
+  // Requires a layer with experts. Only experts for which Check was OK may be used.
+  const kernels::ExpertLayer& Layer(int64_t layer) const { return *layers_[layer]; }
+  // By layer of the model; null where it is dense.
+  std::vector<const kernels::ExpertLayer*> Layers() const;
 
   int64_t num_loaded() const { return num_loaded_; }
+  // Of the weights that are loaded, on the device or mapped.
+  int64_t bytes() const { return bytes_; }
 
  private:
   struct Id {
@@ -44,20 +63,29 @@ class LoadedExperts {
     int expert;
   };
 
-  std::vector<Id> Missing(const Placement& placement, WorkerId self) const;
+  LoadedExperts(const Checkpoint* checkpoint, WeightFormat format);
+
+  // Of a placement, those given to `self`, by index (IndexOf).
+  std::vector<bool> Given(const Placement& placement, WorkerId self) const;
   size_t IndexOf(int64_t layer, int64_t expert) const {
     return static_cast<size_t>(layer * config_.num_experts + expert);
   }
 
   const Checkpoint* const checkpoint_;
   const ModelConfig& config_;
-  const Dtype mode_;
-  std::mutex loading_;                               // one Load at a time
-  std::vector<kernels::ExpertWeights> weights_;      // [num_layers * num_experts]; never resized
-  std::vector<std::shared_ptr<const void>> memory_;  // of loaded weights; guarded by loading_
-  // [num_layers * num_experts]; set after the entry of weights_, which is never changed again
+  const WeightFormat format_;
+  std::vector<std::unique_ptr<kernels::ExpertLayer>> layers_;  // null where dense
+
+  Mutex changing_;  // one Load or Retire at a time
+  // The experts that each version in use gives to this worker.
+  std::map<PlacementVersion, std::vector<bool>> in_use_versions_ ABSL_GUARDED_BY(changing_);
+  std::vector<int64_t> bytes_of_ ABSL_GUARDED_BY(changing_);  // [num_layers * num_experts]
+
+  mutable std::shared_mutex in_use_;  // exclusive while experts are let go
+  // [num_layers * num_experts]; set after the expert is there, cleared before it goes.
   std::unique_ptr<std::atomic<bool>[]> loaded_;
   std::atomic<int64_t> num_loaded_{0};
+  std::atomic<int64_t> bytes_{0};
 };
 
 }  // namespace tandem

@@ -1,33 +1,38 @@
-// The device seam: memory and one method per op. The list of methods is the list of what a device
-// must do; the contracts are in kernels/ops/*.h. Above this header nothing knows a device.
+// The device seam: memory, weights and one method per op. The list of methods is the list of what a
+// device must do; the contracts are in kernels/ops/*.h. Above this header nothing knows a device.
 #ifndef TANDEM_KERNELS_BACKEND_H_
 #define TANDEM_KERNELS_BACKEND_H_
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "common/tensor.h"
+#include "kernels/device_tensor.h"
 #include "kernels/ops/dense.h"
 #include "kernels/ops/mla.h"
 #include "kernels/ops/moe.h"
 #include "kernels/ops/sample.h"
+#include "kernels/weights.h"
 
 namespace tandem::kernels {
 
-// Memory of a backend, given back when destroyed. Must not outlive its backend.
-class Buffer {
+// A point in a device's work: reached once everything that was called before it is done.
+class DeviceEvent {
  public:
-  virtual ~Buffer() = default;
-  virtual void* data() const = 0;
-  virtual size_t bytes() const = 0;
+  virtual ~DeviceEvent() = default;
+  virtual bool Reached() const = 0;
+  virtual void Wait() const = 0;
+  // Calls `reached` once it is: from any thread, possibly before this returns. It must not block.
+  virtual void WhenReached(std::function<void()> reached) = 0;
 };
 
-// Ops run in the order of the calls and, on a device with streams, may return before they are
-// done: what the host reads, it reads after Synchronize. Views name memory of this backend; spans
-// name host memory that the call reads (or, for outputs, fills) before it returns. Arguments are
-// checked once on entry, and a violated requirement ends the process: callers validate input.
+// Ops run in the order of the calls and, on a device with streams, may return before they are done.
+// What they read and write is this backend's memory; the host sees it through Read alone. Arguments
+// are checked on entry, once for every backend, and a violated requirement ends the process:
+// callers validate input.
 //
 // Thread-safety: any number of threads may call ops of one backend at once.
 class Backend {
@@ -36,35 +41,96 @@ class Backend {
 
   // The device and the instruction set in use, for people: "cpu avx3, 2 threads".
   virtual std::string Description() const = 0;
-  // What decides a result's bits besides the format (DESIGN.md, numerics class): "cpu-1".
+  // What decides a result's bits besides mode and format (docs/architecture.md): "cpu-1".
   virtual std::string NumericsClass() const = 0;
+
+  // ---- memory ----
 
   // Zero-filled, aligned to 64 bytes. RESOURCE_EXHAUSTED where the device has not as much.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;
-  virtual void CopyToHost(const TensorView& from, void* to) = 0;
-  virtual void CopyFromHost(const void* from, const TensorView& to) = 0;
-  virtual void Synchronize() = 0;
+  // Copies host memory, dense, to `to`. `from` has been read when this returns.
+  virtual void Write(const void* from, const DeviceTensor& to) = 0;
+  // Copies `from` to host memory, dense, which must stay until the event is reached.
+  virtual std::unique_ptr<DeviceEvent> Read(const DeviceTensor& from, void* to) = 0;
+  // to = from, bit for bit. Requires one shape and dtype, and that they do not overlap.
+  void Copy(const DeviceTensor& from, const DeviceTensor& to);
 
-  virtual void Embed(const EmbedArgs& args) = 0;
-  virtual void RmsNorm(const RmsNormArgs& args) = 0;
-  virtual void Linear(const LinearArgs& args) = 0;
-  virtual void SiluMul(const SiluMulArgs& args) = 0;
-  virtual void Add(const AddArgs& args) = 0;
+  // ---- weights ----
 
-  virtual void RopeTable(const RopeTableArgs& args) = 0;
-  virtual void Rope(const RopeArgs& args) = 0;
-  virtual void LatentAppend(const LatentAppendArgs& args) = 0;
-  virtual void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args) = 0;
-  virtual void MlaDecode(const MlaDecodeArgs& args) = 0;
-  virtual void MlaProjectValue(const MlaProjectValueArgs& args) = 0;
-  virtual void MlaPrefill(const MlaPrefillArgs& args) = 0;
+  // Each takes a checkpoint's tensor with the values of `format` (Checkpoint::Load) and keeps its
+  // memory only if the kernels read it as it lies. Requires the shapes of kernels/weights.h.
+  //   RESOURCE_EXHAUSTED  the device has no memory for it
+  //   UNIMPLEMENTED       this backend does not have the format
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(OwnedTensor tensor,
+                                                              WeightFormat format);
+  absl::StatusOr<std::unique_ptr<KvUpWeight>> PrepareKvUp(OwnedTensor tensor,
+                                                          const KvUpShape& shape,
+                                                          WeightFormat format);
+  absl::StatusOr<std::unique_ptr<EmbeddingWeight>> PrepareEmbedding(OwnedTensor tensor,
+                                                                    WeightFormat format);
+  absl::StatusOr<std::unique_ptr<NormWeight>> PrepareNorm(OwnedTensor tensor, WeightFormat format);
+  // With no expert loaded.
+  absl::StatusOr<std::unique_ptr<ExpertLayer>> PrepareExpertLayer(const ExpertLayerShape& shape,
+                                                                  WeightFormat format);
 
-  virtual void Route(const RouteArgs& args) = 0;
-  virtual void ExpertMlp(const ExpertMlpArgs& args) = 0;
-  virtual void Combine(const CombineArgs& args) = 0;
+  // ---- ops ----
 
-  virtual void Sample(const SampleArgs& args) = 0;
-  virtual void LogProb(const LogProbArgs& args) = 0;
+  void Embed(const EmbedArgs& args);
+  void GatherRows(const GatherRowsArgs& args);
+  void RmsNorm(const RmsNormArgs& args);
+  void Linear(const LinearArgs& args);
+  void SiluMul(const SiluMulArgs& args);
+  void Add(const AddArgs& args);
+
+  void RopeTable(const RopeTableArgs& args);
+  void Rope(const RopeArgs& args);
+  void LatentAppend(const LatentAppendArgs& args);
+  void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args);
+  void MlaAbsorbed(const MlaAbsorbedArgs& args);
+  void MlaProjectValue(const MlaProjectValueArgs& args);
+  void MlaExpanded(const MlaExpandedArgs& args);
+
+  void Route(const RouteArgs& args);
+  void ExpertMlp(const ExpertMlpArgs& args);
+  void Combine(const CombineArgs& args);
+
+  void Sample(const SampleArgs& args);
+  void LogProb(const LogProbArgs& args);
+
+ private:
+  // What a device implements. Arguments are checked.
+  virtual void DoCopy(const DeviceTensor& from, const DeviceTensor& to) = 0;
+
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
+                                                                        WeightFormat format) = 0;
+  virtual absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
+                                                                    const KvUpShape& shape,
+                                                                    WeightFormat format) = 0;
+  virtual absl::StatusOr<std::unique_ptr<EmbeddingWeight>> DoPrepareEmbedding(
+      OwnedTensor tensor, WeightFormat format) = 0;
+  virtual absl::StatusOr<std::unique_ptr<NormWeight>> DoPrepareNorm(OwnedTensor tensor,
+                                                                    WeightFormat format) = 0;
+  virtual absl::StatusOr<std::unique_ptr<ExpertLayer>> DoPrepareExpertLayer(
+      const ExpertLayerShape& shape, WeightFormat format) = 0;
+
+  virtual void DoEmbed(const EmbedArgs& args) = 0;
+  virtual void DoGatherRows(const GatherRowsArgs& args) = 0;
+  virtual void DoRmsNorm(const RmsNormArgs& args) = 0;
+  virtual void DoLinear(const LinearArgs& args) = 0;
+  virtual void DoSiluMul(const SiluMulArgs& args) = 0;
+  virtual void DoAdd(const AddArgs& args) = 0;
+  virtual void DoRopeTable(const RopeTableArgs& args) = 0;
+  virtual void DoRope(const RopeArgs& args) = 0;
+  virtual void DoLatentAppend(const LatentAppendArgs& args) = 0;
+  virtual void DoMlaAbsorbQuery(const MlaAbsorbQueryArgs& args) = 0;
+  virtual void DoMlaAbsorbed(const MlaAbsorbedArgs& args) = 0;
+  virtual void DoMlaProjectValue(const MlaProjectValueArgs& args) = 0;
+  virtual void DoMlaExpanded(const MlaExpandedArgs& args) = 0;
+  virtual void DoRoute(const RouteArgs& args) = 0;
+  virtual void DoExpertMlp(const ExpertMlpArgs& args) = 0;
+  virtual void DoCombine(const CombineArgs& args) = 0;
+  virtual void DoSample(const SampleArgs& args) = 0;
+  virtual void DoLogProb(const LogProbArgs& args) = 0;
 };
 
 // The CPU backend with a pool of `num_threads` (0: one per core). FAILED_PRECONDITION where the

@@ -163,7 +163,7 @@ uint64_t Checkpoint::num_parameters() const {
   return total;
 }
 
-absl::StatusOr<Weight> Checkpoint::Load(const std::string& name, Dtype mode) const {
+absl::StatusOr<OwnedTensor> Checkpoint::Load(const std::string& name, WeightFormat format) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) return absl::NotFoundError(absl::StrCat("no tensor ", name));
   const TensorLocation& tensor = it->second;
@@ -173,10 +173,10 @@ absl::StatusOr<Weight> Checkpoint::Load(const std::string& name, Dtype mode) con
   ++mapped_tensors_;
   mapped_bytes_ += static_cast<int64_t>(tensor.entry.end - tensor.entry.begin);
   const TensorView view = ViewOf(mapped.get(), stored, tensor.entry.shape);
-  const Dtype wanted = mode == Dtype::kBF16    ? Dtype::kBF16
-                       : stored == Dtype::kF16 ? Dtype::kF32
-                                               : stored;
-  if (wanted == stored) return Weight{view, mapped};
+  const Dtype wanted = format == WeightFormat::kBF16 ? Dtype::kBF16
+                       : stored == Dtype::kF16       ? Dtype::kF32
+                                                     : stored;
+  if (wanted == stored) return OwnedTensor{view, mapped};
   const size_t copy_bytes = static_cast<size_t>(view.elements()) * DtypeBytes(wanted);
   const std::shared_ptr<void> copy(std::malloc(copy_bytes), std::free);
   if (copy == nullptr) {
@@ -184,18 +184,18 @@ absl::StatusOr<Weight> Checkpoint::Load(const std::string& name, Dtype mode) con
   }
   const TensorView converted = ViewOf(copy.get(), wanted, tensor.entry.shape);
   ConvertElements(view, converted);
-  return Weight{converted, copy};
+  return OwnedTensor{converted, copy};
 }
 
-CheckpointLoader::CheckpointLoader(const Checkpoint* checkpoint, Dtype mode, int64_t total_bytes,
-                                   std::function<void(float)> progress)
+CheckpointLoader::CheckpointLoader(const Checkpoint* checkpoint, WeightFormat format,
+                                   int64_t total_bytes, std::function<void(float)> progress)
     : checkpoint_(checkpoint),
-      mode_(mode),
+      format_(format),
       total_bytes_(std::max<int64_t>(1, total_bytes)),
       progress_(std::move(progress)) {}
 
-absl::StatusOr<Weight> CheckpointLoader::Load(const std::string& name) {
-  TANDEM_ASSIGN_OR_RETURN(Weight weight, checkpoint_->Load(name, mode_));
+absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name) {
+  TANDEM_ASSIGN_OR_RETURN(OwnedTensor weight, checkpoint_->Load(name, format_));
   const SafetensorsEntry& entry = checkpoint_->tensors().at(name).entry;
   const auto file_bytes = static_cast<double>(entry.end - entry.begin);
   const size_t bytes = weight.view.bytes();

@@ -12,17 +12,11 @@
 
 #include "absl/status/statusor.h"
 #include "common/checkpoint/safetensors.h"
+#include "common/mode.h"
 #include "common/model_config.h"
 #include "common/tensor.h"
 
 namespace tandem {
-
-// A weight in the dtype in which kernels read it, and the memory that holds it: pages mapped from
-// the file, or a converted copy. Movable; `view` lives as long as the weight.
-struct Weight {
-  TensorView view;
-  std::shared_ptr<const void> memory;
-};
 
 // A tensor that the model needs and where it lies.
 struct TensorLocation {
@@ -47,11 +41,11 @@ class Checkpoint {
   const std::map<std::string, TensorLocation>& tensors() const { return tensors_; }
   uint64_t num_parameters() const;
 
-  // Maps or converts one tensor for a mode: in bf16, BF16 is used as it lies in the file, and F16
-  // and F32 are rounded to an owned bf16 copy; in f32, BF16 and F32 are used as they lie (kernels
-  // widen bf16 exactly), and F16 is widened to an owned copy.
+  // Maps or converts one tensor to a format's values: for kBF16, BF16 stays as it lies in the file,
+  // and F16 and F32 are rounded to a bf16 copy; for kF32, BF16 and F32 stay as they lie (bf16
+  // widens exactly), and F16 is widened to a copy.
   //   NOT_FOUND  no such tensor    DATA_LOSS  the file has shrunk since Open
-  absl::StatusOr<Weight> Load(const std::string& name, Dtype mode) const;
+  absl::StatusOr<OwnedTensor> Load(const std::string& name, WeightFormat format) const;
 
   // Tensors and their bytes mapped so far by this process.
   int64_t mapped_tensors() const { return mapped_tensors_; }
@@ -70,13 +64,13 @@ class Checkpoint {
 class CheckpointLoader {
  public:
   // `checkpoint` must outlive the loader. `total_bytes`: of all that will be loaded.
-  CheckpointLoader(const Checkpoint* checkpoint, Dtype mode, int64_t total_bytes,
+  CheckpointLoader(const Checkpoint* checkpoint, WeightFormat format, int64_t total_bytes,
                    std::function<void(float)> progress);
-  absl::StatusOr<Weight> Load(const std::string& name);
+  absl::StatusOr<OwnedTensor> Load(const std::string& name);
 
  private:
   const Checkpoint* const checkpoint_;
-  const Dtype mode_;
+  const WeightFormat format_;
   const int64_t total_bytes_;
   const std::function<void(float)> progress_;
   int64_t done_bytes_ = 0;

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "common/counters.h"
+#include "common/pages.h"
 #include "common/sampling_params.h"
 
 namespace tandem {
@@ -28,7 +29,6 @@ struct SequenceSpec {
   SamplingParams sampling;
   bool mask_ids_without_token = true;  // draw only ids for which the tokenizer has a token
 
-  static constexpr int kPageTokens = 64;
   // b = 64 * floor((P - 1) / 64): all but the last page of a prompt of P >= 1 tokens.
   static int32_t ExpandedLength(int64_t prompt_tokens) {
     return static_cast<int32_t>(kPageTokens * ((prompt_tokens - 1) / kPageTokens));
@@ -99,7 +99,11 @@ struct StepResult {
   std::vector<RowResult> rows;
   std::vector<BatchProgress> batches;  // every batch that the step advanced
   int32_t free_pages = 0;
-  int64_t compute_us = 0;  // from the first layer's start to the last output
+  // Time of the worker's engine from the end of the step before, or from where this one's layers
+  // began if that is later, to this one's last output: what consecutive steps took adds up. wait_us
+  // is the part of it in which the engine had nothing to do but wait for expert workers.
+  int64_t busy_us = 0;
+  int64_t wait_us = 0;
 };
 
 struct AttentionWorkerInfo {

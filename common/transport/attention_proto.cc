@@ -128,7 +128,8 @@ void ToProto(const StepResult& result, v1::StepResult* out) {
     b->set_next_layer(batch.next_layer);
   }
   out->set_free_pages(result.free_pages);
-  out->set_compute_us(result.compute_us);
+  out->set_busy_us(result.busy_us);
+  out->set_wait_us(result.wait_us);
 }
 
 absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
@@ -162,7 +163,8 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
     out.batches.push_back({batch.batch(), batch.next_layer()});
   }
   out.free_pages = result.free_pages();
-  out.compute_us = result.compute_us();
+  out.busy_us = result.busy_us();
+  out.wait_us = result.wait_us();
   return out;
 }
 

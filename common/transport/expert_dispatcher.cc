@@ -2,24 +2,22 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/mutex.h"
 #include "common/transport/expert_split.h"
+#include "common/transport/host_rows.h"
 
 namespace tandem {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-// How often a wait looks at cancellation, placement and time limits.
-constexpr absl::Duration kPollInterval = absl::Milliseconds(2);
+using Clock = ExpertDispatcher::Clock;
 
 Clock::time_point After(Clock::time_point start, absl::Duration duration) {
   constexpr absl::Duration kFar = absl::Hours(24 * 365);
@@ -32,26 +30,30 @@ struct Mailbox {
     uint32_t part = 0;
     ExpertReply reply;
   };
-  std::mutex mu;
-  std::condition_variable arrived;
-  std::vector<Arrival> arrivals;  // guarded by mu
+
+  explicit Mailbox(std::function<void()> on_change) : changed(std::move(on_change)) {}
 
   void Put(uint32_t part, ExpertReply reply) {
-    {
-      std::lock_guard<std::mutex> lock(mu);
-      arrivals.push_back({part, std::move(reply)});
-    }
-    arrived.notify_one();
+    MutexLock lock(mutex);
+    arrivals.push_back({part, std::move(reply)});
+    if (changed) changed();
   }
   std::vector<Arrival> Take() {
-    std::lock_guard<std::mutex> lock(mu);
+    MutexLock lock(mutex);
     return std::exchange(arrivals, {});
   }
-  void WaitFor(absl::Duration duration) {
-    std::unique_lock<std::mutex> lock(mu);
-    arrived.wait_for(lock, absl::ToChronoNanoseconds(duration),
-                     [this] { return !arrivals.empty(); });
+  void Notify() {
+    MutexLock lock(mutex);
+    if (changed) changed();
   }
+  void Close() {
+    MutexLock lock(mutex);
+    changed = nullptr;
+  }
+
+  Mutex mutex;
+  std::function<void()> changed ABSL_GUARDED_BY(mutex);  // null: nobody waits any more
+  std::vector<Arrival> arrivals ABSL_GUARDED_BY(mutex);
 };
 
 struct Counts {
@@ -86,10 +88,15 @@ struct ExpertDispatcher::Layer {
     Clock::time_point last;
   };
 
-  explicit Layer(std::shared_ptr<Counts> counts) : counts(std::move(counts)) {}
-  ~Layer() { counts->parts_live -= static_cast<int64_t>(sent.size()); }
+  Layer(std::shared_ptr<Counts> counts, std::function<void()> changed)
+      : counts(std::move(counts)), mailbox(std::make_shared<Mailbox>(std::move(changed))) {}
+  ~Layer() {
+    mailbox->Close();
+    counts->parts_live -= static_cast<int64_t>(sent.size());
+  }
 
   int64_t num_rows() const { return batch.rows.rows(); }
+  bool done() const { return waiting.empty() && sent.empty(); }
 
   // Takes a part that failed back, to be split again.
   void Fail(uint32_t number, const absl::Status& status, Clock::time_point now) {
@@ -116,11 +123,11 @@ struct ExpertDispatcher::Layer {
     --counts->parts_live;
   }
 
-  std::shared_ptr<Counts> counts;
+  const std::shared_ptr<Counts> counts;
   RowBatch batch;  // its ids and weights are the vectors below
   std::vector<int32_t> expert_ids;
   std::vector<float> weights;
-  std::shared_ptr<Mailbox> mailbox = std::make_shared<Mailbox>();
+  const std::shared_ptr<Mailbox> mailbox;
   absl::Duration timeout;  // of the layer
   Clock::time_point deadline;
 
@@ -131,11 +138,12 @@ struct ExpertDispatcher::Layer {
   uint32_t next_attempt = 0;
   int num_timeouts = 0;
   std::string last_error;
-  std::vector<uint8_t> combined;  // [rows], 1: the worker has combined the row, it is in `out`
-};
+  Clock::time_point next_retry = Clock::time_point::max();  // of the waiting routes
 
-ExpertDispatcher::Pending::Pending(std::unique_ptr<Layer> layer) : layer_(std::move(layer)) {}
-ExpertDispatcher::Pending::~Pending() = default;
+  std::vector<uint8_t> combined;  // [rows], 1: the worker has combined the row
+  OwnedTensor combined_rows;      // [rows, hidden]; empty until there is one
+  OwnedTensor expert_rows;        // [routes, hidden]; likewise
+};
 
 // ---- the dispatcher -----------------------------------------------------------------------------
 
@@ -148,23 +156,23 @@ struct ExpertDispatcher::State {
   uint64_t incarnation = 0;
   DispatcherOptions options;
   ExpertLinkFactory make_link;
-  CombineFunction combine;
   std::shared_ptr<Counts> counts = std::make_shared<Counts>();
 
-  mutable std::mutex mu;
-  std::shared_ptr<const Placement> placement;        // guarded by mu; null until set
-  absl::flat_hash_map<WorkerId, Peer> peers;         // guarded by mu
-  std::vector<std::shared_ptr<ExpertLink>> retired;  // guarded by mu; closed by the engine thread
+  mutable Mutex mutex;
+  std::shared_ptr<const Placement> placement ABSL_GUARDED_BY(mutex);  // null until set
+  absl::flat_hash_map<WorkerId, Peer> peers ABSL_GUARDED_BY(mutex);
+  // Closed by the thread that polls.
+  std::vector<std::shared_ptr<ExpertLink>> retired ABSL_GUARDED_BY(mutex);
+  std::vector<std::weak_ptr<Mailbox>> mailboxes ABSL_GUARDED_BY(mutex);  // of layers under way
 
-  // Of the engine thread.
+  // Of the thread that polls.
   absl::flat_hash_map<WorkerId, Clock::time_point> avoid_until;
   absl::Duration least_per_route = absl::ZeroDuration();  // zero: not measured yet
-  uint32_t next_part = 0;                    // never repeats, whatever callers name their steps
-  std::unique_ptr<std::byte[]> expert_rows;  // [routes, hidden] of the layer that is waited for
-  size_t expert_rows_bytes = 0;
+  uint32_t next_part = 0;  // never repeats, whatever callers name their steps
+  HostRowsPool rows_pool;
 
   std::shared_ptr<const Placement> CurrentPlacement() const {
-    std::lock_guard<std::mutex> lock(mu);
+    MutexLock lock(mutex);
     return placement;
   }
   std::pair<std::shared_ptr<ExpertLink>, std::string> LinkTo(WorkerId id);
@@ -173,20 +181,19 @@ struct ExpertDispatcher::State {
     return options.attempt_timeout + 8 * num_routes * least_per_route;
   }
   void Measure(absl::Duration elapsed, int64_t num_routes);
-  std::optional<WorkerId> Choose(const Layer& layer, const Placement& placement, int expert,
+  std::optional<WorkerId> Choose(Layer& layer, const Placement& placement, int expert,
                                  Clock::time_point now) const;
   void SendWaiting(Layer& layer);
   void SendPart(Layer& layer, ExpertPart part, const Placement& placement, Clock::time_point now);
   void GiveUpParts(Layer& layer);
-  void Collect(Layer& layer, const TensorView& out);
-  void Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply,
-              const TensorView& out);
-  void CombineRest(const Layer& layer, const TensorView& out) const;
+  void Collect(Layer& layer);
+  void Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply);
+  std::optional<absl::Status> Poll(Layer& layer);
   absl::Status TimedOut(const Layer& layer) const;
 };
 
 std::pair<std::shared_ptr<ExpertLink>, std::string> ExpertDispatcher::State::LinkTo(WorkerId id) {
-  std::lock_guard<std::mutex> lock(mu);
+  MutexLock lock(mutex);
   const auto it = peers.find(id);
   if (it == peers.end()) return {nullptr, ""};
   Peer& peer = it->second;
@@ -198,7 +205,7 @@ std::pair<std::shared_ptr<ExpertLink>, std::string> ExpertDispatcher::State::Lin
 // thread.
 void ExpertDispatcher::State::CloseRetired() {
   std::vector<std::shared_ptr<ExpertLink>> closing;
-  std::lock_guard<std::mutex> lock(mu);
+  MutexLock lock(mutex);
   closing.swap(retired);
 }
 
@@ -212,9 +219,8 @@ void ExpertDispatcher::State::Measure(absl::Duration elapsed, int64_t num_routes
 
 // The holder that has failed least in this layer, then one that has not failed lately anywhere,
 // then the placement's order; none while that holder's retry delay runs.
-std::optional<WorkerId> ExpertDispatcher::State::Choose(const Layer& layer,
-                                                        const Placement& placement, int expert,
-                                                        Clock::time_point now) const {
+std::optional<WorkerId> ExpertDispatcher::State::Choose(Layer& layer, const Placement& placement,
+                                                        int expert, Clock::time_point now) const {
   if (layer.batch.layer < 0 || layer.batch.layer >= placement.num_layers || expert < 0 ||
       expert >= placement.num_experts) {
     return std::nullopt;
@@ -232,7 +238,9 @@ std::optional<WorkerId> ExpertDispatcher::State::Choose(const Layer& layer,
     best_rank = rank;
     ready = count == 0 ? now : After(failures->second.last, options.retry_delay);
   }
-  return now < ready ? std::nullopt : best;
+  if (now >= ready) return best;
+  layer.next_retry = std::min(layer.next_retry, ready);
+  return std::nullopt;
 }
 
 void ExpertDispatcher::State::SendWaiting(Layer& layer) {
@@ -240,6 +248,7 @@ void ExpertDispatcher::State::SendWaiting(Layer& layer) {
   const std::shared_ptr<const Placement> current = CurrentPlacement();
   if (current == nullptr) return;
   const Clock::time_point now = Clock::now();
+  layer.next_retry = Clock::time_point::max();
   ExpertSplit split = SplitRoutes(layer.batch, layer.waiting,
                                   [&](int expert) { return Choose(layer, *current, expert, now); });
   layer.waiting = std::move(split.unplaced);
@@ -299,7 +308,7 @@ void ExpertDispatcher::State::GiveUpParts(Layer& layer) {
   }
 }
 
-void ExpertDispatcher::State::Collect(Layer& layer, const TensorView& out) {
+void ExpertDispatcher::State::Collect(Layer& layer) {
   for (Mailbox::Arrival& arrival : layer.mailbox->Take()) {
     const auto it = layer.sent.find(arrival.part);
     if (it == layer.sent.end()) {
@@ -319,57 +328,45 @@ void ExpertDispatcher::State::Collect(Layer& layer, const TensorView& out) {
     }
     avoid_until.erase(part.worker);
     Measure(absl::FromChrono(Clock::now() - it->second.start), part.request->num_routes());
-    Accept(layer, part, arrival.reply, out);
+    Accept(layer, part, arrival.reply);
     layer.Forget(arrival.part);
   }
 }
 
-// Puts a part's rows where they belong: combined ones into `out`, the others into expert_rows, by
-// route.
-void ExpertDispatcher::State::Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply,
-                                     const TensorView& out) {
+// Puts a part's rows where they belong.
+void ExpertDispatcher::State::Accept(Layer& layer, const ExpertPart& part,
+                                     const ExpertReply& reply) {
   const ExpertRequest& request = *part.request;
-  const size_t row_bytes = static_cast<size_t>(reply.rows.width()) * DtypeBytes(reply.rows.dtype);
-  const size_t needed_bytes = layer.num_rows() * layer.batch.top_k * row_bytes;
-  const auto ensure_expert_rows = [&] {
-    if (expert_rows_bytes >= needed_bytes) return;
-    expert_rows.reset(new std::byte[needed_bytes]);
-    expert_rows_bytes = needed_bytes;
+  const Dtype dtype = reply.rows.dtype;
+  const int64_t hidden = reply.rows.width();
+  const size_t row_bytes = static_cast<size_t>(hidden) * DtypeBytes(dtype);
+  const auto ensure = [&](OwnedTensor* tensor, int64_t rows) {
+    if (tensor->view.empty()) *tensor = rows_pool.Take(dtype, {rows, hidden});
   };
   int64_t next = 0;
   for (int i = 0; i < request.num_rows(); ++i) {
     if (request.combined[i]) {
-      std::memcpy(out.row(part.rows[i]), reply.rows.row(next++), row_bytes);
+      ensure(&layer.combined_rows, layer.num_rows());
+      std::memcpy(layer.combined_rows.view.row(part.rows[i]), reply.rows.row(next++), row_bytes);
       layer.combined[part.rows[i]] = 1;
       continue;
     }
-    ensure_expert_rows();
+    ensure(&layer.expert_rows, layer.num_rows() * layer.batch.top_k);
     for (int t = request.route_offsets[i]; t < request.route_offsets[i + 1]; ++t) {
-      std::memcpy(expert_rows.get() + part.routes[t] * row_bytes, reply.rows.row(next++),
-                  row_bytes);
+      std::memcpy(layer.expert_rows.view.row(part.routes[t]), reply.rows.row(next++), row_bytes);
     }
   }
   counts->rows_received += next;
 }
 
-// Combines the rows whose routes went to several workers, each run of them in one call.
-void ExpertDispatcher::State::CombineRest(const Layer& layer, const TensorView& out) const {
-  const int64_t num_rows = layer.num_rows();
-  const int top_k = layer.batch.top_k;
-  std::vector<int32_t> offsets(num_rows + 1);
-  for (int64_t i = 0; i <= num_rows; ++i) offsets[i] = static_cast<int32_t>(i * top_k);
-  const TensorView all(expert_rows.get(), out.dtype, {num_rows * top_k, out.width()});
-  for (int64_t begin = 0; begin < num_rows;) {
-    if (layer.combined[begin]) {
-      ++begin;
-      continue;
-    }
-    int64_t end = begin;
-    while (end < num_rows && !layer.combined[end]) ++end;
-    combine(all.slice_rows(begin * top_k, (end - begin) * top_k), offsets.data(),
-            layer.weights.data() + begin * top_k, out.slice_rows(begin, end - begin));
-    begin = end;
-  }
+std::optional<absl::Status> ExpertDispatcher::State::Poll(Layer& layer) {
+  CloseRetired();
+  Collect(layer);
+  if (!layer.done() && Clock::now() >= layer.deadline) return TimedOut(layer);
+  GiveUpParts(layer);
+  SendWaiting(layer);
+  if (layer.done()) return absl::OkStatus();
+  return std::nullopt;
 }
 
 absl::Status ExpertDispatcher::State::TimedOut(const Layer& layer) const {
@@ -387,41 +384,66 @@ absl::Status ExpertDispatcher::State::TimedOut(const Layer& layer) const {
                                              absl::FormatDuration(layer.timeout), ": ", why));
 }
 
+// ---- Pending ------------------------------------------------------------------------------------
+
+ExpertDispatcher::Pending::Pending(std::shared_ptr<State> state, std::unique_ptr<Layer> layer)
+    : state_(std::move(state)), layer_(std::move(layer)) {}
+ExpertDispatcher::Pending::~Pending() = default;
+
+std::optional<absl::Status> ExpertDispatcher::Pending::Poll() { return state_->Poll(*layer_); }
+
+Clock::time_point ExpertDispatcher::Pending::wake_time() const {
+  Clock::time_point time = std::min(layer_->deadline, layer_->next_retry);
+  for (const auto& [number, sent] : layer_->sent) time = std::min(time, sent.give_up);
+  return time;
+}
+
+ExpertRows ExpertDispatcher::Pending::rows() const {
+  return {layer_->combined, layer_->combined_rows.view, layer_->expert_rows.view};
+}
+
+// ---- ExpertDispatcher ---------------------------------------------------------------------------
+
 ExpertDispatcher::ExpertDispatcher(uint64_t incarnation, DispatcherOptions options,
-                                   ExpertLinkFactory make_link, CombineFunction combine)
+                                   ExpertLinkFactory make_link)
     : state_(std::make_shared<State>()) {
   state_->incarnation = incarnation;
   state_->options = options;
   state_->make_link = std::move(make_link);
-  state_->combine = std::move(combine);
 }
 
 ExpertDispatcher::~ExpertDispatcher() = default;
 
 void ExpertDispatcher::SetPlacement(Placement placement) {
   auto shared = std::make_shared<const Placement>(std::move(placement));
-  std::lock_guard<std::mutex> lock(state_->mu);
-  absl::flat_hash_map<WorkerId, State::Peer> peers;
-  for (const Placement::Worker& worker : shared->workers) {
-    State::Peer peer{worker, nullptr};
-    const auto it = state_->peers.find(worker.id);
-    if (it != state_->peers.end() && it->second.worker == worker) {
-      peer.link = std::move(it->second.link);
+  std::vector<std::shared_ptr<Mailbox>> waiting;
+  {
+    MutexLock lock(state_->mutex);
+    absl::flat_hash_map<WorkerId, State::Peer> peers;
+    for (const Placement::Worker& worker : shared->workers) {
+      State::Peer peer{worker, nullptr};
+      const auto it = state_->peers.find(worker.id);
+      if (it != state_->peers.end() && it->second.worker == worker) {
+        peer.link = std::move(it->second.link);
+      }
+      peers.emplace(worker.id, std::move(peer));
     }
-    peers.emplace(worker.id, std::move(peer));
+    for (auto& [id, peer] : state_->peers) {
+      if (peer.link != nullptr) state_->retired.push_back(std::move(peer.link));
+    }
+    state_->peers = std::move(peers);
+    state_->placement = std::move(shared);
+    for (const auto& mailbox : state_->mailboxes) {
+      if (auto alive = mailbox.lock()) waiting.push_back(std::move(alive));
+    }
   }
-  for (auto& [id, peer] : state_->peers) {
-    if (peer.link != nullptr) state_->retired.push_back(std::move(peer.link));
-  }
-  state_->peers = std::move(peers);
-  state_->placement = std::move(shared);
+  for (const auto& mailbox : waiting) mailbox->Notify();
 }
 
-bool ExpertDispatcher::HasPlacement() const { return state_->CurrentPlacement() != nullptr; }
-
-std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(const RowBatch& batch) {
+std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
+    const RowBatch& batch, std::function<void()> changed) {
   TANDEM_CHECK(batch.top_k > 0 && batch.rows.rank == 2);
-  auto layer = std::make_unique<Layer>(state_->counts);
+  auto layer = std::make_unique<Layer>(state_->counts, std::move(changed));
   const int64_t num_routes = batch.rows.rows() * batch.top_k;
   layer->expert_ids.assign(batch.expert_ids, batch.expert_ids + num_routes);
   layer->weights.assign(batch.weights, batch.weights + num_routes);
@@ -436,31 +458,18 @@ std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(const RowB
   layer->combined.assign(batch.rows.rows(), 0);
   layer->waiting.resize(num_routes);
   std::iota(layer->waiting.begin(), layer->waiting.end(), 0);
+  {
+    MutexLock lock(state_->mutex);
+    auto& mailboxes = state_->mailboxes;
+    mailboxes.erase(std::remove_if(mailboxes.begin(), mailboxes.end(),
+                                   [](const auto& mailbox) { return mailbox.expired(); }),
+                    mailboxes.end());
+    mailboxes.push_back(layer->mailbox);
+  }
   ++state_->counts->dispatches;
   state_->CloseRetired();
   state_->SendWaiting(*layer);
-  return std::unique_ptr<Pending>(new Pending(std::move(layer)));
-}
-
-absl::Status ExpertDispatcher::Wait(Pending& pending, const std::function<bool()>& cancelled,
-                                    const TensorView& out) {
-  Layer& layer = *pending.layer_;
-  TANDEM_CHECK(out.rows() == layer.num_rows() && out.width() == layer.batch.rows.width() &&
-               out.dtype == layer.batch.rows.dtype);
-  while (true) {
-    state_->Collect(layer, out);
-    if (layer.waiting.empty() && layer.sent.empty()) break;
-    if (cancelled != nullptr && cancelled()) {
-      return absl::CancelledError(absl::StrCat("layer ", layer.batch.layer, " was cancelled"));
-    }
-    if (Clock::now() >= layer.deadline) return state_->TimedOut(layer);
-    state_->CloseRetired();
-    state_->GiveUpParts(layer);
-    state_->SendWaiting(layer);
-    layer.mailbox->WaitFor(kPollInterval);
-  }
-  state_->CombineRest(layer, out);
-  return absl::OkStatus();
+  return std::unique_ptr<Pending>(new Pending(state_, std::move(layer)));
 }
 
 CounterSnapshot ExpertDispatcher::Counters() const {

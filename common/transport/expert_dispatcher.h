@@ -1,15 +1,16 @@
-// Splits a layer's routed rows over expert workers by the placement, retries, and combines.
+// Splits a layer's routed rows over expert workers by the placement, retries, and gathers the
+// answers.
 #ifndef TANDEM_COMMON_TRANSPORT_EXPERT_DISPATCHER_H_
 #define TANDEM_COMMON_TRANSPORT_EXPERT_DISPATCHER_H_
 
-#include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
-#include <string>
+#include <optional>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "common/counters.h"
 #include "common/placement.h"
 #include "common/tensor.h"
@@ -17,23 +18,26 @@
 
 namespace tandem {
 
-// One layer's rows and routes, as the router left them.
+// One layer's rows and routes, as the router left them, in host memory.
 struct RowBatch {
-  uint64_t step = 0;
+  uint64_t step = 0;  // of the step that they belong to, as the gateway counts
   int layer = 0;
-  TensorView rows;                         // [num_rows, hidden] act; unchanged until Wait returns
-  std::shared_ptr<const void> rows_owner;  // keeps `rows` alive for attempts that come to nothing;
-                                           // null: rows are always copied before they are sent
-  const int32_t* expert_ids = nullptr;     // [num_rows, top_k], best first
-  const float* weights = nullptr;          // [num_rows, top_k]
+  TensorView rows;                         // [num_rows, hidden] act
+  std::shared_ptr<const void> rows_owner;  // keeps `rows` alive, also for attempts that come to
+                                           // nothing; null: rows are copied before they are sent
+  const int32_t* expert_ids = nullptr;     // [num_rows, top_k], best first; copied
+  const float* weights = nullptr;          // [num_rows, top_k]; copied
   int top_k = 0;
 };
 
-// Sums weighted expert rows: kernels::Backend::Combine, handed in so that this stays free of
-// kernels.
-//   (expert_rows [routes, hidden], offsets [rows + 1], weights [routes], out [rows, hidden])
-using CombineFunction = std::function<void(const TensorView& expert_rows, const int32_t* offsets,
-                                           const float* weights, const TensorView& out)>;
+// What came back for a layer's rows: a worker that holds all of a row's experts has combined them,
+// otherwise there is one row per route, to be combined in the router's order.
+struct ExpertRows {
+  absl::Span<const uint8_t> combined;  // [num_rows]
+  TensorView combined_rows;            // [num_rows, hidden] act; of those with combined[i]
+  TensorView expert_rows;              // [num_rows * top_k, hidden] act; of the others
+};
+
 // Makes the link to a worker that a placement names.
 using ExpertLinkFactory = std::function<std::shared_ptr<ExpertLink>(const Placement::Worker&)>;
 
@@ -48,53 +52,55 @@ struct DispatcherOptions {
   absl::Duration avoid_failed = absl::Seconds(2);  // other holders are preferred for so long
 };
 
-// Thread-safe: SetPlacement may come from any thread at any time; Dispatch and Wait belong to the
-// engine thread. The result of a row does not depend on how its routes are split: a worker that
-// holds all of a row's experts combines them itself with the same function.
+// Thread-safe: SetPlacement and Counters may come from any thread at any time; Dispatch and what it
+// returns belong to one thread, which none of it ever blocks.
 class ExpertDispatcher {
  private:
   struct Layer;
+  struct State;
 
  public:
-  ExpertDispatcher(uint64_t incarnation, DispatcherOptions options, ExpertLinkFactory make_link,
-                   CombineFunction combine);
+  using Clock = std::chrono::steady_clock;
+
+  ExpertDispatcher(uint64_t incarnation, DispatcherOptions options, ExpertLinkFactory make_link);
   ~ExpertDispatcher();
 
   // Takes effect at the next attempt. Links to workers that stay are kept.
   void SetPlacement(Placement placement);
-  bool HasPlacement() const;
 
-  // A dispatched layer. Belongs to the engine thread; may be destroyed unanswered.
+  // A dispatched layer; may be destroyed unanswered. Several may be under way at once.
   class Pending {
    public:
     ~Pending();
     Pending(const Pending&) = delete;
     Pending& operator=(const Pending&) = delete;
 
+    // Takes what has arrived, and sends a failed part again: to another holder, or to the same one
+    // after retry_delay, under the newest placement. Nothing yet: rows are still unanswered.
+    //   UNAVAILABLE  layer_timeout has passed; names worker and layer
+    std::optional<absl::Status> Poll();
+    // When Poll has something to do although nothing has changed.
+    Clock::time_point wake_time() const;
+    // Valid once Poll has said OK, until this is destroyed.
+    ExpertRows rows() const;
+
    private:
     friend class ExpertDispatcher;
-    explicit Pending(std::unique_ptr<Layer> layer);
-    std::unique_ptr<Layer> layer_;
+    Pending(std::shared_ptr<State> state, std::unique_ptr<Layer> layer);
+    const std::shared_ptr<State> state_;
+    const std::unique_ptr<Layer> layer_;
   };
 
-  // Sends the rows out and returns at once; the shared experts can run meanwhile.
-  std::unique_ptr<Pending> Dispatch(const RowBatch& batch);
-
-  // Waits until every row is answered and writes the combined, rounded rows to `out`
-  // [num_rows, hidden] act. Retries a failed part with another holder, or with the same one after
-  // retry_delay, under the newest placement. Returns early with CANCELLED when `cancelled()` turns
-  // true (asked every few milliseconds), and UNAVAILABLE, naming worker and layer, when
-  // layer_timeout has passed. At most once per Pending.
-  absl::Status Wait(Pending& pending, const std::function<bool()>& cancelled,
-                    const TensorView& out);
+  // Sends the rows out and returns at once. `changed` is called whenever Poll may have news: from
+  // any thread, also within Dispatch, until the result is destroyed. It must not block.
+  std::unique_ptr<Pending> Dispatch(const RowBatch& batch, std::function<void()> changed);
 
   // dispatches_total, parts_total, retries_total (parts that failed), rows_sent_total,
   // rows_received_total, late_replies_total, parts_live
   CounterSnapshot Counters() const;
 
  private:
-  struct State;
-  std::shared_ptr<State> state_;
+  const std::shared_ptr<State> state_;
 };
 
 }  // namespace tandem

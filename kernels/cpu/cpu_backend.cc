@@ -1,6 +1,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,8 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "hwy/targets.h"
 #include "kernels/backend.h"
-#include "kernels/cpu/check_args.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace tandem::kernels {
@@ -22,21 +23,24 @@ constexpr size_t kAlignment = 64;
 // calloc rather than aligned_alloc: large blocks come zeroed from the system, untouched until used.
 class CpuBuffer final : public Buffer {
  public:
-  CpuBuffer(void* block, size_t bytes) : block_(block), bytes_(bytes) {
-    const auto address = reinterpret_cast<uintptr_t>(block);
-    data_ = static_cast<std::byte*>(block) + (kAlignment - address % kAlignment) % kAlignment;
-  }
+  CpuBuffer(void* block, size_t bytes) : Buffer(Aligned(block), bytes), block_(block) {}
   ~CpuBuffer() override { std::free(block_); }
-  CpuBuffer(const CpuBuffer&) = delete;
-  CpuBuffer& operator=(const CpuBuffer&) = delete;
-
-  void* data() const override { return data_; }
-  size_t bytes() const override { return bytes_; }
 
  private:
-  void* block_;
-  std::byte* data_;
-  size_t bytes_;
+  static void* Aligned(void* block) {
+    const auto address = reinterpret_cast<uintptr_t>(block);
+    return static_cast<std::byte*>(block) + (kAlignment - address % kAlignment) % kAlignment;
+  }
+
+  void* const block_;
+};
+
+// Ops are done when they return.
+class CpuEvent final : public DeviceEvent {
+ public:
+  bool Reached() const override { return true; }
+  void Wait() const override {}
+  void WhenReached(std::function<void()> reached) override { reached(); }
 };
 
 int64_t UsableTargets() { return hwy::SupportedTargets() & HWY_TARGETS; }
@@ -62,51 +66,79 @@ class CpuBackend final : public Backend {
     return std::make_unique<CpuBuffer>(block, bytes);
   }
 
-  void CopyToHost(const TensorView& from, void* to) override {
-    const size_t row_bytes = from.width() * DtypeBytes(from.dtype);
-    auto* target = static_cast<std::byte*>(to);
-    for (int64_t i = 0; i < from.rows(); ++i) {
-      std::memcpy(target + i * row_bytes, from.row(i), row_bytes);
-    }
-  }
-  void CopyFromHost(const void* from, const TensorView& to) override {
-    const size_t row_bytes = to.width() * DtypeBytes(to.dtype);
+  void Write(const void* from, const DeviceTensor& to) override {
     const auto* source = static_cast<const std::byte*>(from);
-    for (int64_t i = 0; i < to.rows(); ++i) {
-      std::memcpy(to.row(i), source + i * row_bytes, row_bytes);
-    }
+    const size_t row_bytes = static_cast<size_t>(to.width()) * DtypeBytes(to.dtype);
+    CopyRows(source, row_bytes, cpu::Row(to, 0), to.row_stride_bytes(), to.rows(), row_bytes);
   }
-  void Synchronize() override {}
-
-  void Embed(const EmbedArgs& args) override { Run(cpu::Embed, args); }
-  void RmsNorm(const RmsNormArgs& args) override { Run(cpu::RmsNorm, args); }
-  void Linear(const LinearArgs& args) override { Run(cpu::Linear, args); }
-  void SiluMul(const SiluMulArgs& args) override { Run(cpu::SiluMul, args); }
-  void Add(const AddArgs& args) override { Run(cpu::Add, args); }
-
-  void RopeTable(const RopeTableArgs& args) override { Run(cpu::RopeTable, args); }
-  void Rope(const RopeArgs& args) override { Run(cpu::Rope, args); }
-  void LatentAppend(const LatentAppendArgs& args) override { Run(cpu::LatentAppend, args); }
-  void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args) override { Run(cpu::MlaAbsorbQuery, args); }
-  void MlaDecode(const MlaDecodeArgs& args) override { Run(cpu::MlaDecode, args); }
-  void MlaProjectValue(const MlaProjectValueArgs& args) override {
-    Run(cpu::MlaProjectValue, args);
+  std::unique_ptr<DeviceEvent> Read(const DeviceTensor& from, void* to) override {
+    auto* target = static_cast<std::byte*>(to);
+    const size_t row_bytes = static_cast<size_t>(from.width()) * DtypeBytes(from.dtype);
+    CopyRows(cpu::Row(from, 0), from.row_stride_bytes(), target, row_bytes, from.rows(), row_bytes);
+    return std::make_unique<CpuEvent>();
   }
-  void MlaPrefill(const MlaPrefillArgs& args) override { Run(cpu::MlaPrefill, args); }
-
-  void Route(const RouteArgs& args) override { Run(cpu::Route, args); }
-  void ExpertMlp(const ExpertMlpArgs& args) override { Run(cpu::ExpertMlp, args); }
-  void Combine(const CombineArgs& args) override { Run(cpu::Combine, args); }
-
-  void Sample(const SampleArgs& args) override { Run(cpu::Sample, args); }
-  void LogProb(const LogProbArgs& args) override { Run(cpu::LogProb, args); }
 
  private:
-  template <typename Args>
-  void Run(void (*op)(const Args&, cpu::ThreadPool&), const Args& args) {
-    cpu::CheckArgs(args);
-    op(args, pool_);
+  static void CopyRows(const std::byte* from, size_t from_stride, std::byte* to, size_t to_stride,
+                       int64_t rows, size_t row_bytes) {
+    if (from_stride == row_bytes && to_stride == row_bytes) {
+      row_bytes *= static_cast<size_t>(rows);
+      rows = 1;
+    }
+    if (row_bytes == 0) return;
+    for (int64_t i = 0; i < rows; ++i)
+      std::memcpy(to + i * to_stride, from + i * from_stride, row_bytes);
   }
+  void DoCopy(const DeviceTensor& from, const DeviceTensor& to) override {
+    const size_t row_bytes = static_cast<size_t>(from.width()) * DtypeBytes(from.dtype);
+    CopyRows(cpu::Row(from, 0), from.row_stride_bytes(), cpu::Row(to, 0), to.row_stride_bytes(),
+             from.rows(), row_bytes);
+  }
+
+  absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
+                                                                WeightFormat format) override {
+    return std::make_unique<cpu::CpuLinear>(std::move(tensor), format);
+  }
+  absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
+                                                            const KvUpShape& shape,
+                                                            WeightFormat format) override {
+    return std::make_unique<cpu::CpuKvUp>(std::move(tensor), shape, format);
+  }
+  absl::StatusOr<std::unique_ptr<EmbeddingWeight>> DoPrepareEmbedding(
+      OwnedTensor tensor, WeightFormat format) override {
+    return std::make_unique<cpu::CpuEmbedding>(std::move(tensor), format);
+  }
+  absl::StatusOr<std::unique_ptr<NormWeight>> DoPrepareNorm(OwnedTensor tensor,
+                                                            WeightFormat format) override {
+    return std::make_unique<cpu::CpuNorm>(std::move(tensor), format);
+  }
+  absl::StatusOr<std::unique_ptr<ExpertLayer>> DoPrepareExpertLayer(const ExpertLayerShape& shape,
+                                                                    WeightFormat format) override {
+    return std::make_unique<cpu::CpuExpertLayer>(shape, format);
+  }
+
+  void DoEmbed(const EmbedArgs& args) override { cpu::Embed(args, pool_); }
+  void DoGatherRows(const GatherRowsArgs& args) override { cpu::GatherRows(args, pool_); }
+  void DoRmsNorm(const RmsNormArgs& args) override { cpu::RmsNorm(args, pool_); }
+  void DoLinear(const LinearArgs& args) override { cpu::Linear(args, pool_); }
+  void DoSiluMul(const SiluMulArgs& args) override { cpu::SiluMul(args, pool_); }
+  void DoAdd(const AddArgs& args) override { cpu::Add(args, pool_); }
+  void DoRopeTable(const RopeTableArgs& args) override { cpu::RopeTable(args, pool_); }
+  void DoRope(const RopeArgs& args) override { cpu::Rope(args, pool_); }
+  void DoLatentAppend(const LatentAppendArgs& args) override { cpu::LatentAppend(args, pool_); }
+  void DoMlaAbsorbQuery(const MlaAbsorbQueryArgs& args) override {
+    cpu::MlaAbsorbQuery(args, pool_);
+  }
+  void DoMlaAbsorbed(const MlaAbsorbedArgs& args) override { cpu::MlaAbsorbed(args, pool_); }
+  void DoMlaProjectValue(const MlaProjectValueArgs& args) override {
+    cpu::MlaProjectValue(args, pool_);
+  }
+  void DoMlaExpanded(const MlaExpandedArgs& args) override { cpu::MlaExpanded(args, pool_); }
+  void DoRoute(const RouteArgs& args) override { cpu::Route(args, pool_); }
+  void DoExpertMlp(const ExpertMlpArgs& args) override { cpu::ExpertMlp(args, pool_); }
+  void DoCombine(const CombineArgs& args) override { cpu::Combine(args, pool_); }
+  void DoSample(const SampleArgs& args) override { cpu::Sample(args, pool_); }
+  void DoLogProb(const LogProbArgs& args) override { cpu::LogProb(args, pool_); }
 
   cpu::ThreadPool pool_;
 };

@@ -1,5 +1,5 @@
-// The ops of kernels/ops/*.h on the CPU, one function each. Arguments are checked by the backend
-// (kernels/cpu/check_args.h) before they come here. Any number of threads may call them.
+// The ops of kernels/ops/*.h on the CPU, one function each. Arguments are checked
+// (kernels/check_args.h) before they come here. Any number of threads may call them.
 #ifndef TANDEM_KERNELS_CPU_CPU_OPS_H_
 #define TANDEM_KERNELS_CPU_CPU_OPS_H_
 
@@ -12,6 +12,7 @@
 namespace tandem::kernels::cpu {
 
 void Embed(const EmbedArgs& args, ThreadPool& pool);
+void GatherRows(const GatherRowsArgs& args, ThreadPool& pool);
 void RmsNorm(const RmsNormArgs& args, ThreadPool& pool);
 void Linear(const LinearArgs& args, ThreadPool& pool);
 void SiluMul(const SiluMulArgs& args, ThreadPool& pool);
@@ -21,9 +22,9 @@ void RopeTable(const RopeTableArgs& args, ThreadPool& pool);
 void Rope(const RopeArgs& args, ThreadPool& pool);
 void LatentAppend(const LatentAppendArgs& args, ThreadPool& pool);
 void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args, ThreadPool& pool);
-void MlaDecode(const MlaDecodeArgs& args, ThreadPool& pool);
+void MlaAbsorbed(const MlaAbsorbedArgs& args, ThreadPool& pool);
 void MlaProjectValue(const MlaProjectValueArgs& args, ThreadPool& pool);
-void MlaPrefill(const MlaPrefillArgs& args, ThreadPool& pool);
+void MlaExpanded(const MlaExpandedArgs& args, ThreadPool& pool);
 
 void Route(const RouteArgs& args, ThreadPool& pool);
 void ExpertMlp(const ExpertMlpArgs& args, ThreadPool& pool);

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
 namespace tandem::kernels::cpu {
@@ -38,30 +40,42 @@ int64_t OutputGrain(int64_t outputs, int64_t mul_adds_each, int num_threads) {
 }  // namespace
 
 void Embed(const EmbedArgs& args, ThreadPool& pool) {
-  const int64_t width = args.table.width();
-  ForEachRow(pool, static_cast<int64_t>(args.ids.size()), width, [&](int64_t i) {
-    ConvertRow(args.table.row(args.ids[i]), args.table.dtype, width, args.out.row(i),
-               args.out.dtype);
+  const TensorView& table = View(args.table);
+  const absl::Span<const int32_t> ids = Ints(args.ids);
+  ForEachRow(pool, args.out.dim(0), table.width(), [&](int64_t i) {
+    ConvertRow(table.row(ids[i]), table.dtype, table.width(), Row(args.out, i), args.out.dtype);
   });
+}
+
+void GatherRows(const GatherRowsArgs& args, ThreadPool& pool) {
+  const absl::Span<const int32_t> rows = Ints(args.rows);
+  const size_t row_bytes = static_cast<size_t>(args.x.width()) * DtypeBytes(args.x.dtype);
+  ForEachRow(pool, args.out.dim(0), args.x.width(),
+             [&](int64_t i) { std::memcpy(Row(args.out, i), Row(args.x, rows[i]), row_bytes); });
 }
 
 void RmsNorm(const RmsNormArgs& args, ThreadPool& pool) {
   const int64_t width = args.x.width();
+  const TensorView& weight = View(args.weight);
   ForEachRow(pool, args.x.rows(), width, [&](int64_t i) {
-    RmsNormRow(args.x.row(i), args.x.dtype, args.weight.data, args.weight.dtype, args.eps, width,
-               args.out.row(i));
+    RmsNormRow(Row(args.x, i), args.x.dtype, weight.data, weight.dtype, args.eps, width,
+               Row(args.out, i));
   });
 }
 
 void Linear(const LinearArgs& args, ThreadPool& pool) {
   thread_local std::vector<float> widened;
   const int64_t k = args.x.width();
-  const int64_t outputs = args.weight.dim(0);
+  const int64_t outputs = args.weight.outputs();
   for (int64_t first = 0; first < args.x.rows(); first += kMaxRowsAtOnce) {
     const int64_t rows = std::min(kMaxRowsAtOnce, args.x.rows() - first);
-    const TensorView x = args.x.slice_rows(first, rows);
-    Gemm gemm{
-        x.as<const float>(), x.row_stride, rows, k, args.weight, args.out.slice_rows(first, rows)};
+    const TensorView x = View(args.x.slice_rows(first, rows));
+    Gemm gemm{x.as<const float>(),
+              x.row_stride,
+              rows,
+              k,
+              View(args.weight),
+              View(args.out.slice_rows(first, rows))};
     if (x.dtype != Dtype::kF32) {
       const int64_t stride = WidenedWidth(k);
       widened.resize(std::max(widened.size(), static_cast<size_t>(rows * stride)));
@@ -79,14 +93,14 @@ void Linear(const LinearArgs& args, ThreadPool& pool) {
 void SiluMul(const SiluMulArgs& args, ThreadPool& pool) {
   const int64_t width = args.gate.width();
   ForEachRow(pool, args.gate.rows(), width, [&](int64_t i) {
-    SiluMulRow(args.gate.row(i), args.up.row(i), args.gate.dtype, width, args.out.row(i));
+    SiluMulRow(Row(args.gate, i), Row(args.up, i), args.gate.dtype, width, Row(args.out, i));
   });
 }
 
 void Add(const AddArgs& args, ThreadPool& pool) {
   const int64_t width = args.a.width();
   ForEachRow(pool, args.a.rows(), width, [&](int64_t i) {
-    AddRow(args.a.row(i), args.b.row(i), args.a.dtype, width, args.out.row(i));
+    AddRow(Row(args.a, i), Row(args.b, i), args.a.dtype, width, Row(args.out, i));
   });
 }
 

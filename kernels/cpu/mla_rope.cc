@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
 namespace tandem::kernels::cpu {
@@ -23,21 +24,23 @@ void RotateRow(void* x, Dtype act, const float* cos_sin, int64_t dr) {
   }
 }
 
-const float* TableRow(const TensorView& cos_sin, int64_t row) {
-  return reinterpret_cast<const float*>(cos_sin.row(row));
+const float* TableRow(const DeviceTensor& cos_sin, int64_t row) {
+  return reinterpret_cast<const float*>(Row(cos_sin, row));
 }
 
 }  // namespace
 
 void RopeTable(const RopeTableArgs& args, ThreadPool& pool) {
-  const auto half = static_cast<int64_t>(args.frequencies.size());
-  const auto rows = static_cast<int64_t>(args.positions.size());
+  const int64_t half = args.frequencies.width();
+  const int64_t rows = args.out.dim(0);
+  const absl::Span<const int32_t> positions = Ints(args.positions);
+  const auto* frequencies = Data<const float>(args.frequencies);
   pool.ParallelFor(rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const auto position = static_cast<float>(args.positions[i]);
-      auto* out = reinterpret_cast<float*>(args.out.row(i));
+      const auto position = static_cast<float>(positions[i]);
+      auto* out = reinterpret_cast<float*>(Row(args.out, i));
       for (int64_t f = 0; f < half; ++f) {
-        const float angle = position * args.frequencies[f];
+        const float angle = position * frequencies[f];
         out[f] = args.factor * static_cast<float>(std::cos(static_cast<double>(angle)));
         out[half + f] = args.factor * static_cast<float>(std::sin(static_cast<double>(angle)));
       }
@@ -54,7 +57,7 @@ void Rope(const RopeArgs& args, ThreadPool& pool) {
   pool.ParallelFor(rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t h = 0; h < heads; ++h) {
-        RotateRow(args.x.row(i * heads + h) + first_bytes, args.x.dtype, TableRow(args.cos_sin, i),
+        RotateRow(Row(args.x, i * heads + h) + first_bytes, args.x.dtype, TableRow(args.cos_sin, i),
                   dr);
       }
     }
@@ -63,16 +66,18 @@ void Rope(const RopeArgs& args, ThreadPool& pool) {
 
 void LatentAppend(const LatentAppendArgs& args, ThreadPool& pool) {
   const Dtype act = args.kv_a.dtype;
-  const int64_t r = args.norm_weight.elements();
+  const TensorView& norm = View(args.norm_weight);
+  const int64_t r = norm.width();
+  const absl::Span<const int32_t> page_ids = Ints(args.page_ids);
+  const absl::Span<const int32_t> slots = Ints(args.slots);
   const int64_t dr = args.kv_a.width() - r;
   const size_t latent_bytes = static_cast<size_t>(r) * DtypeBytes(act);
   const size_t rope_bytes = static_cast<size_t>(dr) * DtypeBytes(act);
   pool.ParallelFor(args.kv_a.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const std::byte* from = args.kv_a.row(i);
-      std::byte* to =
-          args.pages.row(static_cast<int64_t>(args.page_ids[i]) * kPageTokens + args.slots[i]);
-      RmsNormRow(from, act, args.norm_weight.data, args.norm_weight.dtype, args.eps, r, to);
+      const std::byte* from = Row(args.kv_a, i);
+      std::byte* to = Row(args.pages, static_cast<int64_t>(page_ids[i]) * kPageTokens + slots[i]);
+      RmsNormRow(from, act, norm.data, norm.dtype, args.eps, r, to);
       std::memcpy(to + latent_bytes, from + latent_bytes, rope_bytes);
       RotateRow(to + latent_bytes, act, TableRow(args.cos_sin, i), dr);
     }

@@ -8,6 +8,7 @@
 #include "absl/types/span.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
 namespace tandem::kernels::cpu {
@@ -83,12 +84,13 @@ struct Group {
 
 // The routes ordered by expert, those of one expert in their given order.
 std::vector<int32_t> SortByExpert(const ExpertMlpArgs& args) {
-  std::vector<int32_t> next(args.experts.size() + 1, 0);
-  for (int32_t e : args.route_experts) ++next[e + 1];
+  const absl::Span<const int32_t> route_experts = Ints(args.route_experts);
+  std::vector<int32_t> next(args.experts.shape().num_experts + 1, 0);
+  for (int32_t e : route_experts) ++next[e + 1];
   for (size_t e = 1; e < next.size(); ++e) next[e] += next[e - 1];
-  std::vector<int32_t> order(args.route_experts.size());
+  std::vector<int32_t> order(route_experts.size());
   for (size_t t = 0; t < order.size(); ++t) {
-    order[next[args.route_experts[t]]++] = static_cast<int32_t>(t);
+    order[next[route_experts[t]]++] = static_cast<int32_t>(t);
   }
   return order;
 }
@@ -97,12 +99,16 @@ std::vector<int32_t> SortByExpert(const ExpertMlpArgs& args) {
 class ExpertPass {
  public:
   ExpertPass(const ExpertMlpArgs& args, absl::Span<const int32_t> order, ThreadPool& pool)
-      : args_(args), order_(order), pool_(pool) {
-    const ExpertWeights& weights = args.experts[args.route_experts[order[0]]];
-    hidden_ = args.x.width();
-    intermediate_ = weights.gate.dim(0);
+      : args_(args),
+        out_(View(args.out)),
+        route_rows_(Ints(args.route_rows)),
+        order_(order),
+        pool_(pool),
+        hidden_(args.experts.shape().hidden),
+        intermediate_(args.experts.shape().intermediate) {
+    const absl::Span<const int32_t> route_experts = Ints(args.route_experts);
     for (int64_t i = 0; i < static_cast<int64_t>(order.size()); ++i) {
-      const int32_t expert = args.route_experts[order[i]];
+      const int32_t expert = route_experts[order[i]];
       if (groups_.empty() || groups_.back().expert != expert) groups_.push_back({expert, i, i});
       groups_.back().end = i + 1;
     }
@@ -149,7 +155,7 @@ class ExpertPass {
     up_ = Scratch(up_memory, routes * intermediate_);
     pool_.ParallelFor(static_cast<int64_t>(routes), 16, [this](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        WidenRow(args_.x.row(args_.route_rows[order_[i]]), args_.x.dtype, hidden_,
+        WidenRow(Row(args_.x, route_rows_[order_[i]]), args_.x.dtype, hidden_,
                  x_ + i * WidenedWidth(hidden_));
       }
     });
@@ -157,17 +163,17 @@ class ExpertPass {
 
   // The columns [n_begin, n_end) of round(round(silu(round(gate x))) * round(up x)), into gate_.
   void GateAndUp(const Group& g, int64_t n_begin, int64_t n_end) {
-    const ExpertWeights& weights = args_.experts[g.expert];
+    const ExpertTensors& weights = Expert(args_.experts, g.expert);
     const int64_t rows = g.end - g.begin;
     Gemm gemm{x_ + g.begin * WidenedWidth(hidden_),
               WidenedWidth(hidden_),
               rows,
               hidden_,
-              weights.gate,
+              weights.gate.view,
               Widened(gate_, g)};
     gemm.round_to_bf16 = args_.x.dtype == Dtype::kBF16;
     GemmRange(gemm, n_begin, n_end);
-    gemm.weight = weights.up;
+    gemm.weight = weights.up.view;
     gemm.out = Widened(up_, g);
     GemmRange(gemm, n_begin, n_end);
     for (int64_t i = g.begin; i < g.end; ++i) {
@@ -177,8 +183,13 @@ class ExpertPass {
   }
 
   void Down(const Group& g, int64_t n_begin, int64_t n_end) {
-    Gemm gemm{gate_ + g.begin * intermediate_, intermediate_, g.end - g.begin, intermediate_,
-              args_.experts[g.expert].down,    args_.out};
+    const TensorView& weight = Expert(args_.experts, g.expert).down.view;
+    Gemm gemm{gate_ + g.begin * intermediate_,
+              intermediate_,
+              g.end - g.begin,
+              intermediate_,
+              weight,
+              out_};
     gemm.out_rows = order_.data() + g.begin;
     GemmRange(gemm, n_begin, n_end);
   }
@@ -189,11 +200,13 @@ class ExpertPass {
   }
 
   const ExpertMlpArgs& args_;
+  const TensorView out_;
+  absl::Span<const int32_t> route_rows_;
   absl::Span<const int32_t> order_;  // routes of this pass, by expert
   ThreadPool& pool_;
+  const int64_t hidden_;
+  const int64_t intermediate_;
   std::vector<Group> groups_;
-  int64_t hidden_;
-  int64_t intermediate_;
   float* x_ = nullptr;     // [routes, hidden] gathered, widened
   float* gate_ = nullptr;  // [routes, intermediate] gate, then the activated product
   float* up_ = nullptr;    // [routes, intermediate]
@@ -203,14 +216,15 @@ class ExpertPass {
 
 void Route(const RouteArgs& args, ThreadPool& pool) {
   const int64_t rows = args.x.rows();
-  const int64_t num_experts = args.weight.dim(0);
+  const int64_t num_experts = args.weight.outputs();
   std::vector<float> scores(rows * num_experts);
-  Linear({args.x, args.weight, TensorView(scores.data(), Dtype::kF32, {rows, num_experts})}, pool);
+  const TensorLayout layout(Dtype::kF32, {rows, num_experts});
+  Linear({args.x, args.weight, DeviceAccess::Tensor(scores.data(), layout)}, pool);
   pool.ParallelFor(rows, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const absl::Span<float> row(scores.data() + i * num_experts, num_experts);
       Softmax(row);
-      ChooseExperts(args, row, args.expert_ids.row(i), args.weights.row(i));
+      ChooseExperts(args, row, Row(args.expert_ids, i), Row(args.weights, i));
     }
   });
 }
@@ -224,11 +238,14 @@ void ExpertMlp(const ExpertMlpArgs& args, ThreadPool& pool) {
 }
 
 void Combine(const CombineArgs& args, ThreadPool& pool) {
+  const TensorView expert_rows = View(args.expert_rows);
+  const absl::Span<const int32_t> offsets = Ints(args.offsets);
+  const auto* weights = Data<const float>(args.weights);
   pool.ParallelFor(args.out.rows(), 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t first = args.offsets[i];
-      const auto weights = args.weights.subspan(first, args.offsets[i + 1] - first);
-      CombineRow(args.expert_rows, first, weights, args.out.row(i));
+      const int32_t first = offsets[i];
+      const auto count = static_cast<size_t>(offsets[i + 1] - first);
+      CombineRow(expert_rows, first, {weights + first, count}, Row(args.out, i));
     }
   });
 }

@@ -11,6 +11,7 @@
 
 #include "absl/types/span.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
 namespace tandem::kernels::cpu {
@@ -19,7 +20,7 @@ namespace {
 constexpr double kWeightOne = 1099511627776.0;  // 2^40, the weight of the best candidate
 
 // Logits of one row and which of them are candidates.
-struct Row {
+struct LogitRow {
   absl::Span<const float> logits;
   absl::Span<const uint8_t> allowed;  // empty: all
 
@@ -27,7 +28,7 @@ struct Row {
 };
 
 // The first candidate of a row, or -1 where the row is in error or no logit is above -inf.
-int32_t FindBest(const Row& row) {
+int32_t FindBest(const LogitRow& row) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   int32_t best = -1;
   float max = -kInfinity;
@@ -45,7 +46,7 @@ int32_t FindBest(const Row& row) {
 
 // weights[id] = round(2^40 exp((logit - max) / temperature)), 0 for what is no candidate; returns
 // the exact sum. Each weight is an integer of at most 24 significant bits: a float holds it.
-uint64_t Weigh(const Row& row, float max, float temperature, std::vector<float>& weights) {
+uint64_t Weigh(const LogitRow& row, float max, float temperature, std::vector<float>& weights) {
   const auto vocab = static_cast<int64_t>(row.logits.size());
   weights.resize(row.logits.size());
   FixedPointExpRow(row.logits.data(), max, temperature, vocab, weights.data());
@@ -129,7 +130,7 @@ uint64_t TopPThreshold(float top_p, uint64_t total) {
 }
 
 // Draws an id; `weights` and `total` are those of Weigh at the row's temperature.
-int32_t Draw(const Row& row, const SampleRow& sample, const std::vector<float>& weights,
+int32_t Draw(const LogitRow& row, const SampleRow& sample, const std::vector<float>& weights,
              uint64_t total) {
   thread_local std::vector<uint64_t> keys;
   const SamplingParams& params = sample.params;
@@ -162,7 +163,7 @@ int32_t Draw(const Row& row, const SampleRow& sample, const std::vector<float>& 
   }
 }
 
-SampledToken SampleOne(const Row& row, const SampleRow& sample) {
+SampledToken SampleOne(const LogitRow& row, const SampleRow& sample) {
   thread_local std::vector<float> weights;
   SampledToken token;
   const int32_t best = FindBest(row);
@@ -180,34 +181,41 @@ SampledToken SampleOne(const Row& row, const SampleRow& sample) {
   return token;
 }
 
-Row RowOf(const TensorView& logits, int64_t i, absl::Span<const uint8_t> allowed) {
-  const auto* data = reinterpret_cast<const float*>(logits.row(i));
-  return Row{{data, static_cast<size_t>(logits.width())}, allowed};
+LogitRow RowOf(const DeviceTensor& logits, int64_t i, absl::Span<const uint8_t> allowed) {
+  const auto* data = reinterpret_cast<const float*>(Row(logits, i));
+  return LogitRow{{data, static_cast<size_t>(logits.width())}, allowed};
 }
 
 }  // namespace
 
 void Sample(const SampleArgs& args, ThreadPool& pool) {
+  const absl::Span<const uint8_t> allowed(Data<const uint8_t>(args.allowed),
+                                          args.allowed.empty() ? 0 : args.allowed.width());
   pool.ParallelFor(args.logits.rows(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      args.out[i] = SampleOne(RowOf(args.logits, i, args.allowed), args.rows[i]);
+      SampleRow row;
+      std::memcpy(&row, Row(args.rows, i), sizeof(row));
+      const SampledToken token = SampleOne(RowOf(args.logits, i, allowed), row);
+      std::memcpy(Row(args.out, i), &token, sizeof(token));
     }
   });
 }
 
 void LogProb(const LogProbArgs& args, ThreadPool& pool) {
+  const absl::Span<const int32_t> targets = Ints(args.targets);
+  auto* const out = Data<float>(args.out);
   pool.ParallelFor(args.logits.rows(), 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> weights;
     for (int64_t i = begin; i < end; ++i) {
-      const Row row = RowOf(args.logits, i, {});
+      const LogitRow row = RowOf(args.logits, i, {});
       const int32_t best = FindBest(row);
       if (best < 0) {
-        args.out[i] = std::numeric_limits<float>::quiet_NaN();
+        out[i] = std::numeric_limits<float>::quiet_NaN();
         continue;
       }
       const float max = row.logits[best];
       const uint64_t total = Weigh(row, max, 1.0f, weights);
-      args.out[i] = LogProbOf(row.logits[args.targets[i]], max, total);
+      out[i] = LogProbOf(row.logits[targets[i]], max, total);
     }
   });
 }

@@ -18,75 +18,73 @@
 #ifndef TANDEM_KERNELS_OPS_MLA_H_
 #define TANDEM_KERNELS_OPS_MLA_H_
 
-#include <cstdint>
-
-#include "absl/types/span.h"
-#include "common/tensor.h"
+#include "common/pages.h"
+#include "kernels/device_tensor.h"
+#include "kernels/weights.h"
 
 namespace tandem::kernels {
-
-inline constexpr int kPageTokens = 64;
 
 // Cosines and sines of a batch's positions, the same for every layer.
 //   angle[i, f] = float(positions[i]) * frequencies[f]   (one f32 product)
 //   out[i, f] = factor * cos(angle), out[i, dr / 2 + f] = factor * sin(angle)
 // computed in double from the f32 angle and rounded once.
 struct RopeTableArgs {
-  absl::Span<const int32_t> positions;  // [rows], >= 0
-  absl::Span<const float> frequencies;  // [dr / 2]
-  float factor;                         // YaRN's multiplier of cosine and sine
-  TensorView out;                       // [rows, dr] f32
+  DeviceTensor positions;    // [rows] i32, >= 0
+  DeviceTensor frequencies;  // [dr / 2] f32
+  float factor;              // YaRN's multiplier of cosine and sine
+  DeviceTensor out;          // [rows, dr] f32
 };
 
 // Rotates, in place, the last dr values of each head as interleaved pairs:
 //   y[2f] = x[2f] cos - x[2f+1] sin;  y[2f+1] = x[2f+1] cos + x[2f] sin
 // in f32 (two products and one addition, each rounded), then rounded to act.
 struct RopeArgs {
-  TensorView x;        // [rows, heads, width] act, width >= dr
-  TensorView cos_sin;  // [rows, dr] f32 by RopeTable
+  DeviceTensor x;        // [rows, heads, width] act, width >= dr
+  DeviceTensor cos_sin;  // [rows, dr] f32 by RopeTable
 };
 
 // Appends latents to the cache:
 //   page_row[:r] = RmsNorm(kv_a[:, :r]; norm_weight, eps);  page_row[r:] = Rope(kv_a[:, r:])
 struct LatentAppendArgs {
-  TensorView kv_a;                     // [rows, r + dr] act: output of kv_a_proj_with_mqa
-  TensorView norm_weight;              // [r] weight
-  TensorView cos_sin;                  // [rows, dr] f32 by RopeTable
-  TensorView pages;                    // [num_pages, kPageTokens, r + dr] act, one layer's
-  absl::Span<const int32_t> page_ids;  // [rows] the page that row i goes to
-  absl::Span<const int32_t> slots;     // [rows] its place in the page, in [0, kPageTokens)
+  DeviceTensor kv_a;  // [rows, r + dr] act: output of kv_a_proj_with_mqa
+  const NormWeight& norm_weight;
+  DeviceTensor cos_sin;   // [rows, dr] f32 by RopeTable
+  DeviceTensor pages;     // [num_pages, kPageTokens, r + dr] act, one layer's
+  DeviceTensor page_ids;  // [rows] i32: the page that row i goes to
+  DeviceTensor slots;     // [rows] i32: its place in the page, in [0, kPageTokens)
   float eps;
 };
 
 // Query side of weight absorption: q_latent[i, h, :] = sum_d q[i, h, d] * W^UK_h[d, :], d ascending
 // from zero by fused multiply-add. Not rounded.
 struct MlaAbsorbQueryArgs {
-  TensorView q;     // [rows, heads, dn + dr] act
-  TensorView kv_b;  // [heads * (dn + dv), r] weight; head h: dn rows W^UK_h, then dv rows W^UV_h
-  TensorView q_latent;     // [rows, heads, r] f32
-  int64_t nope_width = 0;  // dn, which no shape here tells
+  DeviceTensor q;  // [rows, heads, dn + dr] act
+  const KvUpWeight& kv_up;
+  DeviceTensor q_latent;  // [rows, heads, r] f32
 };
 
 // Attends rows to their cached latents without expanding keys and values (absorbed form):
 //   s_j = scale * (q_latent . c_j + q_rope . k_rope_j),  out = sum_j softmax(s)_j c_j
 // The two dot products are each in lane order and added. Not rounded.
+// Reads the first ceil(lengths[i] / kPageTokens) ids of row i's table.
 // Cost: reads (r + dr) * lengths[i] values per row.
-struct MlaDecodeArgs {
-  TensorView q_latent;  // [rows, heads, r] f32
-  TensorView q;         // [rows, heads, dn + dr] act, rotated; only q_rope is read
-  TensorView pages;     // [num_pages, kPageTokens, r + dr] act, one layer's
-  absl::Span<const int32_t* const> page_tables;  // [rows] -> page ids, ceil(lengths[i]/kPageTokens)
-  absl::Span<const int32_t> lengths;  // [rows] keys that row i sees, itself included; >= 1
-  TensorView out;                     // [rows, heads, r] f32
+struct MlaAbsorbedArgs {
+  DeviceTensor q_latent;      // [rows, heads, r] f32
+  DeviceTensor q;             // [rows, heads, dn + dr] act, rotated; only q_rope is read
+  DeviceTensor pages;         // [num_pages, kPageTokens, r + dr] act, one layer's
+  DeviceTensor page_tables;   // [tables, max pages] i32: page ids of a sequence, in order
+  DeviceTensor table_of_row;  // [rows] i32: whose pages row i sees
+  DeviceTensor lengths;       // [rows] i32: keys that row i sees, itself included; >= 1
+  DeviceTensor out;           // [rows, heads, r] f32
   float scale;
 };
 
 // Value side of weight absorption: out[i, h, v] = round(sum_c latent[i, h, c] * W^UV_h[v, c]) in
 // lane order.
 struct MlaProjectValueArgs {
-  TensorView latent;  // [rows, heads, r] f32
-  TensorView kv_b;    // [heads * (dn + dv), r] weight
-  TensorView out;     // [rows, heads * dv] act
+  DeviceTensor latent;  // [rows, heads, r] f32
+  const KvUpWeight& kv_up;
+  DeviceTensor out;  // [rows, heads * dv] act
 };
 
 // Attends rows of one sequence in the expanded form: per page, k_nope and v of every head are made
@@ -94,14 +92,15 @@ struct MlaProjectValueArgs {
 //   s_j = scale * (q_nope . k_nope_j + q_rope . k_rope_j),  out = round(sum_j softmax(s)_j v_j).
 // The two dot products are each summed by fused multiply-add, d ascending, from zero, and added:
 // keys lie across lanes, and widths of 16 to 128 need no partial sums.
-// Cost: expands positions [0, max(positions)] once per call; keeps heads * rows * dv f32 meanwhile.
-struct MlaPrefillArgs {
-  TensorView q;                          // [rows, heads, dn + dr] act, rotated
-  TensorView kv_b;                       // [heads * (dn + dv), r] weight
-  TensorView pages;                      // [num_pages, kPageTokens, r + dr] act, one layer's
-  absl::Span<const int32_t> page_table;  // the sequence's pages, in order
-  absl::Span<const int32_t> positions;   // [rows] ascending; row i sees keys 0..positions[i]
-  TensorView out;                        // [rows, heads * dv] act
+// Cost: expands positions [0, num_tokens) once per call; keeps heads * rows * dv f32 meanwhile.
+struct MlaExpandedArgs {
+  DeviceTensor q;  // [rows, heads, dn + dr] act, rotated
+  const KvUpWeight& kv_up;
+  DeviceTensor pages;       // [num_pages, kPageTokens, r + dr] act, one layer's
+  DeviceTensor page_table;  // [max pages] i32: the sequence's pages, in order
+  DeviceTensor positions;   // [rows] i32, ascending; row i sees keys 0..positions[i]
+  int64_t num_tokens;       // keys that the last row sees: positions[rows - 1] + 1
+  DeviceTensor out;         // [rows, heads * dv] act
   float scale;
 };
 

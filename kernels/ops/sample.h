@@ -14,12 +14,12 @@
 
 #include <cstdint>
 
-#include "absl/types/span.h"
 #include "common/sampling_params.h"
-#include "common/tensor.h"
+#include "kernels/device_tensor.h"
 
 namespace tandem::kernels {
 
+// Requires temperature >= 0, top_k >= 0 and 0 < top_p <= 1.
 struct SampleRow {
   SamplingParams params;
   int32_t position;  // of the token that is drawn: the random number is a function of
@@ -37,18 +37,18 @@ struct SampledToken {
 // to its weight. log_prob is (l_id - max) - log(sum of the weights at temperature 1 / 2^40) in
 // double, rounded once.
 struct SampleArgs {
-  TensorView logits;                  // [rows, vocab] f32
-  absl::Span<const SampleRow> rows;   // [rows]
-  absl::Span<const uint8_t> allowed;  // [vocab], 0: never a candidate; empty: all are
-  absl::Span<SampledToken> out;       // [rows]
+  DeviceTensor logits;   // [rows, vocab] f32
+  DeviceTensor rows;     // [rows, sizeof(SampleRow)] u8: SampleRow, as it lies in memory
+  DeviceTensor allowed;  // [vocab] u8, 0: never a candidate; empty: all are
+  DeviceTensor out;      // [rows, sizeof(SampledToken)] u8: SampledToken
 };
 
 // out[i] = log softmax(logits[i])[targets[i]] over the whole vocabulary, computed as SampledToken's
 // log_prob; NaN for a row with NaN or +inf among its logits, or with none above -inf.
 struct LogProbArgs {
-  TensorView logits;                  // [rows, vocab] f32
-  absl::Span<const int32_t> targets;  // [rows], each in [0, vocab)
-  absl::Span<float> out;              // [rows]
+  DeviceTensor logits;   // [rows, vocab] f32
+  DeviceTensor targets;  // [rows] i32, each in [0, vocab)
+  DeviceTensor out;      // [rows] f32
 };
 
 }  // namespace tandem::kernels

@@ -17,12 +17,14 @@
 #include <utility>
 #include <vector>
 
-#include "attention_worker/combine.h"
+#include "attention_worker/dispatched_experts.h"
 #include "attention_worker/engine.h"
+#include "attention_worker/local_experts.h"
 #include "attention_worker/model.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/transport/expert_dispatcher.h"
 #include "expert_worker/engine.h"
+#include "expert_worker/loaded_experts.h"
 #include "kernels/backend.h"
 
 namespace tandem {
@@ -61,10 +63,10 @@ class GateLink : public ExpertLink {
     }
     for (auto& [request, done] : kept) inner_->Send(std::move(request), std::move(done));
   }
-  // Until a request is kept; false if none comes.
-  bool WaitForRequest() {
+  // Until so many requests are kept; false if they do not come.
+  bool WaitForRequests(size_t count) {
     std::unique_lock<std::mutex> lock(mu_);
-    return changed_.wait_for(lock, kTestDeadline, [this] { return !kept_.empty(); });
+    return changed_.wait_for(lock, kTestDeadline, [&] { return kept_.size() >= count; });
   }
   int num_requests() const {
     std::lock_guard<std::mutex> lock(mu_);
@@ -83,7 +85,7 @@ class GateLink : public ExpertLink {
 struct TestWorkerOptions {
   Dtype dtype = Dtype::kF32;
   int total_pages = 64;
-  int num_expert_workers = 1;  // experts are dealt out in turn
+  int num_expert_workers = 1;  // experts are dealt out in turn; 0: on the engine's own device
   std::vector<uint8_t> ids_with_token;
   DispatcherOptions dispatcher;
 };
@@ -95,41 +97,36 @@ class TestWorker {
     backend_ = Value(kernels::CreateCpuBackend(2));
     checkpoint_ = Value(Checkpoint::Open(dir));
     const ModelConfig& config = checkpoint_->config();
-    Placement placement;
-    placement.version = {1, 1};
-    placement.num_layers = config.num_layers;
-    placement.num_experts = config.num_experts;
-    placement.holders.resize(static_cast<size_t>(config.num_layers) * config.num_experts);
-    for (int w = 1; w <= options.num_expert_workers; ++w) {
-      placement.workers.push_back({static_cast<WorkerId>(w), ""});
-    }
-    for (int layer = 0; layer < config.num_layers; ++layer) {
-      for (int e = 0; config.IsMoeLayer(layer) && e < config.num_experts; ++e) {
-        placement.holders[static_cast<size_t>(layer) * config.num_experts + e] = {
-            static_cast<WorkerId>(e % options.num_expert_workers + 1)};
-      }
-    }
-    ExpertEngineOptions expert_options;
-    expert_options.dtype = options.dtype;
-    for (int w = 1; w <= options.num_expert_workers; ++w) {
-      auto engine =
-          std::make_shared<ExpertEngine>(backend_.get(), checkpoint_.get(), expert_options);
-      const absl::Status status = engine->Load(placement, w, [](float) {});
+    const WeightFormat format = DefaultWeightFormat(options.dtype);
+    model_ = Value(
+        AttentionModel::Load(*checkpoint_, backend_.get(), options.dtype, format, [](float) {}));
+    const int num_workers = std::max(1, options.num_expert_workers);
+    const Placement placement = Deal(config, num_workers);
+    for (int w = 1; w <= num_workers; ++w) {
+      loaded_.push_back(Value(LoadedExperts::Create(checkpoint_.get(), backend_.get(), format)));
+      const absl::Status status = loaded_.back()->Load(placement, w, [](float) {});
       EXPECT_TRUE(status.ok()) << status;
-      gates_.push_back(std::make_shared<GateLink>(std::move(engine)));
+      gates_.push_back(std::make_shared<GateLink>(
+          std::make_shared<ExpertEngine>(backend_.get(), &config, loaded_.back().get(),
+                                         ExpertEngineOptions{.dtype = options.dtype})));
     }
     dispatcher_ = std::make_unique<ExpertDispatcher>(
         1, options.dispatcher,
-        [this](const Placement::Worker& worker) { return gates_[worker.id - 1]; },
-        MakeCombine(backend_.get()));
+        [this](const Placement::Worker& worker) { return gates_[worker.id - 1]; });
     dispatcher_->SetPlacement(placement);
-    model_ = Value(AttentionModel::Load(*checkpoint_, options.dtype, [](float) {}));
-    engine_ = Value(AttentionEngine::Create(backend_.get(), model_.get(), dispatcher_.get(),
+    if (options.num_expert_workers == 0) {
+      experts_ = std::make_unique<LocalExperts>(backend_.get(), config.experts_per_token,
+                                                loaded_[0]->Layers());
+    } else {
+      experts_ = std::make_unique<DispatchedExperts>(backend_.get(), config.experts_per_token,
+                                                     dispatcher_.get());
+    }
+    engine_ = Value(AttentionEngine::Create(backend_.get(), model_.get(), experts_.get(),
                                             {options.total_pages, options.ids_with_token}));
   }
 
   AttentionEngine& engine() { return *engine_; }
-  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  ExpertDispatcher& dispatcher() { return *dispatcher_; }
   const ModelConfig& config() const { return checkpoint_->config(); }
   GateLink& gate(int worker = 0) { return *gates_[worker]; }
 
@@ -151,6 +148,24 @@ class TestWorker {
   }
 
  private:
+  static Placement Deal(const ModelConfig& config, int num_workers) {
+    Placement placement;
+    placement.version = {1, 1};
+    placement.num_layers = config.num_layers;
+    placement.num_experts = config.num_experts;
+    placement.holders.resize(static_cast<size_t>(config.num_layers) * config.num_experts);
+    for (int w = 1; w <= num_workers; ++w) {
+      placement.workers.push_back({static_cast<WorkerId>(w), ""});
+    }
+    for (int layer = 0; layer < config.num_layers; ++layer) {
+      for (int e = 0; config.IsMoeLayer(layer) && e < config.num_experts; ++e) {
+        placement.holders[static_cast<size_t>(layer) * config.num_experts + e] = {
+            static_cast<WorkerId>(e % num_workers + 1)};
+      }
+    }
+    return placement;
+  }
+
   template <typename T>
   static T Value(absl::StatusOr<T> value) {
     EXPECT_TRUE(value.ok()) << value.status();
@@ -159,9 +174,11 @@ class TestWorker {
 
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<AttentionModel> model_;
+  std::vector<std::unique_ptr<LoadedExperts>> loaded_;
   std::vector<std::shared_ptr<GateLink>> gates_;
   std::unique_ptr<ExpertDispatcher> dispatcher_;
-  std::unique_ptr<AttentionModel> model_;
+  std::unique_ptr<RoutedExperts> experts_;
   std::unique_ptr<AttentionEngine> engine_;
 };
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/attention_worker/engine_harness.h"
@@ -299,22 +300,207 @@ TEST_P(EngineTest, SessionsShareTheWorkerAndGiveTheBitsOfEachAlone) {
   TestGateway a(worker.get()), b(worker.get());
   const SequenceId in_a = a.Open(ids_a);
   const SequenceId in_b = b.Open(ids_b);
-  // Both queue up behind a step that is held, and then walk the layers together.
+  // Both queue up behind two steps that are held, and then walk the layers together.
   TestGateway holder(worker.get());
   worker->gate().Shut();
-  holder.link().Run(holder.WholeStep({Rows(holder.Open({1}), 0, 1)}));
-  ASSERT_TRUE(worker->gate().WaitForRequest());
+  for (int i = 1; i <= 2; ++i) {
+    holder.link().Run(holder.WholeStep({Rows(holder.Open({1}), 0, 1)}));
+    ASSERT_TRUE(worker->gate().WaitForRequests(i));
+  }
   a.link().Run(a.WholeStep({Rows(in_a, 0, 100, true)}));
   b.link().Run(b.WholeStep({Rows(in_b, 0, 77, true)}));
   const int64_t layers_before = worker->Count("layers_total");
   worker->gate().Open();
   EXPECT_TRUE(holder.WaitForResult().status.ok());
+  EXPECT_TRUE(holder.WaitForResult().status.ok());
   Logits of_a, of_b;
   Collect(a.WaitForResult(), in_a, &of_a);
   Collect(b.WaitForResult(), in_b, &of_b);
-  EXPECT_EQ(worker->Count("layers_total") - layers_before, 2 * a.num_layers() - 1);
+  EXPECT_EQ(worker->Count("layers_total") - layers_before, 3 * a.num_layers() - 2);
   ExpectSameBits(of_a, Alone(*worker, ids_a));
   ExpectSameBits(of_b, Alone(*worker, ids_b));
+}
+
+TEST_P(EngineTest, ExpertsOfTheSameDeviceGiveTheSameBits) {
+  TestWorkerOptions options;
+  options.num_expert_workers = 0;
+  const auto local = MakeWorker(options);
+  const std::vector<int32_t> ids = RandomIds(203, 30);
+  ExpectSameBits(Alone(*local, ids), Alone(*MakeWorker(), ids));
+  EXPECT_EQ(local->gate().num_requests(), 0);
+}
+
+// ---- two steps at once ----
+
+TEST_P(EngineTest, AStepOfOtherSequencesRunsWhileOneWaitsForItsExperts) {
+  const auto worker = MakeWorker();
+  const std::vector<int32_t> ids_a = RandomIds(100, 31);
+  const std::vector<int32_t> ids_b = RandomIds(77, 32);
+  TestGateway gateway(worker.get());
+  const SequenceId a = gateway.Open(ids_a);
+  const SequenceId b = gateway.Open(ids_b);
+  worker->gate().Shut();
+  gateway.link().Run(gateway.WholeStep({Rows(a, 0, 100, true)}));
+  ASSERT_TRUE(worker->gate().WaitForRequests(1));
+  gateway.link().Run(gateway.WholeStep({Rows(b, 0, 77, true)}));
+  ASSERT_TRUE(worker->gate().WaitForRequests(2));  // the first one is still held
+  EXPECT_EQ(worker->Count("steps_total"), 2);
+  EXPECT_TRUE(worker->WaitForCount("batches_live", 2));
+  worker->gate().Open();
+  Logits of_a, of_b;
+  Collect(gateway.WaitForResult(), a, &of_a);
+  Collect(gateway.WaitForResult(), b, &of_b);
+  ExpectSameBits(of_a, Alone(*worker, ids_a));
+  ExpectSameBits(of_b, Alone(*worker, ids_b));
+}
+
+TEST_P(EngineTest, ResultsComeInTheOrderOfTheStepsAlsoWhenALaterOneIsDoneFirst) {
+  const auto worker = MakeWorker();
+  TestGateway gateway(worker.get());
+  const SequenceId a = gateway.Open(RandomIds(5, 33));
+  const SequenceId b = gateway.Open(RandomIds(6, 34));
+  worker->gate().Shut();
+  gateway.link().Run(gateway.WholeStep({Rows(a, 0, 5, false, true)}));
+  ASSERT_TRUE(worker->gate().WaitForRequests(1));
+  // The dense layer alone: no experts.
+  Step dense = gateway.AdvanceStep({{gateway.NextBatch(), 0, 1}});
+  dense.new_batches = {Rows(b, 0, 6, false, true)};
+  dense.new_batches[0].batch = dense.advance[0].batch;
+  gateway.link().Run(dense);
+  EXPECT_TRUE(worker->WaitForCount("layers_total", 2));  // of a and of b
+  worker->gate().Open();
+  const StepResult first = gateway.WaitForResult(), second = gateway.WaitForResult();
+  EXPECT_EQ(first.step + 1, second.step);
+  ASSERT_THAT(first.rows, SizeIs(1));
+  EXPECT_THAT(second.rows, IsEmpty());
+  ASSERT_THAT(second.batches, SizeIs(1));
+  EXPECT_EQ(second.batches[0].next_layer, 1);
+}
+
+TEST_P(EngineTest, AStepOfTheSameSequenceWaitsAndSoDoesARelease) {
+  const auto worker = MakeWorker();
+  TestGateway gateway(worker.get());
+  const SequenceId a = gateway.Open(RandomIds(5, 35));
+  worker->gate().Shut();
+  gateway.link().Run(gateway.WholeStep({Rows(a, 0, 5, false, true)}));
+  ASSERT_TRUE(worker->gate().WaitForRequests(1));
+  NewBatch decode = Rows(a, 5, 1, false, true);
+  decode.runs[0].last_sampled = true;
+  gateway.link().Run(gateway.WholeStep({decode}));
+  gateway.link().Release(a);
+  // Somebody else is served meanwhile; what was sent before it has then been looked at.
+  TestGateway other(worker.get());
+  const SequenceId b = other.Open(RandomIds(4, 36));
+  other.link().Run(other.WholeStep({Rows(b, 0, 4, false, true)}));
+  ASSERT_TRUE(worker->gate().WaitForRequests(2));
+  EXPECT_EQ(worker->Count("steps_total"), 2);
+  worker->gate().Open();
+  EXPECT_THAT(gateway.WaitForResult().rows, SizeIs(1));
+  EXPECT_THAT(gateway.WaitForResult().rows, SizeIs(1));
+  EXPECT_TRUE(other.WaitForResult().status.ok());
+  other.link().Cancel(b);
+  EXPECT_TRUE(worker->WaitForCount("pages_free", 64));
+}
+
+// A slow expert worker holds up its own step alone.
+TEST_P(EngineTest, CancelsJoinsAndStepsAreServedWhileExpertsAreSlow) {
+  const auto worker = MakeWorker();
+  worker->gate().Shut();
+  TestGateway first(worker.get());
+  const SequenceId slow = first.Open(RandomIds(70, 37));
+  const SequenceId doomed = first.Open(RandomIds(70, 38));
+  first.link().Run(first.WholeStep({Rows(slow, 0, 70, true)}));
+  ASSERT_TRUE(worker->gate().WaitForRequests(1));
+  {
+    TestGateway joined(worker.get());  // a new session, its step and its end
+    const SequenceId sequence = joined.Open(RandomIds(10, 39));
+    Step step = joined.AdvanceStep({{1, 0, 1}});
+    step.new_batches = {Rows(sequence, 0, 10)};
+    step.new_batches[0].batch = 1;
+    EXPECT_EQ(joined.RunOk(step).free_pages, 64 - 3);
+  }
+  EXPECT_TRUE(worker->WaitForCount("sessions_live", 1));
+  EXPECT_TRUE(worker->WaitForCount("pages_free", 62));
+  // A step of another sequence of the same session; its result waits for the one before it.
+  Step dense = first.AdvanceStep({{first.NextBatch(), 0, 1}});
+  dense.new_batches = {Rows(doomed, 0, 70)};
+  dense.new_batches[0].batch = dense.advance[0].batch;
+  first.link().Run(dense);
+  EXPECT_TRUE(worker->WaitForCount("pages_free", 60));
+  first.link().Cancel(doomed);
+  EXPECT_TRUE(worker->WaitForCount("pages_free", 62));
+  first.link().Cancel(slow);
+  EXPECT_TRUE(first.WaitForResult().status.ok());  // the gate is still shut
+  EXPECT_TRUE(first.WaitForResult().status.ok());
+  EXPECT_TRUE(worker->WaitForCount("pages_free", 64));
+  worker->gate().Open();
+}
+
+TEST_P(EngineTest, RandomPairsOfStepsGiveTheSameBits) {
+  TestWorkerOptions options;
+  options.num_expert_workers = 2;
+  const auto worker = MakeWorker(options);
+  std::mt19937 random(40);
+  TestGateway gateway(worker.get());
+  struct Run {
+    std::vector<int32_t> ids;
+    SequenceId sequence;
+    int32_t done = 0;
+    Logits logits;
+  };
+  std::vector<Run> runs(6);
+  for (Run& run : runs) {
+    run.ids = RandomIds(60 + random() % 80, random());
+    run.sequence = gateway.Open(run.ids);
+  }
+  // Two steps are always outstanding, of even and of odd runs, each a chunk of some of them.
+  const auto send = [&](size_t group) {
+    NewBatch batch;
+    int32_t row = 0;
+    for (size_t i = group; i < runs.size(); i += 2) {
+      Run& run = runs[i];
+      const auto left = static_cast<int32_t>(run.ids.size()) - run.done;
+      if (left == 0) continue;
+      const auto count = std::min<int32_t>(left, 1 + random() % 20);
+      batch.runs.push_back({run.sequence, run.done, count, false});
+      for (int32_t k = 0; k < count; ++k)
+        batch.outputs.push_back({row++, RowOutputKind::kLogits, 0});
+      run.done += count;
+    }
+    if (batch.runs.empty()) return false;
+    gateway.link().Run(gateway.WholeStep({batch}));
+    return true;
+  };
+  int outstanding = 0;
+  bool more = true;
+  for (size_t group = 0; more || outstanding > 0; group ^= 1) {
+    more = send(group);
+    if (more) ++outstanding;
+    if (outstanding == 0 || (more && outstanding < 2)) continue;
+    const StepResult result = gateway.WaitForResult();
+    ASSERT_TRUE(result.status.ok()) << result.status;
+    --outstanding;
+    for (Run& run : runs) Collect(result, run.sequence, &run.logits);
+  }
+  while (send(0) || send(1)) {
+    const StepResult result = gateway.WaitForResult();
+    for (Run& run : runs) Collect(result, run.sequence, &run.logits);
+  }
+  for (Run& run : runs) ExpectSameBits(run.logits, Alone(*worker, run.ids));
+}
+
+TEST_P(EngineTest, SaysWhatAStepTookAndHowLongItWaited) {
+  const auto worker = MakeWorker();
+  TestGateway gateway(worker.get());
+  const SequenceId a = gateway.Open(RandomIds(5, 41));
+  worker->gate().Shut();
+  gateway.link().Run(gateway.WholeStep({Rows(a, 0, 5, false, true)}));
+  ASSERT_TRUE(worker->gate().WaitForRequests(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));  // what is measured
+  worker->gate().Open();
+  const StepResult result = gateway.WaitForResult();
+  EXPECT_GE(result.wait_us, 25'000);
+  EXPECT_GE(result.busy_us, result.wait_us);
 }
 
 // ---- outputs ----
@@ -439,7 +625,7 @@ TEST_P(EngineTest, CancelWithinALayerLeavesOthersAndFreesPages) {
   const SequenceId b = gateway.Open(ids_b);
   worker->gate().Shut();
   gateway.link().Run(gateway.WholeStep({Rows(a, 0, 100, true), Rows(b, 0, 90, true)}));
-  ASSERT_TRUE(worker->gate().WaitForRequest());
+  ASSERT_TRUE(worker->gate().WaitForRequests(1));
   gateway.link().Cancel(a);
   worker->gate().Open();
   const StepResult result = gateway.WaitForResult();
@@ -449,7 +635,7 @@ TEST_P(EngineTest, CancelWithinALayerLeavesOthersAndFreesPages) {
   Collect(result, b, &logits);
   ExpectSameBits(logits, Alone(*worker, ids_b));
   EXPECT_EQ(result.free_pages, 64 - 2);
-  EXPECT_EQ(worker->Count("cancel_layers_max"), 1);
+  EXPECT_LE(worker->Count("cancel_layers_max"), 1);
   // Resumed: opened again under a new name.
   ExpectSameBits(Alone(*worker, ids_a), Alone(*MakeWorker(), ids_a));
 }
@@ -461,7 +647,7 @@ TEST_P(EngineTest, CancelOfEveryRowEndsTheWaitForExpertsAtOnce) {
   const SequenceId b = gateway.Open(RandomIds(5, 14));
   worker->gate().Shut();
   gateway.link().Run(gateway.WholeStep({Rows(a, 0, 70, true), Rows(b, 0, 5, true)}));
-  ASSERT_TRUE(worker->gate().WaitForRequest());
+  ASSERT_TRUE(worker->gate().WaitForRequests(1));
   gateway.link().Cancel(a);
   gateway.link().Cancel(b);
   const StepResult result = gateway.WaitForResult();  // the gate is still shut
@@ -471,7 +657,7 @@ TEST_P(EngineTest, CancelOfEveryRowEndsTheWaitForExpertsAtOnce) {
   EXPECT_EQ(result.batches[0].next_layer, gateway.num_layers());
   EXPECT_EQ(result.free_pages, 64);
   EXPECT_EQ(worker->Count("layers_total"), 2);  // the dense one and the one that was held
-  EXPECT_EQ(worker->Count("cancel_layers_max"), 1);
+  EXPECT_LE(worker->Count("cancel_layers_max"), 1);
   EXPECT_EQ(worker->Count("cancels_total"), 2);
   worker->gate().Open();
   ExpectSameBits(Alone(*worker, RandomIds(70, 13)), Alone(*MakeWorker(), RandomIds(70, 13)));
@@ -531,7 +717,7 @@ TEST_P(EngineTest, ClosingASessionStopsItsWorkAndFreesItsPages) {
     TestGateway gateway(worker.get());
     const SequenceId sequence = gateway.Open(RandomIds(70, 20));
     gateway.link().Run(gateway.WholeStep({Rows(sequence, 0, 70, true)}));
-    ASSERT_TRUE(worker->gate().WaitForRequest());
+    ASSERT_TRUE(worker->gate().WaitForRequests(1));
   }
   EXPECT_TRUE(worker->WaitForCount("sessions_live", 0));  // the gate is still shut
   EXPECT_EQ(worker->Count("pages_free"), 64);

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/device_access.h"
+
 namespace tandem {
 namespace {
 
@@ -88,12 +90,14 @@ TEST(LatentCacheTest, HasOneZeroedTensorPerLayer) {
   ASSERT_TRUE(cache.ok()) << cache.status();
   std::set<void*> memory;
   for (int layer = 0; layer < 3; ++layer) {
-    const TensorView& view = (*cache)->layer(layer);
+    const kernels::DeviceTensor& view = (*cache)->layer(layer);
     EXPECT_THAT(std::vector<int64_t>(view.shape.begin(), view.shape.begin() + 3),
-                ElementsAre(4, kernels::kPageTokens, 24));
+                ElementsAre(4, kPageTokens, 24));
     EXPECT_EQ(view.dtype, Dtype::kBF16);
-    EXPECT_EQ(view.as<uint16_t>()[view.elements() - 1], 0);
-    memory.insert(view.data);
+    std::vector<uint16_t> values(view.elements(), 1);
+    (*backend)->Read(view, values.data())->Wait();
+    EXPECT_EQ(values.back(), 0);
+    memory.insert(kernels::DeviceAccess::Address(view));
   }
   EXPECT_EQ(memory.size(), 3u);
   EXPECT_EQ((*cache)->pool().free_pages(), 4);

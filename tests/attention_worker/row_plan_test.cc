@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <numeric>
 #include <vector>
 
 namespace tandem {
@@ -17,12 +18,14 @@ class RowPlanTest : public ::testing::Test {
   std::shared_ptr<Sequence> MakeSequence(int32_t expanded_length, int num_pages) {
     auto sequence = std::make_shared<Sequence>();
     sequence->spec.expanded_length = expanded_length;
+    sequence->spec.token_ids.resize(64 * num_pages);
+    std::iota(sequence->spec.token_ids.begin(), sequence->spec.token_ids.end(), 100);
     sequence->pages.Extend(*pool_.TryReserve(num_pages));
     return sequence;
   }
   static void AddRun(Batch* batch, std::shared_ptr<Sequence> sequence, int32_t first,
                      int32_t count) {
-    batch->runs.push_back({std::move(sequence), batch->num_rows, first, count, false});
+    batch->runs.push_back({{0, first, count, false}, std::move(sequence), batch->num_rows});
     batch->num_rows += count;
   }
 
@@ -42,24 +45,36 @@ TEST_F(RowPlanTest, PutsAbsorbedRowsFirstAndExpandedRowsBySequence) {
   EXPECT_THAT(plan.rows.slots, ElementsAre(0, 1, 0, 60, 61, 62, 63, 62, 63));
   EXPECT_EQ(plan.rows.page_ids[0], b->pages.page_ids()[1]);
   EXPECT_EQ(plan.rows.page_ids[3], a->pages.page_ids()[0]);
-  EXPECT_EQ(plan.rows.page_tables[2], a->pages.page_ids().data());
+  EXPECT_THAT(plan.rows.token_ids, ElementsAre(164, 165, 164, 160, 161, 162, 163, 162, 163));
+  EXPECT_THAT(plan.rows.table_of_row, ElementsAre(1, 1, 0));
+  ASSERT_THAT(plan.rows.page_tables, SizeIs(2));
+  EXPECT_EQ(plan.rows.page_tables[0].data(), a->pages.page_ids().data());
   ASSERT_THAT(plan.rows.expanded, SizeIs(2));
   EXPECT_EQ(plan.rows.expanded[0].first_row, 3);
   EXPECT_EQ(plan.rows.expanded[0].num_rows, 4);
+  EXPECT_EQ(plan.rows.expanded[0].table, 0);
   EXPECT_EQ(plan.rows.expanded[1].num_rows, 2);
+  EXPECT_EQ(plan.rows.expanded[1].table, 1);
   EXPECT_EQ(plan.PassRow(&first, 0), 3);
   EXPECT_EQ(plan.PassRow(&first, 6), 1);
   EXPECT_EQ(plan.PassRow(&second, 0), 6);
   EXPECT_EQ(plan.PassRow(&second, 1), 2);
-  EXPECT_THAT(plan.sequences, ElementsAre(a.get(), b.get()));
+  EXPECT_THAT(plan.sequences, ElementsAre(a, b));
 }
 
-TEST_F(RowPlanTest, JoinsRowsThatStaySideBySideIntoOnePiece) {
+TEST_F(RowPlanTest, RowsPastTheEmbeddingNeedNoToken) {
+  Batch batch;
+  AddRun(&batch, MakeSequence(0, 1), 0, 2);
+  batch.next_layer = 1;
+  EXPECT_THAT(MakeRowPlan(std::vector<Batch*>{&batch}).rows.token_ids, ElementsAre(0, 0));
+}
+
+TEST_F(RowPlanTest, JoinsRowsThatStaySideBySideIntoOneSlice) {
   Batch batch;
   for (int i = 0; i < 5; ++i) AddRun(&batch, MakeSequence(0, 1), 10 + i, 1);
   const RowPlan plan = MakeRowPlan(std::vector<Batch*>{&batch});
-  ASSERT_THAT(plan.pieces, SizeIs(1));
-  EXPECT_EQ(plan.pieces[0].num_rows, 5);
+  ASSERT_THAT(plan.slices, SizeIs(1));
+  EXPECT_EQ(plan.slices[0].num_rows, 5);
 }
 
 TEST_F(RowPlanTest, LeavesDeadRowsOut) {
@@ -75,6 +90,10 @@ TEST_F(RowPlanTest, LeavesDeadRowsOut) {
   EXPECT_EQ(plan.PassRow(&batch, 2), -1);
   EXPECT_EQ(plan.PassRow(&batch, 5), -1);
   EXPECT_EQ(plan.PassRow(&batch, 6), 2);
+  EXPECT_FALSE(plan.AnyEnded());
+  plan.sequences[0]->ended = true;
+  EXPECT_TRUE(plan.AnyEnded());
+  EXPECT_FALSE(plan.AllEnded());
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +22,7 @@
 #include "common/transport/grpc_expert_link.h"
 #include "common/transport/grpc_expert_service.h"
 #include "kernels/backend.h"
+#include "tests/common/transport/waited_dispatch.h"
 
 namespace tandem {
 namespace {
@@ -90,12 +93,48 @@ class ExpertEngineTest : public ::testing::TestWithParam<Dtype> {
     return placement;
   }
 
-  std::unique_ptr<ExpertEngine> MakeEngine(ExpertEngineOptions options = {}, int num_workers = 1,
-                                           WorkerId self = 1) {
+  std::unique_ptr<LoadedExperts> MakeExperts() {
+    auto experts =
+        LoadedExperts::Create(checkpoint_.get(), backend_.get(), DefaultWeightFormat(GetParam()));
+    EXPECT_TRUE(experts.ok()) << experts.status();
+    return *std::move(experts);
+  }
+
+  // An engine with experts of its own.
+  struct Engine {
+    std::unique_ptr<LoadedExperts> experts;
+    std::unique_ptr<ExpertEngine> engine;
+    ExpertEngine* operator->() { return engine.get(); }
+    ExpertEngine& operator*() { return *engine; }
+  };
+  Engine MakeEngine(ExpertEngineOptions options = {}, int num_workers = 1, WorkerId self = 1) {
     options.dtype = GetParam();
-    auto engine = std::make_unique<ExpertEngine>(backend_.get(), checkpoint_.get(), options);
-    EXPECT_TRUE(engine->Load(MakePlacement(num_workers), self, nullptr).ok());
-    return engine;
+    Engine made{MakeExperts(), nullptr};
+    EXPECT_TRUE(made.experts->Load(MakePlacement(num_workers), self, nullptr).ok());
+    made.engine = std::make_unique<ExpertEngine>(backend_.get(), &checkpoint_->config(),
+                                                 made.experts.get(), options);
+    return made;
+  }
+
+  // Combine's sum of one row after the other.
+  std::vector<std::byte> Combine(const TensorView& expert_rows, const std::vector<int32_t>& offsets,
+                                 const std::vector<float>& weights) {
+    const auto put = [&](const void* from, Dtype dtype, int64_t size) {
+      buffers_.push_back(*backend_->Allocate(size * DtypeBytes(dtype)));
+      const auto tensor = buffers_.back()->Tensor(dtype, {size});
+      if (from != nullptr) backend_->Write(from, tensor);
+      return tensor;
+    };
+    const auto rows = static_cast<int64_t>(offsets.size()) - 1;
+    const int64_t routes = expert_rows.rows();
+    const auto out = put(nullptr, GetParam(), rows * hidden_).reshaped({rows, hidden_});
+    backend_->Combine(
+        {put(expert_rows.data, GetParam(), routes * hidden_).reshaped({routes, hidden_}),
+         put(offsets.data(), Dtype::kI32, rows + 1), put(weights.data(), Dtype::kF32, routes),
+         out});
+    std::vector<std::byte> result(out.bytes());
+    backend_->Read(out, result.data())->Wait();
+    return result;
   }
 
   std::shared_ptr<std::vector<std::byte>> RandomRows(int num_rows, std::mt19937_64& random) const {
@@ -138,6 +177,7 @@ class ExpertEngineTest : public ::testing::TestWithParam<Dtype> {
   }
 
   std::unique_ptr<kernels::Backend> backend_;
+  std::vector<std::unique_ptr<kernels::Buffer>> buffers_;
   std::unique_ptr<Checkpoint> checkpoint_;
   int64_t hidden_ = 0;
   int num_experts_ = 0;
@@ -147,21 +187,72 @@ INSTANTIATE_TEST_SUITE_P(Modes, ExpertEngineTest, ::testing::Values(Dtype::kF32,
                          [](const auto& info) { return std::string(DtypeName(info.param)); });
 
 TEST_P(ExpertEngineTest, MapsOnlyItsOwnExpertsAndSaysHowFarItIs) {
-  ExpertEngineOptions options;
-  options.dtype = GetParam();
-  ExpertEngine engine(backend_.get(), checkpoint_.get(), options);
+  const auto experts = MakeExperts();
   std::vector<float> shares;
-  ASSERT_TRUE(engine.Load(MakePlacement(4), 2, [&](float share) { shares.push_back(share); }).ok());
-  const int64_t experts = 2 * num_experts_ / 4;
-  EXPECT_EQ(Counter(engine.Counters(), "experts_loaded"), experts);
-  EXPECT_EQ(checkpoint_->mapped_tensors(), 3 * experts);
+  ASSERT_TRUE(
+      experts->Load(MakePlacement(4), 2, [&](float share) { shares.push_back(share); }).ok());
+  const int64_t share = 2 * num_experts_ / 4;
+  EXPECT_EQ(experts->num_loaded(), share);
+  EXPECT_EQ(checkpoint_->mapped_tensors(), 3 * share);
   EXPECT_TRUE(std::is_sorted(shares.begin(), shares.end()));
   EXPECT_EQ(shares.back(), 1.0f);
   // Once more maps nothing, and a bigger share only the rest.
-  ASSERT_TRUE(engine.Load(MakePlacement(4), 2, nullptr).ok());
-  EXPECT_EQ(checkpoint_->mapped_tensors(), 3 * experts);
-  ASSERT_TRUE(engine.Load(MakePlacement(1), 1, nullptr).ok());
+  ASSERT_TRUE(experts->Load(MakePlacement(4), 2, nullptr).ok());
+  EXPECT_EQ(checkpoint_->mapped_tensors(), 3 * share);
+  ASSERT_TRUE(experts->Load(MakePlacement(1), 1, nullptr).ok());
   EXPECT_EQ(checkpoint_->mapped_tensors(), 3 * 2 * num_experts_);
+}
+
+TEST_P(ExpertEngineTest, LetsGoOfWhatNoVersionInUseNames) {
+  const auto experts = MakeExperts();
+  ExpertEngine engine(backend_.get(), &checkpoint_->config(), experts.get(), {.dtype = GetParam()});
+  Placement all = MakePlacement(1), half = MakePlacement(2), again = MakePlacement(1);
+  all.version = {1, 1};
+  half.version = {1, 2};
+  again.version = {1, 3};
+  ASSERT_TRUE(experts->Load(all, 1, nullptr).ok());
+  const int64_t bytes = experts->bytes();
+  EXPECT_GT(bytes, 0);
+  auto odd = MakeRequest(3, 1, 7), even = MakeRequest(3, 1, 7);
+  for (int32_t& expert : odd->route_experts) expert |= 1;
+  for (int32_t& expert : even->route_experts) expert &= ~1;
+  const std::string of_odd = Bytes(Send(engine, odd).rows),
+                    of_even = Bytes(Send(engine, even).rows);
+
+  ASSERT_TRUE(experts->Load(half, 1, nullptr).ok());
+  experts->Retire({1, 1});  // both are in use
+  EXPECT_EQ(experts->bytes(), bytes);
+  experts->Retire({1, 2});
+  EXPECT_EQ(experts->bytes(), bytes / 2);
+  EXPECT_EQ(experts->num_loaded(), num_experts_);
+  EXPECT_EQ(Counter(engine.Counters(), "expert_bytes"), bytes / 2);
+  EXPECT_EQ(Send(engine, odd).status.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Bytes(Send(engine, even).rows), of_even);
+
+  ASSERT_TRUE(experts->Load(again, 1, nullptr).ok());
+  experts->Retire({1, 3});
+  EXPECT_EQ(experts->bytes(), bytes);
+  EXPECT_EQ(Bytes(Send(engine, odd).rows), of_odd);
+}
+
+TEST_P(ExpertEngineTest, ExpertsComeAndGoWhileOthersAreUsed) {
+  auto engine = MakeEngine();
+  Placement half = MakePlacement(2), all = MakePlacement(1);
+  auto request = MakeRequest(4, 1, 8);
+  for (int32_t& expert : request->route_experts) expert &= ~1;  // always loaded
+  const std::string expected = Bytes(Send(*engine, request).rows);
+  std::atomic<bool> done = false;
+  std::thread changes([&] {
+    for (uint64_t counter = 2; counter < 40; ++counter) {
+      Placement& placement = counter % 2 == 0 ? half : all;
+      placement.version = {1, counter};
+      EXPECT_TRUE(engine.experts->Load(placement, 1, nullptr).ok());
+      engine.experts->Retire(placement.version);
+    }
+    done = true;
+  });
+  while (!done) ASSERT_EQ(Bytes(Send(*engine, request).rows), expected);
+  changes.join();
 }
 
 TEST_P(ExpertEngineTest, RefusesWhatItCannotCompute) {
@@ -188,7 +279,7 @@ TEST_P(ExpertEngineTest, RefusesWhatItCannotCompute) {
 
   Placement other = MakePlacement(1);
   other.num_experts = 8;
-  EXPECT_EQ(engine->Load(other, 1, nullptr).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(engine.experts->Load(other, 1, nullptr).code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_P(ExpertEngineTest, ComputesTheGatedMlpOfEachRoute) {
@@ -200,7 +291,7 @@ TEST_P(ExpertEngineTest, ComputesTheGatedMlpOfEachRoute) {
   const auto load = [&](int expert, const char* projection) {
     return *checkpoint_->Load(
         absl::StrCat("model.layers.", kLayer, ".mlp.experts.", expert, ".", projection, ".weight"),
-        GetParam());
+        DefaultWeightFormat(GetParam()));
   };
   const auto value = [](const TensorView& view, int64_t i) -> double {
     if (view.dtype == Dtype::kF32) {
@@ -219,8 +310,8 @@ TEST_P(ExpertEngineTest, ComputesTheGatedMlpOfEachRoute) {
   for (int t = 0; t < 2 * kTopK; ++t) {
     const int64_t row = t / kTopK;
     const int expert = request->route_experts[t];
-    const Weight gate = load(expert, "gate_proj"), up = load(expert, "up_proj"),
-                 down = load(expert, "down_proj");
+    const OwnedTensor gate = load(expert, "gate_proj"), up = load(expert, "up_proj"),
+                      down = load(expert, "down_proj");
     const int64_t intermediate = gate.view.dim(0);
     std::vector<double> h(intermediate);
     for (int64_t n = 0; n < intermediate; ++n) {
@@ -258,14 +349,8 @@ TEST_P(ExpertEngineTest, CombinedRowsAreTheCombinationOfTheirRoutesRows) {
   ASSERT_EQ(rows.rows.rows(), 5 * kTopK);
   ASSERT_EQ(sums.rows.rows(), 5);
   ASSERT_EQ(both.rows.rows(), 3 * kTopK + 2);
-  std::vector<std::byte> out(sums.rows.bytes());
-  kernels::CombineArgs args;
-  args.expert_rows = rows.rows;
-  args.offsets = separate->route_offsets;
-  args.weights = separate->route_weights;
-  args.out = TensorView(out.data(), GetParam(), {5, hidden_});
-  backend_->Combine(args);
-  EXPECT_EQ(Bytes(sums.rows), Bytes(args.out));
+  std::vector<std::byte> out = Combine(rows.rows, separate->route_offsets, separate->route_weights);
+  EXPECT_EQ(Bytes(sums.rows), Bytes(TensorView(out.data(), GetParam(), {5, hidden_})));
   EXPECT_EQ(Bytes(both.rows.slice_rows(kTopK, 1)), Bytes(sums.rows.slice_rows(1, 1)));
   EXPECT_EQ(Bytes(both.rows.slice_rows(kTopK + 1, kTopK)),
             Bytes(rows.rows.slice_rows(2 * kTopK, kTopK)));
@@ -302,17 +387,6 @@ TEST_P(ExpertEngineTest, WhatWaitsForALayerIsMergedAndKeepsItsBits) {
   EXPECT_EQ(Counter(engine->Counters(), "requests_live"), 0);
 }
 
-TEST_P(ExpertEngineTest, InlineExecutionAnswersBeforeSendReturnsWithTheSameBits) {
-  auto threaded = MakeEngine();
-  ExpertEngineOptions options;
-  options.inline_execution = true;
-  auto inlined = MakeEngine(options);
-  const auto request = MakeRequest(9, 2, 20);
-  std::future<ExpertReply> reply = SendAsync(*inlined, request);
-  ASSERT_EQ(reply.wait_for(std::chrono::seconds(0)), std::future_status::ready);
-  EXPECT_EQ(Bytes(reply.get().rows), Bytes(Send(*threaded, request).rows));
-}
-
 TEST_P(ExpertEngineTest, WorkWhoseTimeIsUpIsDroppedAndCounted) {
   auto engine = MakeEngine();
   const auto request = MakeRequest(2, 1, 30);
@@ -342,27 +416,26 @@ TEST_P(ExpertEngineTest, WaitingBytesAreBoundedAndTheEndAnswersAll) {
 // Real experts behind the dispatcher and gRPC: the answer's bits do not depend on the topology.
 TEST_P(ExpertEngineTest, OneTwoAndEightWorkersOverGrpcGiveTheSameBits) {
   struct Worker {
-    std::unique_ptr<ExpertEngine> engine;
+    Engine engine;
     std::unique_ptr<GrpcExpertService> service;
     std::unique_ptr<grpc::Server> server;
     ~Worker() { server->Shutdown(std::chrono::system_clock::now()); }
   };
   const auto all = MakeRequest(33, 1, 40);
-  const CombineFunction combine = [this](const TensorView& expert_rows, const int32_t* offsets,
-                                         const float* weights, const TensorView& out) {
-    backend_->Combine({expert_rows,
-                       {offsets, static_cast<size_t>(out.rows() + 1)},
-                       {weights, static_cast<size_t>(expert_rows.rows())},
-                       out});
+  const RowCombine combine = [this](const TensorView& expert_rows, const float* weights,
+                                    const TensorView& out) {
+    const std::vector<std::byte> sum = Combine(expert_rows, {0, kTopK}, {weights, weights + kTopK});
+    std::memcpy(out.data, sum.data(), sum.size());
   };
-  const std::string expected = Bytes(Send(*MakeEngine(), all).rows);
+  auto one = MakeEngine();
+  const std::string expected = Bytes(Send(*one, all).rows);
   for (const int num_workers : {1, 2, 8}) {
     std::vector<std::unique_ptr<Worker>> workers;
     Placement placement = MakePlacement(num_workers);
     for (int w = 1; w <= num_workers; ++w) {
       auto worker = std::make_unique<Worker>();
       worker->engine = MakeEngine({}, num_workers, w);
-      worker->service = std::make_unique<GrpcExpertService>(worker->engine.get());
+      worker->service = std::make_unique<GrpcExpertService>(worker->engine.engine.get());
       grpc::ServerBuilder builder;
       int port = 0;
       builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -371,12 +444,9 @@ TEST_P(ExpertEngineTest, OneTwoAndEightWorkersOverGrpcGiveTheSameBits) {
       placement.workers[w - 1].address = absl::StrCat("127.0.0.1:", port);
       workers.push_back(std::move(worker));
     }
-    ExpertDispatcher dispatcher(
-        1, {},
-        [](const Placement::Worker& worker) {
-          return std::make_shared<GrpcExpertLink>(GrpcPeer{worker.address, nullptr});
-        },
-        combine);
+    ExpertDispatcher dispatcher(1, {}, [](const Placement::Worker& worker) {
+      return std::make_shared<GrpcExpertLink>(GrpcPeer{worker.address, nullptr});
+    });
     dispatcher.SetPlacement(placement);
     RowBatch batch;
     batch.layer = kLayer;
@@ -387,9 +457,7 @@ TEST_P(ExpertEngineTest, OneTwoAndEightWorkersOverGrpcGiveTheSameBits) {
     batch.top_k = kTopK;
     std::vector<std::byte> out(all->rows.bytes());
     const TensorView view(out.data(), GetParam(), {33, hidden_});
-    auto pending = dispatcher.Dispatch(batch);
-    const absl::Status status = dispatcher.Wait(
-        *pending, [] { return false; }, view);
+    const absl::Status status = WaitedDispatch(&dispatcher, batch).Wait(combine, view);
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(Bytes(view), expected) << num_workers << " workers";
     EXPECT_EQ(Counter(dispatcher.Counters(), "parts_total"), num_workers);

@@ -2,15 +2,33 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
+#include <numeric>
+#include <type_traits>
 #include <vector>
 
+#include "common/tensor.h"
+#include "kernels/device_access.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
+
+// Host code that reads a device's memory does not compile: there is no name for its address.
+template <typename T>
+concept HostReadable = requires(const T& t) {
+  t.data;
+}
+|| requires(const T& t) { t.data(); }
+|| requires(const T& t) { t.row(0); }
+|| requires(const T& t) { t.address_; }
+|| requires(const T& t) { t.template as<float>(); };
+static_assert(HostReadable<TensorView>);
+static_assert(!HostReadable<DeviceTensor> && !HostReadable<Buffer>);
+static_assert(!std::is_convertible_v<DeviceTensor, TensorView>);
+static_assert(!std::is_convertible_v<TensorView, DeviceTensor>);
 
 TEST(CpuBackendTest, DescribesItself) {
   auto backend = CreateCpuBackend(2);
@@ -26,13 +44,13 @@ TEST(CpuBackendTest, RefusesANegativeNumberOfThreads) {
 
 TEST(CpuBackendTest, AllocatesZeroedAlignedMemory) {
   auto backend = *CreateCpuBackend(1);
-  for (size_t bytes : {0, 1, 63, 64, 65, 100000}) {
+  for (int64_t bytes : {0, 1, 63, 64, 65, 100000}) {
     auto buffer = backend->Allocate(bytes);
     ASSERT_TRUE(buffer.ok());
-    EXPECT_EQ((*buffer)->bytes(), bytes);
-    EXPECT_EQ(reinterpret_cast<uintptr_t>((*buffer)->data()) % 64, 0u);
-    const auto* data = static_cast<const unsigned char*>((*buffer)->data());
-    for (size_t i = 0; i < bytes; ++i) ASSERT_EQ(data[i], 0);
+    EXPECT_EQ((*buffer)->bytes(), static_cast<size_t>(bytes));
+    const std::byte* data = DeviceAccess::Address((*buffer)->Tensor(Dtype::kU8, {bytes}));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(data) % 64, 0u);
+    for (int64_t i = 0; i < bytes; ++i) ASSERT_EQ(data[i], std::byte{0});
   }
 }
 
@@ -41,22 +59,81 @@ TEST(CpuBackendTest, SaysThatMemoryIsExhausted) {
   EXPECT_EQ(backend->Allocate(SIZE_MAX - 10).status().code(), absl::StatusCode::kResourceExhausted);
 }
 
-TEST(CpuBackendTest, CopiesRowsThatLieApart) {
+std::vector<float> Ascending(int count) {
+  std::vector<float> values(count);
+  std::iota(values.begin(), values.end(), 0.0f);
+  return values;
+}
+
+TEST(CpuBackendTest, WritesAndReadsRowsThatLieApart) {
   auto backend = *CreateCpuBackend(1);
   TestTensor t(Dtype::kF32, {3, 5}, /*row_gap=*/2);
-  std::vector<float> from(15), to(15);
-  for (int i = 0; i < 15; ++i) from[i] = static_cast<float>(i);
-  backend->CopyFromHost(from.data(), t.view());
+  const std::vector<float> from = Ascending(15);
+  std::vector<float> to(15);
+  backend->Write(from.data(), t.device());
   EXPECT_EQ(t.at(1, 0), 5.0);
   EXPECT_EQ(t.at(2, 4), 14.0);
-  backend->CopyToHost(t.view(), to.data());
+  EXPECT_EQ(t.view().row(1)[5 * sizeof(float)], std::byte{0xEE}) << "wrote between the rows";
+  backend->Read(t.device(), to.data())->Wait();
   EXPECT_EQ(from, to);
 }
 
-TEST(CpuBackendDeathTest, ViolatedRequirementsEndTheProcess) {
+TEST(CpuBackendTest, ReadsEventIsReachedAndSaysSoOnce) {
   auto backend = *CreateCpuBackend(1);
-  TestTensor x(Dtype::kF32, {1, 16}), w(Dtype::kF32, {3, 8}), out(Dtype::kF32, {1, 3});
-  EXPECT_DEATH(backend->Linear({x.view(), w.view(), out.view()}), "broken invariant");
+  const std::vector<int32_t> from = {1, 2, 3};
+  std::vector<int32_t> to(3), when_reached;
+  const auto event = backend->Read(DeviceVector(from), to.data());
+  event->Wait();
+  EXPECT_TRUE(event->Reached());
+  EXPECT_EQ(to, from);
+  int calls = 0;
+  event->WhenReached([&] {
+    ++calls;
+    when_reached = to;
+  });
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(when_reached, from);
+}
+
+TEST(CpuBackendTest, CopiesBetweenTensorsOfDifferentRowDistance) {
+  auto backend = *CreateCpuBackend(1);
+  const TestTensor from = std::move(TestTensor(Dtype::kBF16, {3, 5}, /*row_gap=*/4).Fill(1));
+  for (int64_t row_gap : {0, 4, 7}) {
+    TestTensor to(Dtype::kBF16, {3, 5}, row_gap);
+    backend->Copy(from.device(), to.device());
+    EXPECT_EQ(to.Bytes(), from.Bytes());
+    if (row_gap == 0) continue;
+    EXPECT_EQ(to.view().row(1)[to.RowBytes(1).size()], std::byte{0xEE}) << "wrote between the rows";
+  }
+}
+
+TEST(DeviceTensorTest, SlicesAndOtherShapesNameTheSameMemory) {
+  auto backend = *CreateCpuBackend(1);
+  auto buffer = *backend->Allocate(64 + 24 * sizeof(float));
+  const DeviceTensor all = buffer->Tensor(Dtype::kF32, {2, 3, 4}, /*offset_bytes=*/64);
+  backend->Write(Ascending(24).data(), all);
+  const auto read = [&](const DeviceTensor& tensor) {
+    std::vector<float> values(tensor.elements());
+    backend->Read(tensor, values.data())->Wait();
+    return values;
+  };
+  EXPECT_EQ(read(buffer->Tensor(Dtype::kF32, {2}, 64 + 5 * sizeof(float))),
+            (std::vector<float>{5, 6}));
+  EXPECT_EQ(read(all.slice_rows(4, 1)), (std::vector<float>{16, 17, 18, 19}));
+  EXPECT_EQ(read(all.reshaped({24}).slice(7, 3)), (std::vector<float>{7, 8, 9}));
+  EXPECT_EQ(read(all.reshaped({3, 8}).slice_rows(2, 1).slice_rows(0, 1)),
+            read(all.reshaped({24}).slice(16, 8)));
+}
+
+TEST(DeviceTensorDeathTest, TensorsBeyondTheirMemoryEndTheProcess) {
+  auto backend = *CreateCpuBackend(1);
+  auto buffer = *backend->Allocate(64);
+  EXPECT_DEATH(buffer->Tensor(Dtype::kF32, {4, 4}, 4), "broken invariant");
+  EXPECT_DEATH(buffer->Tensor(Dtype::kU8, {0}, 65), "broken invariant");
+  const DeviceTensor tensor = buffer->Tensor(Dtype::kF32, {4, 4});
+  EXPECT_DEATH(tensor.reshaped({5, 4}), "broken invariant");
+  const TestTensor apart(Dtype::kF32, {2, 8}, /*row_gap=*/1);
+  EXPECT_DEATH(apart.device().reshaped({16}), "broken invariant");
 }
 
 }  // namespace

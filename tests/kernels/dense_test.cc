@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -59,11 +60,12 @@ TEST_P(DenseTest, LinearAgreesWithTheOracleAtRaggedSizes) {
         if (rows * n * k > 4000000) continue;
         const TestTensor x = std::move(TestTensor(act(), {rows, k}).Fill(k + rows));
         const TestTensor w = std::move(TestTensor(weight(), {n, k}).Fill(n, 0.05f));
+        const auto weight = PrepareLinear(*backend, w);
         TestTensor out(act(), {rows, n});
-        backend->Linear({x.view(), w.view(), out.view()});
+        backend->Linear({x.device(), *weight, out.device()});
         ExpectLinear(x, w, out);
         TestTensor unrounded(kF32, {rows, n});
-        backend->Linear({x.view(), w.view(), unrounded.view()});
+        backend->Linear({x.device(), *weight, unrounded.device()});
         ExpectLinear(x, w, unrounded);
       }
     }
@@ -75,7 +77,7 @@ TEST_P(DenseTest, LinearTakesUnalignedWeightsAndStridedRows) {
   const TestTensor x = std::move(TestTensor(act(), {5, 40}, 24).Fill(1));
   const TestTensor w = std::move(TestTensor(weight(), {17, 40}, 0, 1).Fill(2));
   TestTensor out(act(), {5, 17}, 3);
-  backend->Linear({x.view(), w.view(), out.view()});
+  backend->Linear({x.device(), *PrepareLinear(*backend, w), out.device()});
   ExpectLinear(x, w, out);
   const auto* gap =
       reinterpret_cast<const unsigned char*>(out.view().row(0)) + 17 * DtypeBytes(act());
@@ -87,15 +89,17 @@ TEST_P(DenseTest, ALinearRowDoesNotDependOnOtherRowsThreadsOrTarget) {
   const TestTensor x = std::move(TestTensor(act(), {kRows, kK}).Fill(3));
   const TestTensor w = std::move(TestTensor(weight(), {kOutputs, kK}).Fill(4));
   TestTensor all(act(), {kRows, kOutputs});
-  MakeBackend(1)->Linear({x.view(), w.view(), all.view()});
+  auto alone = MakeBackend(1);
+  alone->Linear({x.device(), *PrepareLinear(*alone, w), all.device()});
   for (int64_t target : AvailableTargets()) {
     ScopedTarget scoped(target);
     for (int num_threads : {1, 2, 3}) {
       auto backend = MakeBackend(num_threads);
+      const auto weight = PrepareLinear(*backend, w);
       for (int64_t count : {1, 2, 7, 65}) {
         TestTensor out(act(), {count, kOutputs});
         for (int64_t first = 0; first + count <= kRows; first += 13) {
-          backend->Linear({x.view().slice_rows(first, count), w.view(), out.view()});
+          backend->Linear({x.device().slice_rows(first, count), *weight, out.device()});
           for (int64_t i = 0; i < count; ++i) {
             ASSERT_EQ(out.RowBytes(i), all.RowBytes(first + i)) << hwy::TargetName(target);
           }
@@ -118,7 +122,8 @@ TEST_P(DenseTest, LinearAddsInLaneOrder) {
     for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
   }
   TestTensor out(kF32, {1, 1});
-  MakeBackend()->Linear({x.view(), w.view(), out.view()});
+  auto backend = MakeBackend();
+  backend->Linear({x.device(), *PrepareLinear(*backend, w), out.device()});
   EXPECT_EQ(out.at(0, 0), lanes[0]);
 }
 
@@ -126,12 +131,27 @@ TEST_P(DenseTest, EmbedCopiesRows) {
   const TestTensor table = std::move(TestTensor(weight(), {10, 24}, 0, 1).Fill(7));
   const std::vector<int32_t> ids = {9, 0, 3, 3};
   TestTensor out(act(), {4, 24});
-  MakeBackend()->Embed({table.view(), ids, out.view()});
+  auto backend = MakeBackend();
+  backend->Embed({*PrepareEmbedding(*backend, table), DeviceVector(ids), out.device()});
   for (int64_t i = 0; i < 4; ++i) {
     for (int64_t k = 0; k < 24; ++k) {
       const auto value = static_cast<float>(table.at(ids[i], k));
       EXPECT_EQ(out.at(i, k), act() == kF32 ? value : cpu::WidenBF16(cpu::RoundToBF16(value)));
     }
+  }
+}
+
+TEST(GatherRowsTest, CopiesRowsOfAnyDtypeBitForBit) {
+  const std::vector<int32_t> rows = {4, 0, 4, 2, 1, 1};
+  for (Dtype dtype : {kF32, kBF16, Dtype::kU8}) {
+    TestTensor x(dtype, {5, 41}, 3), out(dtype, {6, 41}, 2);
+    for (size_t i = 0; i < 5 * x.view().row_stride_bytes(); ++i) {
+      x.view().row(0)[i] = static_cast<std::byte>(i % 251);
+    }
+    MakeBackend()->GatherRows({x.device(), DeviceVector(rows), out.device()});
+    for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(out.RowBytes(i), x.RowBytes(rows[i]));
+    const std::byte* gap = out.view().row(0) + out.RowBytes(0).size();
+    EXPECT_EQ(*gap, std::byte{0xEE}) << "wrote between the rows";
   }
 }
 
@@ -141,8 +161,9 @@ TEST_P(DenseTest, RmsNormAgreesWithTheOracleAndMayBeInPlace) {
     TestTensor x(act(), {5, width}, 8);
     x.Fill(width, 3.0f);
     const TestTensor w = std::move(TestTensor(weight(), {width}).Fill(8));
+    const auto weight = PrepareNorm(*backend, w);
     TestTensor out(act(), {5, width});
-    backend->RmsNorm({x.view(), w.view(), out.view(), 1e-6f});
+    backend->RmsNorm({x.device(), *weight, out.device(), 1e-6f});
     const std::vector<double> want = oracle::RmsNorm(x, w, 1e-6);
     // The root halves the error of the sum; then a root, a division and a product; for bf16 two
     // roundings more.
@@ -154,7 +175,7 @@ TEST_P(DenseTest, RmsNormAgreesWithTheOracleAndMayBeInPlace) {
         ASSERT_NEAR(out.at(i, k), value, relative * std::abs(value) + 1e-30);
       }
     }
-    backend->RmsNorm({x.view(), w.view(), x.view(), 1e-6f});
+    backend->RmsNorm({x.device(), *weight, x.device(), 1e-6f});
     EXPECT_EQ(x.Bytes(), out.Bytes());
   }
 }
@@ -165,7 +186,7 @@ TEST_P(DenseTest, SiluMulAgreesWithTheOracleAndMayBeInPlace) {
   gate.Fill(9, 8.0f);
   const TestTensor up = std::move(TestTensor(act(), {3, 41}).Fill(10));
   TestTensor out(act(), {3, 41});
-  backend->SiluMul({gate.view(), up.view(), out.view()});
+  backend->SiluMul({gate.device(), up.device(), out.device()});
   // exp to 2^-22, then an addition, a division and a product; for bf16 two roundings more.
   const double relative =
       7 * oracle::Epsilon(kF32) + (act() == kF32 ? 0.0 : 2.02 * oracle::Epsilon(kBF16));
@@ -175,7 +196,7 @@ TEST_P(DenseTest, SiluMulAgreesWithTheOracleAndMayBeInPlace) {
       ASSERT_NEAR(out.at(i, k), value, relative * std::abs(value) + 1e-30);
     }
   }
-  backend->SiluMul({gate.view(), up.view(), gate.view()});
+  backend->SiluMul({gate.device(), up.device(), gate.device()});
   EXPECT_EQ(gate.Bytes(), out.Bytes());
 }
 
@@ -187,7 +208,7 @@ TEST_P(DenseTest, SiluMulIsFiniteForLargeGates) {
     up.set(0, i, 1.0f);
   }
   TestTensor out(act(), {1, 4});
-  MakeBackend()->SiluMul({gate.view(), up.view(), out.view()});
+  MakeBackend()->SiluMul({gate.device(), up.device(), out.device()});
   EXPECT_EQ(out.at(0, 0), 0.0);
   EXPECT_EQ(out.at(0, 1), gate.at(0, 1));
   EXPECT_NEAR(out.at(0, 2), 0.0, 1e-35);
@@ -199,14 +220,14 @@ TEST_P(DenseTest, AddRoundsTheExactSum) {
   a.Fill(11);
   const TestTensor b = std::move(TestTensor(act(), {2, 21}).Fill(12));
   TestTensor out(act(), {2, 21});
-  MakeBackend()->Add({a.view(), b.view(), out.view()});
+  MakeBackend()->Add({a.device(), b.device(), out.device()});
   for (int64_t i = 0; i < 2; ++i) {
     for (int64_t k = 0; k < 21; ++k) {
       const auto sum = static_cast<float>(a.at(i, k) + b.at(i, k));
       EXPECT_EQ(out.at(i, k), act() == kF32 ? sum : cpu::WidenBF16(cpu::RoundToBF16(sum)));
     }
   }
-  MakeBackend()->Add({a.view(), b.view(), a.view()});
+  MakeBackend()->Add({a.device(), b.device(), a.device()});
   EXPECT_EQ(a.Bytes(), out.Bytes());
 }
 
@@ -219,9 +240,9 @@ TEST_P(DenseTest, RowFunctionsHaveTheSameBitsOnEveryTarget) {
     ScopedTarget scoped(target);
     auto backend = MakeBackend();
     TestTensor normed(act(), {3, 73}), activated(act(), {3, 73}), sum(act(), {3, 73});
-    backend->RmsNorm({x.view(), w.view(), normed.view(), 1e-6f});
-    backend->SiluMul({x.view(), y.view(), activated.view()});
-    backend->Add({x.view(), y.view(), sum.view()});
+    backend->RmsNorm({x.device(), *PrepareNorm(*backend, w), normed.device(), 1e-6f});
+    backend->SiluMul({x.device(), y.device(), activated.device()});
+    backend->Add({x.device(), y.device(), sum.device()});
     const std::vector<std::vector<std::byte>> bytes = {normed.Bytes(), activated.Bytes(),
                                                        sum.Bytes()};
     if (first.empty()) first = bytes;

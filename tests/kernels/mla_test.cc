@@ -3,21 +3,20 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/cpu/cpu_ops.h"
+#include "kernels/backend.h"
 #include "tests/kernels/mla_oracle.h"
 #include "tests/kernels/targets.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
-
-using cpu::ThreadPool;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr double kUnitF32 = 0x1p-24;
@@ -39,6 +38,12 @@ class Tensor : public TestTensor {
     for (int64_t i = 0; i < size(); ++i) result[i] = at(i);
     return result;
   }
+  // Entries [begin, end) of the first dimension, of as many dimensions as this has.
+  DeviceTensor Rows(int64_t begin, int64_t end) const {
+    const int64_t rows_each = view().rows() / view().dim(0);
+    const DeviceTensor rows = device().slice_rows(begin * rows_each, (end - begin) * rows_each);
+    return view().rank == 2 ? rows : rows.reshaped({end - begin, view().dim(1), view().dim(2)});
+  }
   bool operator==(const Tensor& other) const { return Bytes() == other.Bytes(); }
 };
 
@@ -49,7 +54,7 @@ struct Sequence {
       : s(shape),
         act(act),
         length(length),
-        num_pages((length + kPageTokens - 1) / kPageTokens),
+        num_pages(PagesFor(length)),
         q(act, {length, s.heads, s.dn + s.dr}),
         kv_b(weight, {s.heads * (s.dn + s.dv), s.r}, 2),
         rows(act, {length, s.r + s.dr}),
@@ -77,53 +82,50 @@ struct Sequence {
     }
   }
 
-  TensorView Rows(const Tensor& tensor, int64_t begin, int64_t end) const {
-    TensorView view = tensor.view();
-    view.data = static_cast<std::byte*>(view.data) +
-                begin * (view.elements() / length) * DtypeBytes(view.dtype);
-    view.shape[0] = end - begin;
-    return view;
+  std::unique_ptr<KvUpWeight> KvUp(Backend& backend) const {
+    return *backend.PrepareKvUp(kv_b.lent(), {s.heads, s.dn, s.dv, s.r}, kv_b.format());
   }
 
   // Expanded attention of positions [begin, end), into those rows of `out`.
-  void Prefill(ThreadPool& pool, int64_t begin, int64_t end, Tensor& out) {
+  void Expanded(Backend& backend, int64_t begin, int64_t end, Tensor& out) {
     std::vector<int32_t> positions(end - begin);
     std::iota(positions.begin(), positions.end(), static_cast<int32_t>(begin));
-    cpu::MlaPrefill({Rows(q, begin, end), kv_b.view(), pages.view(), page_table, positions,
-                     Rows(out, begin, end), static_cast<float>(s.scale)},
-                    pool);
+    backend.MlaExpanded({q.Rows(begin, end), *KvUp(backend), pages.device(),
+                         DeviceVector(page_table), DeviceVector(positions), end,
+                         out.Rows(begin, end), static_cast<float>(s.scale)});
   }
-  Tensor Prefill(ThreadPool& pool) {
+  Tensor Expanded(Backend& backend) {
     Tensor out(act, {length, s.heads * s.dv});
-    Prefill(pool, 0, length, out);
+    Expanded(backend, 0, length, out);
     return out;
   }
 
-  void Absorb(ThreadPool& pool, int64_t begin, int64_t end, Tensor& q_latent) {
-    cpu::MlaAbsorbQuery({Rows(q, begin, end), kv_b.view(), Rows(q_latent, begin, end), s.dn}, pool);
+  void Absorb(Backend& backend, int64_t begin, int64_t end, Tensor& q_latent) {
+    backend.MlaAbsorbQuery({q.Rows(begin, end), *KvUp(backend), q_latent.Rows(begin, end)});
   }
-  void Decode(ThreadPool& pool, int64_t begin, int64_t end, Tensor& q_latent, Tensor& latent) {
-    const std::vector<const int32_t*> tables(end - begin, page_table.data());
+  void Attend(Backend& backend, int64_t begin, int64_t end, Tensor& q_latent, Tensor& latent) {
+    const std::vector<int32_t> table_of_row(end - begin, 0);
     std::vector<int32_t> lengths(end - begin);
     std::iota(lengths.begin(), lengths.end(), static_cast<int32_t>(begin + 1));
-    cpu::MlaDecode({Rows(q_latent, begin, end), Rows(q, begin, end), pages.view(), tables, lengths,
-                    Rows(latent, begin, end), static_cast<float>(s.scale)},
-                   pool);
+    backend.MlaAbsorbed({q_latent.Rows(begin, end), q.Rows(begin, end), pages.device(),
+                         DeviceVector(page_table).reshaped({1, num_pages}),
+                         DeviceVector(table_of_row), DeviceVector(lengths), latent.Rows(begin, end),
+                         static_cast<float>(s.scale)});
   }
-  void Project(ThreadPool& pool, int64_t begin, int64_t end, Tensor& latent, Tensor& out) {
-    cpu::MlaProjectValue({Rows(latent, begin, end), kv_b.view(), Rows(out, begin, end)}, pool);
+  void Project(Backend& backend, int64_t begin, int64_t end, Tensor& latent, Tensor& out) {
+    backend.MlaProjectValue({latent.Rows(begin, end), *KvUp(backend), out.Rows(begin, end)});
   }
   // Absorbed attention of positions [begin, end), into those rows of `out`.
-  void Absorbed(ThreadPool& pool, int64_t begin, int64_t end, Tensor& out) {
+  void Absorbed(Backend& backend, int64_t begin, int64_t end, Tensor& out) {
     Tensor q_latent(Dtype::kF32, {length, s.heads, s.r});
     Tensor latent(Dtype::kF32, {length, s.heads, s.r});
-    Absorb(pool, begin, end, q_latent);
-    Decode(pool, begin, end, q_latent, latent);
-    Project(pool, begin, end, latent, out);
+    Absorb(backend, begin, end, q_latent);
+    Attend(backend, begin, end, q_latent, latent);
+    Project(backend, begin, end, latent, out);
   }
-  Tensor Absorbed(ThreadPool& pool) {
+  Tensor Absorbed(Backend& backend) {
     Tensor out(act, {length, s.heads * s.dv});
-    Absorbed(pool, 0, length, out);
+    Absorbed(backend, 0, length, out);
     return out;
   }
 
@@ -207,8 +209,8 @@ TEST(RopeTableTest, RoundsOnceFromTheF32Angle) {
   const std::vector<int32_t> positions = {0, 1, 63, 4095, 16383, 163839};
   const std::vector<float> frequencies = {1.0f, 0.7498942f, 3.9e-2f, 3.3338e-6f};
   Tensor table(Dtype::kF32, {6, 8});
-  ThreadPool pool(2);
-  cpu::RopeTable({positions, frequencies, 1.0f, table.view()}, pool);
+  auto backend = *CreateCpuBackend(2);
+  backend->RopeTable({DeviceVector(positions), DeviceVector(frequencies), 1.0f, table.device()});
   for (int64_t i = 0; i < 6; ++i) {
     for (int64_t f = 0; f < 4; ++f) {
       const double angle = static_cast<float>(positions[i]) * frequencies[f];
@@ -217,7 +219,7 @@ TEST(RopeTableTest, RoundsOnceFromTheF32Angle) {
     }
   }
   Tensor scaled(Dtype::kF32, {6, 8});
-  cpu::RopeTable({positions, frequencies, 1.25f, scaled.view()}, pool);
+  backend->RopeTable({DeviceVector(positions), DeviceVector(frequencies), 1.25f, scaled.device()});
   for (int64_t i = 0; i < table.size(); ++i) {
     EXPECT_EQ(scaled.at(i), 1.25f * static_cast<float>(table.at(i)));
   }
@@ -236,9 +238,9 @@ TEST_P(MlaTest, RopeRotatesOnlyTheLastValuesOfEachHead) {
   for (int64_t i = 0; i < kRows; ++i) positions[i] = static_cast<int32_t>(i * 911);
   const std::vector<float> frequencies = {1.0f, 0.5f, 0.1f, 0.03f, 0.01f, 1e-3f, 1e-4f, 1e-5f};
   Tensor table(Dtype::kF32, {kRows, kRope});
-  ThreadPool pool(2);
-  cpu::RopeTable({positions, frequencies, 1.0f, table.view()}, pool);
-  cpu::Rope({x.view(), table.view()}, pool);
+  auto backend = *CreateCpuBackend(2);
+  backend->RopeTable({DeviceVector(positions), DeviceVector(frequencies), 1.0f, table.device()});
+  backend->Rope({x.device(), table.device()});
   for (int64_t row = 0; row < kRows * kHeads; ++row) {
     Doubles expected(&before[row * kWidth], &before[row * kWidth] + kWidth);
     OracleRope(&expected[kWidth - kRope], kRope, positions[row / kHeads], frequencies.data(), 1.0);
@@ -271,10 +273,10 @@ TEST_P(MlaTest, LatentAppendWritesItsRowsAndNothingElse) {
   const std::vector<int32_t> positions = {126, 127, 128, 17, 129};
   const std::vector<float> frequencies = {1.0f, 0.25f, 1e-2f, 1e-3f};
   Tensor table(Dtype::kF32, {kRows, kRope});
-  ThreadPool pool(2);
-  cpu::RopeTable({positions, frequencies, 1.0f, table.view()}, pool);
-  cpu::LatentAppend(
-      {kv_a.view(), weight.view(), table.view(), pages.view(), page_ids, slots, 1e-6f}, pool);
+  auto backend = *CreateCpuBackend(2);
+  backend->RopeTable({DeviceVector(positions), DeviceVector(frequencies), 1.0f, table.device()});
+  backend->LatentAppend({kv_a.device(), *PrepareNorm(*backend, weight), table.device(),
+                         pages.device(), DeviceVector(page_ids), DeviceVector(slots), 1e-6f});
   const Doubles input = kv_a.doubles();
   for (int64_t i = 0; i < kRows; ++i) {
     const Doubles expected =
@@ -293,7 +295,7 @@ TEST_P(MlaTest, LatentAppendWritesItsRowsAndNothingElse) {
 }
 
 TEST_P(MlaTest, AbsorbedStepsMatchTheOracle) {
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   for (const MlaShape& s : RaggedShapes()) {
     for (int64_t length : {1, 63, 64, 65, 300}) {
       SCOPED_TRACE(testing::Message() << "r " << s.r << " length " << length);
@@ -301,9 +303,9 @@ TEST_P(MlaTest, AbsorbedStepsMatchTheOracle) {
       Tensor q_latent(Dtype::kF32, {length, s.heads, s.r});
       Tensor latent(Dtype::kF32, {length, s.heads, s.r});
       Tensor out(GetParam().act, {length, s.heads * s.dv});
-      sequence.Absorb(pool, 0, length, q_latent);
-      sequence.Decode(pool, 0, length, q_latent, latent);
-      sequence.Project(pool, 0, length, latent, out);
+      sequence.Absorb(*backend, 0, length, q_latent);
+      sequence.Attend(*backend, 0, length, q_latent, latent);
+      sequence.Project(*backend, 0, length, latent, out);
       const Doubles rows = sequence.rows.doubles();
       const Doubles kv_b = sequence.kv_b.doubles();
       for (int64_t i : SampleRows(length)) {
@@ -345,13 +347,13 @@ TEST_P(MlaTest, AbsorbedStepsMatchTheOracle) {
 }
 
 TEST_P(MlaTest, ExpandedMatchesTheOracle) {
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   const bool bf16 = GetParam().act == Dtype::kBF16;
   for (const MlaShape& s : RaggedShapes()) {
     for (int64_t length : {1, 63, 64, 65, 300}) {
       SCOPED_TRACE(testing::Message() << "r " << s.r << " length " << length);
       Sequence sequence = Make(s, length);
-      const Tensor out = sequence.Prefill(pool);
+      const Tensor out = sequence.Expanded(*backend);
       const Doubles rows = sequence.rows.doubles();
       const Doubles kv_b = sequence.kv_b.doubles();
       const Doubles q = sequence.q.doubles();
@@ -372,42 +374,42 @@ TEST_P(MlaTest, ExpandedMatchesTheOracle) {
 }
 
 TEST(MlaFormsTest, AgreeInF32) {
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   std::vector<MlaShape> shapes = RaggedShapes();
   shapes.push_back(Shape(2, 128, 64, 128, 512));
   for (const MlaShape& s : shapes) {
     Sequence sequence(s, Dtype::kF32, Dtype::kBF16, 300);
-    EXPECT_LE(RelativeDistance(sequence.Absorbed(pool), sequence.Prefill(pool)), 2e-6)
+    EXPECT_LE(RelativeDistance(sequence.Absorbed(*backend), sequence.Expanded(*backend)), 2e-6)
         << "r " << s.r;
   }
 }
 
 TEST(MlaFormsTest, AgreeInF32AfterManyPages) {
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   const MlaShape s = Shape(2, 32, 16, 32, 64);
   constexpr int64_t kLength = 8000;
   Sequence sequence(s, Dtype::kF32, Dtype::kF32, kLength);
   Tensor expanded(Dtype::kF32, {kLength, s.heads * s.dv});
   Tensor absorbed(Dtype::kF32, {kLength, s.heads * s.dv});
-  sequence.Prefill(pool, kLength - 100, kLength, expanded);
-  sequence.Absorbed(pool, kLength - 100, kLength, absorbed);
+  sequence.Expanded(*backend, kLength - 100, kLength, expanded);
+  sequence.Absorbed(*backend, kLength - 100, kLength, absorbed);
   EXPECT_LE(RelativeDistance(absorbed, expanded), 2e-6);
 }
 
 TEST_P(MlaTest, AbsorbedRowsInOneCallEqualSingleRows) {
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   for (const MlaShape& s : RaggedShapes()) {
     Sequence sequence = Make(s, 150);
-    const Tensor together = sequence.Absorbed(pool);
+    const Tensor together = sequence.Absorbed(*backend);
     Tensor alone(GetParam().act, {150, s.heads * s.dv});
-    for (int64_t i = 0; i < 150; ++i) sequence.Absorbed(pool, i, i + 1, alone);
+    for (int64_t i = 0; i < 150; ++i) sequence.Absorbed(*backend, i, i + 1, alone);
     EXPECT_TRUE(together == alone) << "r " << s.r;
   }
 }
 
-TEST_P(MlaTest, DecodeKeepsSequencesApart) {
+TEST_P(MlaTest, AbsorbedRowsKeepSequencesApart) {
   // Two sequences in one pool of pages, their rows interleaved in one call.
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   const MlaShape s = Shape(6, 24, 8, 16, 40);
   const int64_t width = s.r + s.dr;
   Sequence sequences[2] = {Make(s, 130, 1), Make(s, 70, 2)};
@@ -419,45 +421,44 @@ TEST_P(MlaTest, DecodeKeepsSequencesApart) {
     pages.set(i, static_cast<float>(i < first_size ? sequences[0].pages.at(i)
                                                    : sequences[1].pages.at(i - first_size)));
   }
-  std::vector<int32_t> second_table = sequences[1].page_table;
-  for (int32_t& id : second_table) id += static_cast<int32_t>(page_counts[0]);
-  const std::vector<const int32_t*> tables = {sequences[0].page_table.data(), second_table.data(),
-                                              sequences[0].page_table.data()};
+  constexpr int64_t kMaxPages = 4;
+  std::vector<int32_t> tables(2 * kMaxPages,
+                              -1);  // nothing but a sequence's own pages is looked up
+  for (int i = 0; i < 2; ++i) {
+    for (int64_t page = 0; page < sequences[i].num_pages; ++page) {
+      tables[i * kMaxPages + page] =
+          sequences[i].page_table[page] + static_cast<int32_t>(i * page_counts[0]);
+    }
+  }
+  const std::vector<int32_t> table_of_row = {0, 1, 0};
   const std::vector<int32_t> lengths = {130, 70, 64};
   Tensor q_latent(Dtype::kF32, {3, s.heads, s.r});
   Tensor q(GetParam().act, {3, s.heads, s.dn + s.dr});
   std::mt19937 random(5);
   q_latent.Fill(random());
   q.Fill(random());
-  const auto decode = [&](int64_t begin, int64_t end, Tensor& out) {
-    const auto slice = [&](const Tensor& tensor) {
-      TensorView view = tensor.view();
-      view.data = view.row(begin * s.heads);
-      view.shape[0] = end - begin;
-      return view;
-    };
-    const auto at = static_cast<size_t>(begin);
-    const auto count = static_cast<size_t>(end - begin);
-    cpu::MlaDecode(
-        {slice(q_latent), slice(q), pages.view(), absl::MakeConstSpan(tables).subspan(at, count),
-         absl::MakeConstSpan(lengths).subspan(at, count), slice(out), 0.25f},
-        pool);
+  const auto attend = [&](int64_t begin, int64_t end, Tensor& out) {
+    const int64_t count = end - begin;
+    backend->MlaAbsorbed({q_latent.Rows(begin, end), q.Rows(begin, end), pages.device(),
+                          DeviceVector(tables).reshaped({2, kMaxPages}),
+                          DeviceVector(table_of_row).slice(begin, count),
+                          DeviceVector(lengths).slice(begin, count), out.Rows(begin, end), 0.25f});
   };
   Tensor together(Dtype::kF32, {3, s.heads, s.r});
   Tensor alone(Dtype::kF32, {3, s.heads, s.r});
-  decode(0, 3, together);
-  for (int64_t i = 0; i < 3; ++i) decode(i, i + 1, alone);
+  attend(0, 3, together);
+  for (int64_t i = 0; i < 3; ++i) attend(i, i + 1, alone);
   EXPECT_TRUE(together == alone);
   for (double x : together.doubles()) EXPECT_TRUE(std::isfinite(x));
 }
 
-TEST_P(MlaTest, PrefillIsTheSameHoweverThePromptIsCut) {
-  ThreadPool pool(2);
+TEST_P(MlaTest, ExpandedIsTheSameHoweverThePromptIsCut) {
+  auto backend = *CreateCpuBackend(2);
   std::mt19937 random(7);
   for (const MlaShape& s : RaggedShapes()) {
     constexpr int64_t kLength = 420;
     Sequence sequence = Make(s, kLength);
-    const Tensor whole = sequence.Prefill(pool);
+    const Tensor whole = sequence.Expanded(*backend);
     for (int trial = 0; trial < 4; ++trial) {
       Tensor chunks(GetParam().act, {kLength, s.heads * s.dv});
       sequence.pages.FillWith(
@@ -465,7 +466,7 @@ TEST_P(MlaTest, PrefillIsTheSameHoweverThePromptIsCut) {
       for (int64_t begin = 0; begin < kLength;) {
         const int64_t end = std::min<int64_t>(kLength, begin + 1 + random() % 150);
         sequence.Store(begin, end);
-        sequence.Prefill(pool, begin, end, chunks);
+        sequence.Expanded(*backend, begin, end, chunks);
         begin = end;
       }
       EXPECT_TRUE(whole == chunks) << "r " << s.r;
@@ -474,32 +475,32 @@ TEST_P(MlaTest, PrefillIsTheSameHoweverThePromptIsCut) {
 }
 
 TEST_P(MlaTest, UnusedMemoryDoesNotMatter) {
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   for (const MlaShape& s : RaggedShapes()) {
     Sequence sequence = Make(s, 200);
-    const Tensor expanded = sequence.Prefill(pool);
-    const Tensor absorbed = sequence.Absorbed(pool);
+    const Tensor expanded = sequence.Expanded(*backend);
+    const Tensor absorbed = sequence.Absorbed(*backend);
     for (double x : expanded.doubles()) ASSERT_TRUE(std::isfinite(x));
     sequence.pages.FillWith(-3e38f);
     sequence.Store(0, 200);
-    EXPECT_TRUE(sequence.Prefill(pool) == expanded) << "r " << s.r;
-    EXPECT_TRUE(sequence.Absorbed(pool) == absorbed) << "r " << s.r;
+    EXPECT_TRUE(sequence.Expanded(*backend) == expanded) << "r " << s.r;
+    EXPECT_TRUE(sequence.Absorbed(*backend) == absorbed) << "r " << s.r;
   }
 }
 
 TEST_P(MlaTest, BitsDoNotDependOnThreadsOrInstructionSet) {
   for (const MlaShape& s : RaggedShapes()) {
     Sequence sequence = Make(s, 300);
-    ThreadPool one(1);
-    const Tensor expanded = sequence.Prefill(one);
-    const Tensor absorbed = sequence.Absorbed(one);
+    auto one = *CreateCpuBackend(1);
+    const Tensor expanded = sequence.Expanded(*one);
+    const Tensor absorbed = sequence.Absorbed(*one);
     for (int64_t target : AvailableTargets()) {
       SCOPED_TRACE(testing::Message() << "r " << s.r << " " << hwy::TargetName(target));
       ScopedTarget scoped(target);
       for (int num_threads : {1, 2, 3}) {
-        ThreadPool pool(num_threads);
-        EXPECT_TRUE(sequence.Prefill(pool) == expanded);
-        EXPECT_TRUE(sequence.Absorbed(pool) == absorbed);
+        auto backend = *CreateCpuBackend(num_threads);
+        EXPECT_TRUE(sequence.Expanded(*backend) == expanded);
+        EXPECT_TRUE(sequence.Absorbed(*backend) == absorbed);
       }
     }
   }
@@ -507,12 +508,12 @@ TEST_P(MlaTest, BitsDoNotDependOnThreadsOrInstructionSet) {
 
 TEST_P(MlaTest, LargeScoresNeitherOverflowNorLoseTheLargest) {
   // Scores in the thousands: the weights are those of an argmax, and the maximum moves often.
-  ThreadPool pool(2);
+  auto backend = *CreateCpuBackend(2);
   MlaShape s = Shape(4, 32, 16, 32, 64);
   s.scale = 200;
   Sequence sequence = Make(s, 300);
-  const Doubles expanded = sequence.Prefill(pool).doubles();
-  const Doubles absorbed = sequence.Absorbed(pool).doubles();
+  const Doubles expanded = sequence.Expanded(*backend).doubles();
+  const Doubles absorbed = sequence.Absorbed(*backend).doubles();
   for (size_t i = 0; i < expanded.size(); ++i) {
     ASSERT_LE(std::abs(expanded[i]), 10);
     ASSERT_LE(std::abs(absorbed[i]), 10);

@@ -21,40 +21,43 @@ using ::testing::ElementsAre;
 constexpr Dtype kF32 = Dtype::kF32;
 constexpr Dtype kBF16 = Dtype::kBF16;
 
-// What Route says for one row.
+// What Route says, rows one after another.
 struct Choice {
   std::vector<int32_t> ids;
   std::vector<float> weights;
 };
 
-Choice RouteOne(const RouteArgs& settings, const TestTensor& x, const TestTensor& weight,
-                int num_threads = 1) {
+// The constants of RouteArgs.
+struct Settings {
+  int top_k;
+  int num_groups = 0;
+  int top_groups = 0;
+  bool normalize = false;
+  float scaling = 1.0f;
+};
+
+Choice RouteRows(const Settings& settings, const TestTensor& x, const TestTensor& weight,
+                 int num_threads) {
+  const int64_t rows = x.view().rows();
   Choice choice;
-  choice.ids.resize(settings.top_k);
-  choice.weights.resize(settings.top_k);
-  RouteArgs args = settings;
-  args.x = x.view();
-  args.weight = weight.view();
-  args.expert_ids = TensorView(choice.ids.data(), Dtype::kI32, {1, settings.top_k});
-  args.weights = TensorView(choice.weights.data(), kF32, {1, settings.top_k});
-  (*CreateCpuBackend(num_threads))->Route(args);
+  choice.ids.resize(rows * settings.top_k);
+  choice.weights.resize(rows * settings.top_k);
+  auto backend = *CreateCpuBackend(num_threads);
+  backend->Route({x.device(), *PrepareLinear(*backend, weight), settings.top_k, settings.num_groups,
+                  settings.top_groups, settings.normalize, settings.scaling,
+                  DeviceVector(choice.ids).reshaped({rows, settings.top_k}),
+                  DeviceVector(choice.weights).reshaped({rows, settings.top_k})});
   return choice;
 }
 
 // Rows whose routing logits are exactly `logits`: x is a unit vector, the weights its column.
-Choice RouteLogits(const RouteArgs& settings, const std::vector<float>& logits) {
+Choice RouteLogits(const Settings& settings, const std::vector<float>& logits) {
   TestTensor x(kF32, {1, 8}), weight(kF32, {static_cast<int64_t>(logits.size()), 8});
   for (int i = 0; i < 8; ++i) x.set(0, i, i == 0 ? 1.0f : 0.0f);
   for (size_t e = 0; e < logits.size(); ++e) {
     for (int i = 0; i < 8; ++i) weight.set(e, i, i == 0 ? logits[e] : 0.0f);
   }
-  return RouteOne(settings, x, weight);
-}
-
-RouteArgs TopK(int top_k) {
-  RouteArgs args;
-  args.top_k = top_k;
-  return args;
+  return RouteRows(settings, x, weight, 1);
 }
 
 TEST(RouteTest, AgreesWithTheOracle) {
@@ -62,15 +65,9 @@ TEST(RouteTest, AgreesWithTheOracle) {
   for (Dtype act : {kF32, kBF16}) {
     const TestTensor x = std::move(TestTensor(act, {kRows, kHidden}).Fill(1));
     const TestTensor weight = std::move(TestTensor(kBF16, {kExperts, kHidden}).Fill(2, 0.1f));
-    RouteArgs args = TopK(6);
-    std::vector<int32_t> ids(kRows * 6);
-    std::vector<float> weights(kRows * 6);
-    args.x = x.view();
-    args.weight = weight.view();
-    args.scaling = 2.5f;
-    args.expert_ids = TensorView(ids.data(), Dtype::kI32, {kRows, 6});
-    args.weights = TensorView(weights.data(), kF32, {kRows, 6});
-    (*CreateCpuBackend(2))->Route(args);
+    Settings settings = {6};
+    settings.scaling = 2.5f;
+    const auto [ids, weights] = RouteRows(settings, x, weight, 2);
     const oracle::Sums sums = oracle::Linear(x, weight);
     for (int64_t i = 0; i < kRows; ++i) {
       const std::vector<double> p = oracle::Softmax(
@@ -87,36 +84,36 @@ TEST(RouteTest, AgreesWithTheOracle) {
 }
 
 TEST(RouteTest, OfEqualScoresTheLowerIndexIsFirst) {
-  const Choice choice = RouteLogits(TopK(4), {1, 3, 2, 3, 2, 3, 0, 0});
+  const Choice choice = RouteLogits({4}, {1, 3, 2, 3, 2, 3, 0, 0});
   EXPECT_THAT(choice.ids, ElementsAre(1, 3, 5, 2));
   EXPECT_EQ(choice.weights[0], choice.weights[2]);
 }
 
 TEST(RouteTest, GroupsLimitTheChoice) {
-  RouteArgs args = TopK(3);
-  args.num_groups = 4;
-  args.top_groups = 2;
+  Settings settings = {3};
+  settings.num_groups = 4;
+  settings.top_groups = 2;
   // Groups {0,1}, {2,3}, {4,5}, {6,7}: the second and the fourth have the best members.
-  const Choice choice = RouteLogits(args, {4, 4, 6, 0, 5, 4, 7, 1});
+  const Choice choice = RouteLogits(settings, {4, 4, 6, 0, 5, 4, 7, 1});
   EXPECT_THAT(choice.ids, ElementsAre(6, 2, 7));
   // Of groups with equal best scores the lower index stays.
-  EXPECT_THAT(RouteLogits(args, {5, 4, 5, 0, 5, 4, 7, 1}).ids, ElementsAre(6, 0, 1));
+  EXPECT_THAT(RouteLogits(settings, {5, 4, 5, 0, 5, 4, 7, 1}).ids, ElementsAre(6, 0, 1));
 }
 
 TEST(RouteTest, ExpertsOutsideTheGroupsScoreZero) {
-  RouteArgs args = TopK(3);
-  args.num_groups = 4;
-  args.top_groups = 1;
-  const Choice choice = RouteLogits(args, {1, 1, 1, 1, 9, 1, 1, 1});
+  Settings settings = {3};
+  settings.num_groups = 4;
+  settings.top_groups = 1;
+  const Choice choice = RouteLogits(settings, {1, 1, 1, 1, 9, 1, 1, 1});
   EXPECT_THAT(choice.ids, ElementsAre(4, 5, 0));
   EXPECT_EQ(choice.weights[2], 0.0f);
 }
 
 TEST(RouteTest, NormalizedWeightsSumToOneAndAreNotScaled) {
-  RouteArgs args = TopK(3);
-  args.normalize = true;
-  args.scaling = 16.0f;
-  const Choice choice = RouteLogits(args, {1, 3, 2, 0, 2, 1, 0, 0});
+  Settings settings = {3};
+  settings.normalize = true;
+  settings.scaling = 16.0f;
+  const Choice choice = RouteLogits(settings, {1, 3, 2, 0, 2, 1, 0, 0});
   EXPECT_NEAR(choice.weights[0] + choice.weights[1] + choice.weights[2], 1.0f, 1e-6f);
   EXPECT_NEAR(choice.weights[0] / choice.weights[1], std::exp(1.0f), 1e-5f);
 }
@@ -128,7 +125,7 @@ TEST(RouteTest, ARowDoesNotDependOnTheTarget) {
   for (int64_t target : AvailableTargets()) {
     ScopedTarget scoped(target);
     for (int num_threads : {1, 3}) {
-      const Choice choice = RouteOne(TopK(6), x, weight, num_threads);
+      const Choice choice = RouteRows({6}, x, weight, num_threads);
       if (first.empty()) first = choice.weights;
       EXPECT_EQ(choice.weights, first);
     }
@@ -137,7 +134,7 @@ TEST(RouteTest, ARowDoesNotDependOnTheTarget) {
 
 struct Expert {
   TestTensor gate, up, down;
-  ExpertWeights weights() const { return {gate.view(), up.view(), down.view()}; }
+  ExpertTensors lent() const { return {gate.lent(), up.lent(), down.lent()}; }
 };
 
 std::vector<Expert> MakeExperts(int count, Dtype dtype, int64_t hidden, int64_t intermediate) {
@@ -154,14 +151,24 @@ std::vector<Expert> MakeExperts(int count, Dtype dtype, int64_t hidden, int64_t 
   return experts;
 }
 
+// A layer of `num_experts`, the first of them loaded with `experts`, which must outlive it.
+std::unique_ptr<ExpertLayer> LoadLayer(Backend& backend, const std::vector<Expert>& experts,
+                                       int num_experts) {
+  const TensorView& down = experts[0].down.view();
+  auto layer = *backend.PrepareExpertLayer({num_experts, down.dim(0), down.dim(1)},
+                                           experts[0].down.format());
+  for (size_t e = 0; e < experts.size(); ++e) {
+    EXPECT_TRUE(layer->Load(static_cast<int>(e), experts[e].lent()).ok());
+  }
+  return layer;
+}
+
 TEST(ExpertMlpTest, EqualsLinearSiluMulLinearOnEachRowAloneBitForBit) {
   constexpr int64_t kHidden = 40, kIntermediate = 136, kRows = 12;
   constexpr int kExperts = 5, kRoutes = 50;
   for (Dtype act : {kF32, kBF16}) {
     for (Dtype weight : {kF32, kBF16}) {
       const std::vector<Expert> experts = MakeExperts(kExperts, weight, kHidden, kIntermediate);
-      std::vector<ExpertWeights> weights(kExperts + 1);  // the last one is never named
-      for (int e = 0; e < kExperts; ++e) weights[e] = experts[e].weights();
       const TestTensor x = std::move(TestTensor(act, {kRows, kHidden}, 8).Fill(5));
       std::mt19937 random(6);
       std::vector<int32_t> route_experts, route_rows;
@@ -173,19 +180,22 @@ TEST(ExpertMlpTest, EqualsLinearSiluMulLinearOnEachRowAloneBitForBit) {
       TestTensor want(act, {kRoutes, kHidden});
       for (int t = 0; t < kRoutes; ++t) {
         TestTensor gate(act, {1, kIntermediate}), up(act, {1, kIntermediate});
-        const TensorView row = x.view().slice_rows(route_rows[t], 1);
-        const ExpertWeights& e = weights[route_experts[t]];
-        alone->Linear({row, e.gate, gate.view()});
-        alone->Linear({row, e.up, up.view()});
-        alone->SiluMul({gate.view(), up.view(), gate.view()});
-        alone->Linear({gate.view(), e.down, want.view().slice_rows(t, 1)});
+        const DeviceTensor row = x.device().slice_rows(route_rows[t], 1);
+        const Expert& e = experts[route_experts[t]];
+        alone->Linear({row, *PrepareLinear(*alone, e.gate), gate.device()});
+        alone->Linear({row, *PrepareLinear(*alone, e.up), up.device()});
+        alone->SiluMul({gate.device(), up.device(), gate.device()});
+        alone->Linear(
+            {gate.device(), *PrepareLinear(*alone, e.down), want.device().slice_rows(t, 1)});
       }
       for (int64_t target : AvailableTargets()) {
         ScopedTarget scoped(target);
         for (int num_threads : {1, 2, 3}) {
+          auto backend = *CreateCpuBackend(num_threads);
+          const auto layer = LoadLayer(*backend, experts, kExperts + 1);  // one is never loaded
           TestTensor out(act, {kRoutes, kHidden}, 4);
-          (*CreateCpuBackend(num_threads))
-              ->ExpertMlp({x.view(), weights, route_experts, route_rows, out.view()});
+          backend->ExpertMlp({x.device(), *layer, DeviceVector(route_experts),
+                              DeviceVector(route_rows), out.device()});
           EXPECT_EQ(out.Bytes(), want.Bytes()) << hwy::TargetName(target);
         }
       }
@@ -196,7 +206,6 @@ TEST(ExpertMlpTest, EqualsLinearSiluMulLinearOnEachRowAloneBitForBit) {
 TEST(ExpertMlpTest, MoreRoutesThanFitAtOnceAndNoneAtAll) {
   constexpr int64_t kRoutes = 4500;
   const std::vector<Expert> experts = MakeExperts(2, kF32, 8, 8);
-  const std::vector<ExpertWeights> weights = {experts[0].weights(), experts[1].weights()};
   const TestTensor x = std::move(TestTensor(kF32, {3, 8}).Fill(7));
   std::vector<int32_t> route_experts, route_rows;
   for (int t = 0; t < kRoutes; ++t) {
@@ -204,10 +213,13 @@ TEST(ExpertMlpTest, MoreRoutesThanFitAtOnceAndNoneAtAll) {
     route_rows.push_back(t % 3);
   }
   auto backend = *CreateCpuBackend(2);
+  const auto layer = LoadLayer(*backend, experts, 2);
   TestTensor out(kF32, {kRoutes, 8});
-  backend->ExpertMlp({x.view(), weights, route_experts, route_rows, out.view()});
+  backend->ExpertMlp(
+      {x.device(), *layer, DeviceVector(route_experts), DeviceVector(route_rows), out.device()});
   for (int64_t t = 21; t < kRoutes; ++t) ASSERT_EQ(out.RowBytes(t), out.RowBytes(t % 21));
-  backend->ExpertMlp({x.view(), weights, {}, {}, out.view().slice_rows(0, 0)});
+  const DeviceTensor no_routes = DeviceVector(route_rows).slice(0, 0);
+  backend->ExpertMlp({x.device(), *layer, no_routes, no_routes, out.device().slice_rows(0, 0)});
 }
 
 TEST(CombineTest, AddsInRankingOrderAndRoundsOnce) {
@@ -230,7 +242,8 @@ TEST(CombineTest, AddsInRankingOrderAndRoundsOnce) {
     for (int64_t target : AvailableTargets()) {
       ScopedTarget scoped(target);
       TestTensor out(act, {3, kHidden}, 2);
-      (*CreateCpuBackend(2))->Combine({rows.view(), offsets, weights, out.view()});
+      (*CreateCpuBackend(2))
+          ->Combine({rows.device(), DeviceVector(offsets), DeviceVector(weights), out.device()});
       EXPECT_EQ(out.Bytes(), want.Bytes()) << hwy::TargetName(target);
     }
   }

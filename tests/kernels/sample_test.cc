@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "tests/kernels/oracle.h"
 #include "tests/kernels/targets.h"
+#include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
@@ -37,8 +38,10 @@ std::vector<SampledToken> Draw(const std::vector<float>& logits, const SamplingP
     rows.push_back({params, i});
   }
   std::vector<SampledToken> out(count);
-  const TensorView view(all.data(), Dtype::kF32, {count, static_cast<int64_t>(logits.size())});
-  (*CreateCpuBackend(num_threads))->Sample({view, rows, allowed, absl::MakeSpan(out)});
+  const auto vocab = static_cast<int64_t>(logits.size());
+  (*CreateCpuBackend(num_threads))
+      ->Sample({DeviceVector(all).reshaped({count, vocab}), DeviceStructs(rows),
+                DeviceVector(allowed), DeviceStructs(out)});
   return out;
 }
 
@@ -199,11 +202,12 @@ TEST(SampleTest, LooksDeepIntoALargeVocabulary) {
 
 TEST(LogProbTest, AgreesWithTheOracle) {
   for (size_t vocab : {1, 17, 1000, 102400}) {
-    std::vector<float> logits = RandomLogits(vocab, vocab);
+    const std::vector<float> logits = RandomLogits(vocab, vocab);
     const std::vector<int32_t> targets = {static_cast<int32_t>(vocab / 2)};
     std::vector<float> out(1);
-    const TensorView view(logits.data(), Dtype::kF32, {1, static_cast<int64_t>(vocab)});
-    (*CreateCpuBackend(2))->LogProb({view, targets, absl::MakeSpan(out)});
+    (*CreateCpuBackend(2))
+        ->LogProb({DeviceVector(logits).reshaped({1, static_cast<int64_t>(vocab)}),
+                   DeviceVector(targets), DeviceVector(out)});
     const double want = ExactLogProb(logits, targets[0]);
     // exp is good to 2^-22, a weight to half of 2^-40 of the best one; then one rounding.
     const double tolerance = std::ldexp(1.0, -22) + std::ldexp(static_cast<double>(vocab), -41) +
@@ -213,11 +217,11 @@ TEST(LogProbTest, AgreesWithTheOracle) {
 }
 
 TEST(LogProbTest, ErrorsAreNan) {
-  std::vector<float> logits = {1, kNan, 1, kInfinity, 1, -kInfinity};
+  const std::vector<float> logits = {1, kNan, 1, kInfinity, 1, -kInfinity};
   const std::vector<int32_t> targets = {0, 0, 1};
   std::vector<float> out(3);
   (*CreateCpuBackend(1))
-      ->LogProb({TensorView(logits.data(), Dtype::kF32, {3, 2}), targets, absl::MakeSpan(out)});
+      ->LogProb({DeviceVector(logits).reshaped({3, 2}), DeviceVector(targets), DeviceVector(out)});
   EXPECT_TRUE(std::isnan(out[0]));
   EXPECT_TRUE(std::isnan(out[1]));
   EXPECT_EQ(out[2], -kInfinity);

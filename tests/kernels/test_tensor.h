@@ -1,14 +1,20 @@
-// Tensors for tests of kernels: owned, filled from a seed, of any alignment and row distance.
+// Tensors for tests of kernels: owned, filled from a seed, of any alignment and row distance; and
+// short ways to have them where the ops of the CPU backend want them.
 #ifndef TANDEM_TESTS_KERNELS_TEST_TENSOR_H_
 #define TANDEM_TESTS_KERNELS_TEST_TENSOR_H_
 
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <random>
+#include <type_traits>
 #include <vector>
 
+#include "common/mode.h"
 #include "common/tensor.h"
+#include "kernels/backend.h"
 #include "kernels/cpu/bf16.h"
+#include "kernels/device_access.h"
 
 namespace tandem::kernels {
 
@@ -26,6 +32,11 @@ class TestTensor {
   TestTensor(TestTensor&&) = default;
 
   const TensorView& view() const { return view_; }
+  // The same memory as the CPU's device memory.
+  DeviceTensor device() const { return DeviceAccess::Tensor(view_.data, view_); }
+  // For Backend::Prepare...; what is made of it must not outlive this.
+  OwnedTensor lent() const { return {view_, nullptr}; }
+  WeightFormat format() const { return DefaultWeightFormat(view_.dtype); }
 
   double at(int64_t row, int64_t i) const {
     return cpu::LoadElement(view_.row(row), view_.dtype, i);
@@ -62,6 +73,36 @@ class TestTensor {
   std::vector<unsigned char> memory_;
   TensorView view_;
 };
+
+// `values`, which must outlive it, as a vector in the CPU's device memory.
+template <typename T>
+DeviceTensor DeviceVector(const std::vector<T>& values) {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, int32_t> ||
+                std::is_same_v<T, uint8_t>);
+  constexpr Dtype kDtype = std::is_same_v<T, float>     ? Dtype::kF32
+                           : std::is_same_v<T, int32_t> ? Dtype::kI32
+                                                        : Dtype::kU8;
+  return DeviceAccess::Tensor(const_cast<T*>(values.data()),
+                              TensorLayout(kDtype, {static_cast<int64_t>(values.size())}));
+}
+// One struct per row, as bytes.
+template <typename T>
+DeviceTensor DeviceStructs(const std::vector<T>& rows) {
+  return DeviceAccess::Tensor(
+      const_cast<T*>(rows.data()),
+      TensorLayout(Dtype::kU8, {static_cast<int64_t>(rows.size()), sizeof(T)}));
+}
+
+inline std::unique_ptr<LinearWeight> PrepareLinear(Backend& backend, const TestTensor& tensor) {
+  return *backend.PrepareLinear(tensor.lent(), tensor.format());
+}
+inline std::unique_ptr<EmbeddingWeight> PrepareEmbedding(Backend& backend,
+                                                         const TestTensor& tensor) {
+  return *backend.PrepareEmbedding(tensor.lent(), tensor.format());
+}
+inline std::unique_ptr<NormWeight> PrepareNorm(Backend& backend, const TestTensor& tensor) {
+  return *backend.PrepareNorm(tensor.lent(), tensor.format());
+}
 
 }  // namespace tandem::kernels
 

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/bf16.h"
@@ -75,22 +76,17 @@ double PeakFlopRate(cpu::ThreadPool& pool) {
   return static_cast<double>(flops_of_one) * num_threads / timing.median_s;
 }
 
-// A bf16 product [rows, k] x [n, k] with values that repeat, so that it is cheap to check.
+// The operands of a bf16 product [rows, k] x [n, k], of values that repeat.
 struct Product {
-  Product(int64_t rows, int64_t n, int64_t k)
-      : x(rows * k), weight(n * k), out(rows * n), rows(rows), n(n), k(k) {
+  Product(int64_t rows, int64_t n, int64_t k) : x(rows * k), weight(n * k), rows(rows), n(n), k(k) {
     for (size_t i = 0; i < x.size(); ++i) x[i] = Value(i);
     for (size_t i = 0; i < weight.size(); ++i) weight[i] = Value(i * 7);
   }
   static BF16 Value(size_t i) {
     return cpu::RoundToBF16(static_cast<float>(i % 251) / 251.0f - 0.5f);
   }
-  LinearArgs Args() {
-    return {TensorView(x.data(), Dtype::kBF16, {rows, k}),
-            TensorView(weight.data(), Dtype::kBF16, {n, k}),
-            TensorView(out.data(), Dtype::kF32, {rows, n})};
-  }
-  bool IsRight() const {
+  // Looks at some of the outputs `out`, [rows, n].
+  bool IsRight(const std::vector<float>& out) const {
     for (int64_t row : {int64_t{0}, rows - 1}) {
       for (int64_t j = 0; j < n; j += 97) {
         double sum = 0;
@@ -105,27 +101,40 @@ struct Product {
   }
 
   std::vector<BF16> x, weight;
-  std::vector<float> out;
-  int64_t rows, n, k;
+  const int64_t rows, n, k;
 };
 
-// Prints one line; false: the result is wrong.
-bool Bench(Backend& backend, const char* name, int64_t rows, int64_t n, int64_t k, double bandwidth,
-           double flop_rate) {
-  Product product(rows, n, k);
-  const LinearArgs args = product.Args();
+// Of the machine, per second.
+struct Ceilings {
+  double bandwidth;  // bytes read
+  double flop_rate;
+};
+
+// Prints one line. INTERNAL: the result is wrong.
+absl::Status Bench(Backend& backend, const char* name, int64_t rows, int64_t n, int64_t k,
+                   const Ceilings& ceilings) {
+  const auto product = std::make_shared<Product>(rows, n, k);
+  auto x_memory = backend.Allocate(product->x.size() * sizeof(BF16));
+  if (!x_memory.ok()) return x_memory.status();
+  auto out_memory = backend.Allocate(rows * n * sizeof(float));
+  if (!out_memory.ok()) return out_memory.status();
+  auto weight = backend.PrepareLinear(
+      {TensorView(product->weight.data(), Dtype::kBF16, {n, k}), product}, WeightFormat::kBF16);
+  if (!weight.ok()) return weight.status();
+  const LinearArgs args = {(*x_memory)->Tensor(Dtype::kBF16, {rows, k}), **weight,
+                           (*out_memory)->Tensor(Dtype::kF32, {rows, n})};
+  backend.Write(product->x.data(), args.x);
   backend.Linear(args);
-  if (!product.IsRight()) {
-    std::printf("%-22s WRONG RESULT\n", name);
-    return false;
-  }
+  std::vector<float> out(rows * n);
+  backend.Read(args.out, out.data())->Wait();
+  if (!product->IsRight(out)) return absl::InternalError("The result is wrong");
   const Timing timing = Measure([&] { backend.Linear(args); });
   const double bytes_rate = 2.0 * static_cast<double>(n * k) / timing.median_s;
   const double rate = 2.0 * static_cast<double>(rows * n * k) / timing.median_s;
   std::printf("%-22s %8.3f ms +-%3.0f%%  %6.1f GB/s (%3.0f%%)  %7.1f GFLOP/s (%3.0f%%)\n", name,
               timing.median_s * 1e3, timing.spread * 50, bytes_rate * 1e-9,
-              100 * bytes_rate / bandwidth, rate * 1e-9, 100 * rate / flop_rate);
-  return true;
+              100 * bytes_rate / ceilings.bandwidth, rate * 1e-9, 100 * rate / ceilings.flop_rate);
+  return absl::OkStatus();
 }
 
 int Main(int num_threads) {
@@ -134,24 +143,25 @@ int Main(int num_threads) {
     std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
     return 1;
   }
-  double bandwidth, flop_rate;
+  Ceilings ceilings;
   {
     cpu::ThreadPool pool(num_threads);
-    bandwidth = StreamBandwidth(pool);
-    flop_rate = PeakFlopRate(pool);
+    ceilings = {StreamBandwidth(pool), PeakFlopRate(pool)};
   }
   std::printf("%s; ceilings: %.1f GB/s read, %.1f GFLOP/s f32\n", (*backend)->Description().c_str(),
-              bandwidth * 1e-9, flop_rate * 1e-9);
-  bool right = true;
+              ceilings.bandwidth * 1e-9, ceilings.flop_rate * 1e-9);
+  bool succeeded = true;
   const auto bench = [&](const char* name, int64_t rows, int64_t n, int64_t k) {
-    right &= Bench(**backend, name, rows, n, k, bandwidth, flop_rate);
+    const absl::Status status = Bench(**backend, name, rows, n, k, ceilings);
+    if (!status.ok()) std::fprintf(stderr, "%s: %s\n", name, status.ToString().c_str());
+    succeeded &= status.ok();
   };
   bench("gate_proj, 1 row", 1, 10944, 2048);
   bench("gate_proj, 4 rows", 4, 10944, 2048);
   bench("gate_proj, 64 rows", 64, 10944, 2048);
   bench("down_proj, 64 rows", 64, 2048, 10944);
   bench("lm_head, 1 row", 1, 102400, 2048);
-  return right ? 0 : 1;
+  return succeeded ? 0 : 1;
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ TEST_F(CheckpointTest, LoadsEveryTensorAsItWasWritten) {
     EXPECT_EQ((*checkpoint)->config().hidden_size, 32);
     uint64_t parameters = 0;
     for (const RawTensor& raw : tensors_) {
-      const auto weight = (*checkpoint)->Load(raw.name, Dtype::kBF16);
+      const auto weight = (*checkpoint)->Load(raw.name, WeightFormat::kBF16);
       ASSERT_TRUE(weight.ok()) << weight.status();
       EXPECT_EQ(weight->view.dtype, Dtype::kBF16);
       ASSERT_EQ(weight->view.rank, static_cast<int>(raw.shape.size()));
@@ -107,7 +107,7 @@ TEST_F(CheckpointTest, LoadsUnalignedData) {
     WriteFile(dir_.File("model.safetensors"), SafetensorsBytes(tensors_, padding));
     const auto checkpoint = Open();
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-    const auto weight = (*checkpoint)->Load(kExpert, Dtype::kF32);
+    const auto weight = (*checkpoint)->Load(kExpert, WeightFormat::kF32);
     ASSERT_TRUE(weight.ok());
     EXPECT_EQ(Bytes(weight->view), Find(tensors_, kExpert).bytes);
   }
@@ -119,8 +119,8 @@ TEST_F(CheckpointTest, CountsOnlyWhatWasLoaded) {
   ASSERT_TRUE(checkpoint.ok());
   EXPECT_EQ((*checkpoint)->mapped_tensors(), 0);
   EXPECT_EQ((*checkpoint)->mapped_bytes(), 0);
-  ASSERT_TRUE((*checkpoint)->Load(kExpert, Dtype::kBF16).ok());
-  ASSERT_TRUE((*checkpoint)->Load(kNorm, Dtype::kBF16).ok());
+  ASSERT_TRUE((*checkpoint)->Load(kExpert, WeightFormat::kBF16).ok());
+  ASSERT_TRUE((*checkpoint)->Load(kNorm, WeightFormat::kBF16).ok());
   EXPECT_EQ((*checkpoint)->mapped_tensors(), 2);
   EXPECT_EQ((*checkpoint)->mapped_bytes(), 32 * 16 * 2 + 16 * 2);
 }
@@ -129,7 +129,7 @@ TEST_F(CheckpointTest, WeightOutlivesCheckpointAndFile) {
   WriteCheckpoint(dir_.path(), kSmallConfig, tensors_);
   auto checkpoint = Open();
   ASSERT_TRUE(checkpoint.ok());
-  const Weight weight = *(*checkpoint)->Load(kExpert, Dtype::kBF16);
+  const OwnedTensor weight = *(*checkpoint)->Load(kExpert, WeightFormat::kBF16);
   checkpoint->reset();
   std::filesystem::remove(dir_.File("model.safetensors"));
   EXPECT_EQ(Bytes(weight.view), Find(tensors_, kExpert).bytes);
@@ -143,7 +143,7 @@ TEST_F(CheckpointTest, LoadsFromSeveralThreads) {
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
       for (const RawTensor& raw : tensors_) {
-        const auto weight = (*checkpoint)->Load(raw.name, Dtype::kBF16);
+        const auto weight = (*checkpoint)->Load(raw.name, WeightFormat::kBF16);
         EXPECT_TRUE(weight.ok() && Bytes(weight->view) == raw.bytes);
       }
     });
@@ -179,7 +179,7 @@ TEST_F(CheckpointTest, NamesATensorThatIsNotThere) {
   WriteCheckpoint(dir_.path(), kSmallConfig, tensors_);
   const auto checkpoint = Open();
   ASSERT_TRUE(checkpoint.ok());
-  const auto weight = (*checkpoint)->Load("model.layers.9.norm", Dtype::kBF16);
+  const auto weight = (*checkpoint)->Load("model.layers.9.norm", WeightFormat::kBF16);
   EXPECT_EQ(weight.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(weight.status().message()), HasSubstr("model.layers.9.norm"));
 }
@@ -189,7 +189,7 @@ TEST_F(CheckpointTest, RefusesToLoadFromAFileThatHasShrunk) {
   const auto checkpoint = Open();
   ASSERT_TRUE(checkpoint.ok());
   std::filesystem::resize_file(dir_.File("model.safetensors"), 1000);
-  EXPECT_EQ((*checkpoint)->Load("lm_head.weight", Dtype::kBF16).status().code(),
+  EXPECT_EQ((*checkpoint)->Load("lm_head.weight", WeightFormat::kBF16).status().code(),
             absl::StatusCode::kDataLoss);
 }
 
@@ -389,7 +389,7 @@ TEST(GoldenCheckpointTest, TheCommittedModelOpensAndLoads) {
   const auto checkpoint = Checkpoint::Open(absl::StrCat(TANDEM_SOURCE_DIR, "/tests/golden/tiny"));
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   for (const auto& [tensor, location] : (*checkpoint)->tensors()) {
-    EXPECT_TRUE((*checkpoint)->Load(tensor, Dtype::kF32).ok()) << tensor;
+    EXPECT_TRUE((*checkpoint)->Load(tensor, WeightFormat::kF32).ok()) << tensor;
   }
 }
 
@@ -401,7 +401,7 @@ TEST(GoldenCheckpointTest, EveryGoldenModelOpensAndLoads) {
     const auto checkpoint = Checkpoint::Open(root + name);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     for (const auto& [tensor, location] : (*checkpoint)->tensors()) {
-      EXPECT_TRUE((*checkpoint)->Load(tensor, Dtype::kBF16).ok()) << name << " " << tensor;
+      EXPECT_TRUE((*checkpoint)->Load(tensor, WeightFormat::kBF16).ok()) << name << " " << tensor;
     }
   }
 }

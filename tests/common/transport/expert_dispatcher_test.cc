@@ -13,6 +13,7 @@
 
 #include "common/transport/faulty_expert_link.h"
 #include "tests/common/transport/fake_expert.h"
+#include "tests/common/transport/waited_dispatch.h"
 
 namespace tandem {
 namespace {
@@ -108,24 +109,25 @@ int64_t Counter(const CounterSnapshot& snapshot, const std::string& name) {
   return -1;
 }
 
-const std::function<bool()> kNeverCancelled = [] { return false; };
+// FakeCombine for one row.
+void CombineOne(const TensorView& expert_rows, const float* weights, const TensorView& out) {
+  const int32_t offsets[] = {0, kTopK};
+  FakeCombine(expert_rows, offsets, weights, out);
+}
 
 using Links = std::map<WorkerId, std::shared_ptr<ExpertLink>>;
 
 std::unique_ptr<ExpertDispatcher> MakeDispatcher(const Links& links,
                                                  DispatcherOptions options = {}) {
   return std::make_unique<ExpertDispatcher>(
-      9, options,
-      [links](const Placement::Worker& worker) -> std::shared_ptr<ExpertLink> {
+      9, options, [links](const Placement::Worker& worker) -> std::shared_ptr<ExpertLink> {
         const auto it = links.find(worker.id);
         return it == links.end() ? nullptr : it->second;
-      },
-      FakeCombine);
+      });
 }
 
 absl::Status RunLayer(ExpertDispatcher& dispatcher, const Routed& routed, Output& out) {
-  auto pending = dispatcher.Dispatch(routed.batch());
-  return dispatcher.Wait(*pending, kNeverCancelled, out.view());
+  return WaitedDispatch(&dispatcher, routed.batch()).Wait(CombineOne, out.view());
 }
 
 DispatcherOptions QuickOptions() {
@@ -177,11 +179,11 @@ TEST(ExpertDispatcherTest, SeveralLayersCanBePendingAtOnce) {
   auto dispatcher = MakeDispatcher(
       {{1, std::make_shared<FakeExpertLink>()}, {2, std::make_shared<FakeExpertLink>()}});
   dispatcher->SetPlacement(MakePlacement(2));
-  auto pending_first = dispatcher->Dispatch(first.batch(1));
-  auto pending_second = dispatcher->Dispatch(second.batch(1));
+  WaitedDispatch pending_first(dispatcher.get(), first.batch(1));
+  WaitedDispatch pending_second(dispatcher.get(), second.batch(1));
   Output out_first(first), out_second(second);
-  ASSERT_TRUE(dispatcher->Wait(*pending_second, kNeverCancelled, out_second.view()).ok());
-  ASSERT_TRUE(dispatcher->Wait(*pending_first, kNeverCancelled, out_first.view()).ok());
+  ASSERT_TRUE(pending_second.Wait(CombineOne, out_second.view()).ok());
+  ASSERT_TRUE(pending_first.Wait(CombineOne, out_first.view()).ok());
   EXPECT_EQ(out_first.values, first.Expected());
   EXPECT_EQ(out_second.values, second.Expected());
 }
@@ -289,22 +291,15 @@ TEST(ExpertDispatcherTest, UnavailableNamesAnExpertThatNobodyHolds) {
   EXPECT_THAT(status.ToString(), HasSubstr("no expert worker holds expert"));
 }
 
-TEST(ExpertDispatcherTest, CancelEndsAWaitAndALateReplyIsHarmless) {
+TEST(ExpertDispatcherTest, ALayerMayBeAbandonedAndALateReplyIsHarmless) {
   const Routed routed(2);
   auto link = std::make_shared<FakeExpertLink>();
   link->set_held(true);
   auto dispatcher = MakeDispatcher({{1, link}});
   dispatcher->SetPlacement(MakePlacement(1));
-  auto pending = dispatcher->Dispatch(routed.batch());
+  WaitedDispatch pending(dispatcher.get(), routed.batch());
   EXPECT_EQ(Counter(dispatcher->Counters(), "parts_live"), 1);
-  Output out(routed);
-  int asked = 0;
-  EXPECT_EQ(dispatcher
-                ->Wait(
-                    *pending, [&asked] { return ++asked == 3; }, out.view())
-                .code(),
-            absl::StatusCode::kCancelled);
-  pending.reset();
+  pending.Abandon();
   EXPECT_EQ(Counter(dispatcher->Counters(), "parts_live"), 0);
   link->set_held(false);
   Output again(routed);
@@ -317,28 +312,45 @@ TEST(ExpertDispatcherTest, AWaitGoesOnUnderTheNewestPlacement) {
   auto hung = std::make_shared<FakeExpertLink>();
   hung->set_held(true);
   auto dispatcher = MakeDispatcher({{1, hung}, {2, std::make_shared<FakeExpertLink>()}});
-  EXPECT_FALSE(dispatcher->HasPlacement());
   dispatcher->SetPlacement(MakePlacement(1));
-  EXPECT_TRUE(dispatcher->HasPlacement());
-  auto pending = dispatcher->Dispatch(routed.batch());
+  WaitedDispatch pending(dispatcher.get(), routed.batch());
   ASSERT_TRUE(hung->WaitForRequests(1));
   std::thread gateway([&] { dispatcher->SetPlacement(MakePlacement(1, 1, 2, 2)); });
   Output out(routed);
   // The hung worker has ten seconds to answer, but has left the placement.
   const auto start = std::chrono::steady_clock::now();
-  EXPECT_TRUE(dispatcher->Wait(*pending, kNeverCancelled, out.view()).ok());
+  EXPECT_TRUE(pending.Wait(CombineOne, out.view()).ok());
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
   gateway.join();
+  EXPECT_EQ(out.values, routed.Expected());
+}
+
+TEST(ExpertDispatcherTest, PollHasSomethingToDoOnlyWhenItIsToldOrItsTimeHasCome) {
+  const Routed routed(6);
+  auto held = std::make_shared<FakeExpertLink>();
+  held->set_held(true);
+  auto dispatcher = MakeDispatcher({{1, held}});
+  dispatcher->SetPlacement(MakePlacement(1));
+  WaitedDispatch pending(dispatcher.get(), routed.batch());
+  std::thread worker([&] {
+    ASSERT_TRUE(held->WaitForRequests(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // in which nothing may be polled
+    held->set_held(false);
+  });
+  Output out(routed);
+  EXPECT_TRUE(pending.Wait(CombineOne, out.view()).ok());
+  worker.join();
+  EXPECT_LE(pending.polls(), 1);
   EXPECT_EQ(out.values, routed.Expected());
 }
 
 TEST(ExpertDispatcherTest, RowsWaitForTheFirstPlacement) {
   const Routed routed(3);
   auto dispatcher = MakeDispatcher({{1, std::make_shared<FakeExpertLink>()}});
-  auto pending = dispatcher->Dispatch(routed.batch());
+  WaitedDispatch pending(dispatcher.get(), routed.batch());
   std::thread gateway([&] { dispatcher->SetPlacement(MakePlacement(1)); });
   Output out(routed);
-  EXPECT_TRUE(dispatcher->Wait(*pending, kNeverCancelled, out.view()).ok());
+  EXPECT_TRUE(pending.Wait(CombineOne, out.view()).ok());
   gateway.join();
   EXPECT_EQ(out.values, routed.Expected());
 }
@@ -346,15 +358,12 @@ TEST(ExpertDispatcherTest, RowsWaitForTheFirstPlacement) {
 TEST(ExpertDispatcherTest, LinksToWorkersThatStayAreKeptAndOthersClosed) {
   std::map<WorkerId, int> made;
   std::map<WorkerId, std::weak_ptr<ExpertLink>> alive;
-  ExpertDispatcher dispatcher(
-      1, {},
-      [&](const Placement::Worker& worker) {
-        ++made[worker.id];
-        auto link = std::make_shared<FakeExpertLink>();
-        alive[worker.id] = link;
-        return link;
-      },
-      FakeCombine);
+  ExpertDispatcher dispatcher(1, {}, [&](const Placement::Worker& worker) {
+    ++made[worker.id];
+    auto link = std::make_shared<FakeExpertLink>();
+    alive[worker.id] = link;
+    return link;
+  });
   const Routed routed(8);
   Output out(routed);
   dispatcher.SetPlacement(MakePlacement(2, 1, 1, 1));

@@ -83,7 +83,8 @@ class FakeAttentionLink : public AttentionLink {
       result.batches.push_back({advance.batch, advance.end_layer});
     }
     result.free_pages = 12;
-    result.compute_us = 345;
+    result.busy_us = 345;
+    result.wait_us = 12;
     observer_->OnStepResult(std::move(result));
   }
   void Cancel(SequenceId sequence) override { log_->Add(absl::StrCat("cancel ", sequence)); }
@@ -219,7 +220,8 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   ASSERT_EQ(results[0].batches.size(), 1u);
   EXPECT_EQ(results[0].batches[0].next_layer, 27);
   EXPECT_EQ(results[0].free_pages, 12);
-  EXPECT_EQ(results[0].compute_us, 345);
+  EXPECT_EQ(results[0].busy_us, 345);
+  EXPECT_EQ(results[0].wait_us, 12);
   EXPECT_EQ(results[1].status, absl::FailedPreconditionError("nothing to do"));
 }
 

@@ -7,21 +7,22 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/cpu/mla_prefill.cc"
+#define HWY_TARGET_INCLUDE "kernels/cpu/mla_expanded.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include "kernels/cpu/mla_inl.h"
 
-#ifndef TANDEM_KERNELS_CPU_MLA_PREFILL_ONCE_
-#define TANDEM_KERNELS_CPU_MLA_PREFILL_ONCE_
+#ifndef TANDEM_KERNELS_CPU_MLA_EXPANDED_ONCE_
+#define TANDEM_KERNELS_CPU_MLA_EXPANDED_ONCE_
 namespace tandem::kernels::cpu {
 
 // One head's keys and values of one page, f32. Slots beyond the prompt's last token hold zeros or
 // what an earlier page left there.
-struct PrefillPage {
+struct ExpandedPage {
   const float* k_nope;  // [dn, kPageTokens]: keys lie across lanes
   const float* k_rope;  // [dr, kPageTokens]
   const float* values;  // [kPageTokens, padded dv]
@@ -32,20 +33,20 @@ struct PrefillPage {
 };
 
 // Rows that see at least one key of the page, of one head.
-struct PrefillRows {
+struct ExpandedRows {
   const float* q;            // [count, dn + dr]
   const int32_t* positions;  // [count]
   int64_t count;
   float* maxima;      // [count] running maxima
   float* sums;        // [count] running denominators
   float* numerators;  // [count, padded dv]
-  float* scratch;     // kPrefillTileRows * padded dv
+  float* scratch;     // kExpandedTileRows * padded dv
 };
 
-inline constexpr int kPrefillTileRows = 4;
+inline constexpr int kExpandedTileRows = 4;
 
 }  // namespace tandem::kernels::cpu
-#endif  // TANDEM_KERNELS_CPU_MLA_PREFILL_ONCE_
+#endif  // TANDEM_KERNELS_CPU_MLA_EXPANDED_ONCE_
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::kernels::cpu {
@@ -61,7 +62,7 @@ HWY_INLINE void ScaleScores(float scale, const float* HWY_RESTRICT rope, float* 
 
 // Takes up the page, whose first position is `first`, for rows [row, row + kRows).
 template <int kRows>
-HWY_NOINLINE void AttendTile(const PrefillPage& page, const PrefillRows& rows, int64_t row,
+HWY_NOINLINE void AttendTile(const ExpandedPage& page, const ExpandedRows& rows, int64_t row,
                              int64_t first) {
   const int64_t padded = WidenedWidth(page.dv);
   const int64_t q_width = page.dn + page.dr;
@@ -97,10 +98,10 @@ HWY_NOINLINE void AttendTile(const PrefillPage& page, const PrefillRows& rows, i
   }
 }
 
-void AttendPageImpl(const PrefillPage& page, const PrefillRows& rows, int64_t first) {
+void AttendPageImpl(const ExpandedPage& page, const ExpandedRows& rows, int64_t first) {
   int64_t row = 0;
-  for (; row + kPrefillTileRows <= rows.count; row += kPrefillTileRows) {
-    AttendTile<kPrefillTileRows>(page, rows, row, first);
+  for (; row + kExpandedTileRows <= rows.count; row += kExpandedTileRows) {
+    AttendTile<kExpandedTileRows>(page, rows, row, first);
   }
   for (; row < rows.count; ++row) AttendTile<1>(page, rows, row, first);
 }
@@ -133,19 +134,22 @@ constexpr int64_t kGroupPages = 4;
 constexpr int64_t kBlockRows = 64;
 
 // One call. Expands a group of pages, then attends every row to them, until the last page.
-class Prefill {
+class Expanded {
  public:
-  Prefill(const MlaPrefillArgs& args, ThreadPool& pool)
+  Expanded(const MlaExpandedArgs& args, ThreadPool& pool)
       : args_(args),
         pool_(pool),
         rows_(args.q.dim(0)),
         heads_(args.q.dim(1)),
-        r_(args.kv_b.width()),
+        kv_up_(View(args.kv_up)),
+        page_table_(Ints(args.page_table)),
+        positions_(Ints(args.positions)),
+        r_(args.kv_up.shape().latent_width),
         dr_(args.pages.width() - r_),
         dn_(args.q.width() - dr_),
         dv_(args.out.width() / heads_),
         padded_dv_(WidenedWidth(dv_)),
-        num_tokens_(int64_t{args.positions.back()} + 1),
+        num_tokens_(args.num_tokens),
         latents_(kGroupPages * kPageTokens * r_),
         k_rope_(kGroupPages * dr_ * kPageTokens),
         k_nope_(kGroupPages * heads_ * dn_ * kPageTokens),
@@ -191,7 +195,7 @@ class Prefill {
     const Dtype act = args_.pages.dtype;
     std::vector<float> rope(dr_);
     for (int64_t j = 0; j < TokensOf(page); ++j) {
-      const std::byte* row = args_.pages.row(int64_t{args_.page_table[page]} * kPageTokens + j);
+      const std::byte* row = Row(args_.pages, int64_t{page_table_[page]} * kPageTokens + j);
       ConvertRow(row, act, r_, &latents_[(slot * kPageTokens + j) * r_], Dtype::kF32);
       ConvertRow(row + r_ * static_cast<int64_t>(DtypeBytes(act)), act, dr_, rope.data(),
                  Dtype::kF32);
@@ -210,14 +214,14 @@ class Prefill {
     gemm.rows = num_tokens;
     gemm.k = r_;
     gemm.round_to_bf16 = args_.pages.dtype == Dtype::kBF16;
-    gemm.weight = args_.kv_b.slice_rows(weight_row, dn_);
+    gemm.weight = kv_up_.slice_rows(weight_row, dn_);
     gemm.out = TensorView(keys.data(), Dtype::kF32, {num_tokens, dn_});
     GemmRange(gemm, 0, dn_);
     float* turned = KNope(slot, head);
     for (int64_t j = 0; j < num_tokens; ++j) {
       for (int64_t d = 0; d < dn_; ++d) turned[d * kPageTokens + j] = keys[j * dn_ + d];
     }
-    gemm.weight = args_.kv_b.slice_rows(weight_row + dn_, dv_);
+    gemm.weight = kv_up_.slice_rows(weight_row + dn_, dv_);
     gemm.out = TensorView(Values(slot, head), Dtype::kF32, {num_tokens, dv_});
     gemm.out.row_stride = padded_dv_;
     GemmRange(gemm, 0, dv_);
@@ -225,8 +229,8 @@ class Prefill {
 
   // The first row that sees a key of the page.
   int64_t FirstRowOf(int64_t page) const {
-    return std::lower_bound(args_.positions.begin(), args_.positions.end(), page * kPageTokens) -
-           args_.positions.begin();
+    return std::lower_bound(positions_.begin(), positions_.end(), page * kPageTokens) -
+           positions_.begin();
   }
 
   void AttendGroup(int64_t first_page, int64_t count) {
@@ -244,24 +248,24 @@ class Prefill {
   void AttendBlock(int64_t first_page, int64_t count, int64_t head, int64_t row_begin,
                    int64_t row_end) {
     const int64_t q_width = dn_ + dr_;
-    std::vector<float> scratch((row_end - row_begin) * q_width + kPrefillTileRows * padded_dv_);
+    std::vector<float> scratch((row_end - row_begin) * q_width + kExpandedTileRows * padded_dv_);
     for (int64_t i = row_begin; i < row_end; ++i) {
-      ConvertRow(args_.q.row(i * heads_ + head), args_.q.dtype, q_width,
+      ConvertRow(Row(args_.q, i * heads_ + head), args_.q.dtype, q_width,
                  &scratch[(i - row_begin) * q_width], Dtype::kF32);
     }
     for (int64_t slot = 0; slot < count; ++slot) {
       const int64_t first = std::max(row_begin, FirstRowOf(first_page + slot));
       if (first >= row_end) break;
-      const PrefillPage page = {KNope(slot, head), KRope(slot), Values(slot, head), dn_, dr_, dv_,
-                                args_.scale};
+      const ExpandedPage page = {KNope(slot, head), KRope(slot), Values(slot, head), dn_, dr_, dv_,
+                                 args_.scale};
       const int64_t state = head * rows_ + first;
-      const PrefillRows rows = {&scratch[(first - row_begin) * q_width],
-                                &args_.positions[first],
-                                row_end - first,
-                                &maxima_[state],
-                                &sums_[state],
-                                &numerators_[state * padded_dv_],
-                                &scratch[(row_end - row_begin) * q_width]};
+      const ExpandedRows rows = {&scratch[(first - row_begin) * q_width],
+                                 &positions_[first],
+                                 row_end - first,
+                                 &maxima_[state],
+                                 &sums_[state],
+                                 &numerators_[state * padded_dv_],
+                                 &scratch[(row_end - row_begin) * q_width]};
       HWY_DYNAMIC_DISPATCH(AttendPageImpl)(page, rows, (first_page + slot) * kPageTokens);
     }
   }
@@ -274,17 +278,20 @@ class Prefill {
         for (int64_t h = 0; h < heads_; ++h) {
           const int64_t state = h * rows_ + i;
           HWY_DYNAMIC_DISPATCH(FinishRowImpl)
-          (&numerators_[state * padded_dv_], sums_[state], dv_, args_.out.row(i) + h * head_bytes,
+          (&numerators_[state * padded_dv_], sums_[state], dv_, Row(args_.out, i) + h * head_bytes,
            act);
         }
       }
     });
   }
 
-  const MlaPrefillArgs& args_;
+  const MlaExpandedArgs& args_;
   ThreadPool& pool_;
   const int64_t rows_;
   const int64_t heads_;
+  const TensorView& kv_up_;
+  const absl::Span<const int32_t> page_table_;
+  const absl::Span<const int32_t> positions_;
   const int64_t r_;
   const int64_t dr_;
   const int64_t dn_;
@@ -302,9 +309,9 @@ class Prefill {
 
 }  // namespace
 
-void MlaPrefill(const MlaPrefillArgs& args, ThreadPool& pool) {
-  if (args.positions.empty()) return;
-  Prefill(args, pool).Run();
+void MlaExpanded(const MlaExpandedArgs& args, ThreadPool& pool) {
+  if (args.q.dim(0) == 0) return;
+  Expanded(args, pool).Run();
 }
 
 }  // namespace tandem::kernels::cpu

@@ -4,21 +4,22 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/cpu/mla_decode.cc"
+#define HWY_TARGET_INCLUDE "kernels/cpu/mla_absorbed.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include "kernels/cpu/mla_inl.h"
 
-#ifndef TANDEM_KERNELS_CPU_MLA_DECODE_ONCE_
-#define TANDEM_KERNELS_CPU_MLA_DECODE_ONCE_
+#ifndef TANDEM_KERNELS_CPU_MLA_ABSORBED_ONCE_
+#define TANDEM_KERNELS_CPU_MLA_ABSORBED_ONCE_
 namespace tandem::kernels::cpu {
 // Heads of a row that a task takes, and that share each load of a key.
 inline constexpr int kHeadGroup = 4;
 }  // namespace tandem::kernels::cpu
-#endif  // TANDEM_KERNELS_CPU_MLA_DECODE_ONCE_
+#endif  // TANDEM_KERNELS_CPU_MLA_ABSORBED_ONCE_
 
 HWY_BEFORE_NAMESPACE();
 namespace tandem::kernels::cpu {
@@ -58,7 +59,7 @@ HWY_INLINE void DotTile(const float* HWY_RESTRICT q, int64_t q_stride, const T* 
 }
 
 // The heads of one row that a kernel takes up together.
-struct DecodeQuery {
+struct AbsorbedQuery {
   const float* latent;  // [heads, r]
   const float* rope;    // [heads, dr]
   int64_t r;
@@ -68,7 +69,7 @@ struct DecodeQuery {
 
 // scores[h][j] for kKeys keys from `rows` on.
 template <int kHeads, int kKeys, typename T>
-HWY_INLINE void ScoreKeys(const DecodeQuery& query, const T* rows, int64_t row_stride,
+HWY_INLINE void ScoreKeys(const AbsorbedQuery& query, const T* rows, int64_t row_stride,
                           float* scores) {
   float latent[kHeads][kKeys];
   float rope[kHeads][kKeys];
@@ -83,8 +84,8 @@ HWY_INLINE void ScoreKeys(const DecodeQuery& query, const T* rows, int64_t row_s
 
 // Attends kHeads heads of one row to its `length` keys; `scratch` holds 2 * kHeads padded latents.
 template <int kHeads, typename T>
-void AttendHeads(const MlaDecodeArgs& args, const DecodeQuery& query, int64_t row, float* scratch,
-                 float* out) {
+void AttendHeads(const MlaAbsorbedArgs& args, const AbsorbedQuery& query, int64_t row,
+                 float* scratch, float* out) {
   const int64_t padded = WidenedWidth(query.r);
   float* numerators = scratch;
   float* page_values = scratch + kHeads * padded;
@@ -92,10 +93,12 @@ void AttendHeads(const MlaDecodeArgs& args, const DecodeQuery& query, int64_t ro
   RunningSoftmax states[kHeads];
   float scores[kHeads * kPageTokens];
   const int64_t row_stride = args.pages.row_stride;
-  const int64_t length = args.lengths[row];
+  const int64_t length = Ints(args.lengths)[row];
+  const auto* page_table =
+      reinterpret_cast<const int32_t*>(Row(args.page_tables, Ints(args.table_of_row)[row]));
   for (int64_t first = 0; first < length; first += kPageTokens) {
-    const int64_t page_id = args.page_tables[row][first / kPageTokens];
-    const T* page = reinterpret_cast<const T*>(args.pages.row(page_id * kPageTokens));
+    const int64_t page_id = page_table[first / kPageTokens];
+    const T* page = reinterpret_cast<const T*>(Row(args.pages, page_id * kPageTokens));
     const int64_t visible = std::min<int64_t>(kPageTokens, length - first);
     int64_t j = 0;
     for (; j + kTileKeys <= visible; j += kTileKeys) {
@@ -120,7 +123,7 @@ void AttendHeads(const MlaDecodeArgs& args, const DecodeQuery& query, int64_t ro
 }
 
 template <typename T>
-void DecodeHeadsTyped(const MlaDecodeArgs& args, int64_t row, int64_t head, int64_t count) {
+void AbsorbedHeadsTyped(const MlaAbsorbedArgs& args, int64_t row, int64_t head, int64_t count) {
   const int64_t first = row * args.q.dim(1) + head;
   const int64_t r = args.q_latent.width();
   const int64_t dr = args.pages.width() - r;
@@ -129,12 +132,12 @@ void DecodeHeadsTyped(const MlaDecodeArgs& args, int64_t row, int64_t head, int6
   float* rope = scratch.data();
   float* rest = rope + kHeadGroup * dr;
   for (int64_t h = 0; h < count; ++h) {
-    ConvertRow(reinterpret_cast<const T*>(args.q.row(first + h)) + dn, args.q.dtype, dr,
+    ConvertRow(reinterpret_cast<const T*>(Row(args.q, first + h)) + dn, args.q.dtype, dr,
                rope + h * dr, Dtype::kF32);
   }
-  DecodeQuery query = {reinterpret_cast<const float*>(args.q_latent.row(first)), rope, r, dr,
-                       args.scale};
-  auto* out = reinterpret_cast<float*>(args.out.row(first));
+  AbsorbedQuery query = {reinterpret_cast<const float*>(Row(args.q_latent, first)), rope, r, dr,
+                         args.scale};
+  auto* out = reinterpret_cast<float*>(Row(args.out, first));
   if (count == kHeadGroup) {
     AttendHeads<kHeadGroup, T>(args, query, row, rest, out);
     return;
@@ -147,29 +150,30 @@ void DecodeHeadsTyped(const MlaDecodeArgs& args, int64_t row, int64_t head, int6
   }
 }
 
-void DecodeHeadsImpl(const MlaDecodeArgs& args, int64_t row, int64_t head, int64_t count) {
+void AbsorbedHeadsImpl(const MlaAbsorbedArgs& args, int64_t row, int64_t head, int64_t count) {
   if (args.pages.dtype == Dtype::kF32) {
-    DecodeHeadsTyped<float>(args, row, head, count);
+    AbsorbedHeadsTyped<float>(args, row, head, count);
   } else {
-    DecodeHeadsTyped<BF16>(args, row, head, count);
+    AbsorbedHeadsTyped<BF16>(args, row, head, count);
   }
 }
 
 template <typename W>
 void AbsorbTyped(const MlaAbsorbQueryArgs& args, int64_t head, int64_t row_begin, int64_t row_end) {
-  const int64_t dn = args.nope_width;
-  const int64_t heads = args.q.dim(1);
-  const int64_t r = args.kv_b.width();
-  const int64_t head_rows = args.kv_b.dim(0) / heads;
-  const W* weight = reinterpret_cast<const W*>(args.kv_b.row(head * head_rows));
-  const int64_t w_stride = args.kv_b.row_stride;
+  const KvUpShape& shape = args.kv_up.shape();
+  const TensorView& kv_up = View(args.kv_up);
+  const int64_t dn = shape.nope_width;
+  const int64_t heads = shape.heads;
+  const int64_t r = shape.latent_width;
+  const W* weight = reinterpret_cast<const W*>(kv_up.row(head * (dn + shape.value_width)));
+  const int64_t w_stride = kv_up.row_stride;
   std::vector<float> q((row_end - row_begin) * dn);
   for (int64_t i = row_begin; i < row_end; ++i) {
-    ConvertRow(args.q.row(i * heads + head), args.q.dtype, dn, &q[(i - row_begin) * dn],
+    ConvertRow(Row(args.q, i * heads + head), args.q.dtype, dn, &q[(i - row_begin) * dn],
                Dtype::kF32);
   }
   const auto out_of = [&](int64_t i) {
-    return reinterpret_cast<float*>(args.q_latent.row(i * heads + head));
+    return reinterpret_cast<float*>(Row(args.q_latent, i * heads + head));
   };
   int64_t i = row_begin;
   for (; i + kTileRows <= row_end; i += kTileRows) {
@@ -182,7 +186,7 @@ void AbsorbTyped(const MlaAbsorbQueryArgs& args, int64_t head, int64_t row_begin
 }
 
 void AbsorbImpl(const MlaAbsorbQueryArgs& args, int64_t head, int64_t row_begin, int64_t row_end) {
-  if (args.kv_b.dtype == Dtype::kF32) {
+  if (View(args.kv_up).dtype == Dtype::kF32) {
     AbsorbTyped<float>(args, head, row_begin, row_end);
   } else {
     AbsorbTyped<BF16>(args, head, row_begin, row_end);
@@ -198,7 +202,7 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::kernels::cpu {
 
 HWY_EXPORT(AbsorbImpl);
-HWY_EXPORT(DecodeHeadsImpl);
+HWY_EXPORT(AbsorbedHeadsImpl);
 
 namespace {
 
@@ -219,13 +223,13 @@ void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args, ThreadPool& pool) {
   });
 }
 
-void MlaDecode(const MlaDecodeArgs& args, ThreadPool& pool) {
+void MlaAbsorbed(const MlaAbsorbedArgs& args, ThreadPool& pool) {
   const int64_t heads = args.q.dim(1);
   const int64_t groups = (heads + kHeadGroup - 1) / kHeadGroup;
   pool.ParallelFor(args.q.dim(0) * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task % groups * kHeadGroup;
-      HWY_DYNAMIC_DISPATCH(DecodeHeadsImpl)
+      HWY_DYNAMIC_DISPATCH(AbsorbedHeadsImpl)
       (args, task / groups, head, std::min<int64_t>(kHeadGroup, heads - head));
     }
   });
@@ -235,21 +239,21 @@ void MlaProjectValue(const MlaProjectValueArgs& args, ThreadPool& pool) {
   const int64_t rows = args.latent.dim(0);
   const int64_t heads = args.latent.dim(1);
   const int64_t r = args.latent.width();
-  const int64_t dv = args.out.width() / heads;
-  const int64_t head_rows = args.kv_b.dim(0) / heads;
+  const int64_t dv = args.kv_up.shape().value_width;
+  const int64_t head_rows = args.kv_up.shape().nope_width + dv;
+  const TensorView out = View(args.out);
   const int64_t blocks = (dv + kProjectGrain - 1) / kProjectGrain;
   pool.ParallelFor(heads * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / blocks;
       Gemm gemm;
-      gemm.x = reinterpret_cast<const float*>(args.latent.row(head));
+      gemm.x = reinterpret_cast<const float*>(Row(args.latent, head));
       gemm.x_stride = heads * args.latent.row_stride;
       gemm.rows = rows;
       gemm.k = r;
-      gemm.weight = args.kv_b.slice_rows((head + 1) * head_rows - dv, dv);
-      gemm.out = args.out;
-      gemm.out.data =
-          args.out.row(0) + head * dv * static_cast<int64_t>(DtypeBytes(args.out.dtype));
+      gemm.weight = View(args.kv_up).slice_rows((head + 1) * head_rows - dv, dv);
+      gemm.out = out;
+      gemm.out.data = out.row(0) + head * dv * static_cast<int64_t>(DtypeBytes(out.dtype));
       const int64_t first = task % blocks * kProjectGrain;
       GemmRange(gemm, first, std::min(first + kProjectGrain, dv));
     }

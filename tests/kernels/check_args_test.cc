@@ -1,0 +1,263 @@
+#include "kernels/check_args.h"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/device_access.h"
+
+namespace tandem::kernels {
+namespace {
+
+constexpr Dtype kF32 = Dtype::kF32;
+constexpr Dtype kBF16 = Dtype::kBF16;
+constexpr Dtype kI32 = Dtype::kI32;
+constexpr Dtype kU8 = Dtype::kU8;
+
+// What is wrong with a tensor: no op takes f16; dimensions are one row or eight columns too many.
+enum class Fault { kNone, kDtype, kRank, kRows, kWidth };
+// Dimensions that an op leaves to the caller.
+enum Free { kNothing = 0, kRows = 1, kWidth = 2 };
+
+// Makes the tensors of one call, without memory; the one of index `faulty` has a fault.
+class Tensors {
+ public:
+  explicit Tensors(int faulty = -1, Fault fault = Fault::kNone) : faulty_(faulty), fault_(fault) {}
+
+  DeviceTensor operator()(Dtype dtype, std::initializer_list<int64_t> dims, int free = kNothing) {
+    TensorLayout layout(dtype, dims);
+    if (count() == faulty_) Spoil(layout);
+    free_.push_back(free);
+    return DeviceAccess::Tensor(&memory_, layout);
+  }
+  int count() const { return static_cast<int>(free_.size()); }
+  bool IsAllowed(int tensor, Fault fault) const {
+    return (fault == Fault::kRows && (free_[tensor] & kRows) != 0) ||
+           (fault == Fault::kWidth && (free_[tensor] & kWidth) != 0);
+  }
+
+ private:
+  void Spoil(TensorLayout& layout) const {
+    if (fault_ == Fault::kDtype) layout.dtype = Dtype::kF16;
+    if (fault_ == Fault::kRows) ++layout.shape[0];
+    if (fault_ == Fault::kWidth) {
+      layout.shape[layout.rank - 1] += 8;
+      layout.row_stride += 8;
+    }
+    if (fault_ == Fault::kRank) {
+      for (int i = layout.rank++; i > 0; --i) layout.shape[i] = layout.shape[i - 1];
+      layout.shape[0] = 1;
+    }
+  }
+
+  const int faulty_;
+  const Fault fault_;
+  std::byte memory_{};
+  std::vector<int> free_;  // of each tensor
+};
+
+// A tensor for weights; without memory, as preparing on the CPU reads none.
+OwnedTensor Source(Dtype dtype, std::initializer_list<int64_t> dims) {
+  return {TensorView(nullptr, dtype, dims), nullptr};
+}
+
+// Two rows; two heads of widths dn = 8, dr = 8, dv = 16 on latents of r = 24; four experts.
+class CheckArgsDeathTest : public testing::Test {
+ protected:
+  static constexpr WeightFormat kFormat = WeightFormat::kF32;
+
+  std::unique_ptr<Backend> backend_ = *CreateCpuBackend(1);
+  std::unique_ptr<EmbeddingWeight> table_ =
+      *backend_->PrepareEmbedding(Source(kF32, {5, 16}), kFormat);
+  std::unique_ptr<NormWeight> norm_ = *backend_->PrepareNorm(Source(kBF16, {24}), kFormat);
+  std::unique_ptr<LinearWeight> linear_ = *backend_->PrepareLinear(Source(kF32, {4, 16}), kFormat);
+  std::unique_ptr<KvUpWeight> kv_up_ =
+      *backend_->PrepareKvUp(Source(kF32, {48, 24}), {2, 8, 16, 24}, kFormat);
+  std::unique_ptr<ExpertLayer> experts_ = *backend_->PrepareExpertLayer({4, 16, 8}, kFormat);
+};
+
+TEST_F(CheckArgsDeathTest, EveryDimensionAndDtypeOfEveryOpIsChecked) {
+  struct Case {
+    const char* op;
+    std::function<void(Tensors& t)> check;
+  };
+  const std::vector<Case> cases = {
+      {"Copy",
+       [&](Tensors& t) {
+         CheckCopy(t(kF32, {2, 16}), t(kF32, {2, 16}));
+       }},
+      {"Embed",
+       [&](Tensors& t) {
+         CheckArgs(EmbedArgs{*table_, t(kI32, {2}), t(kF32, {2, 16})});
+       }},
+      {"GatherRows",
+       [&](Tensors& t) {
+         CheckArgs(GatherRowsArgs{t(kF32, {3, 16}, kRows), t(kI32, {2}), t(kF32, {2, 16})});
+       }},
+      {"RmsNorm",
+       [&](Tensors& t) {
+         CheckArgs(RmsNormArgs{t(kBF16, {2, 24}), *norm_, t(kBF16, {2, 24}), 1e-6f});
+       }},
+      {"Linear",
+       [&](Tensors& t) {
+         CheckArgs(LinearArgs{t(kBF16, {2, 16}), *linear_, t(kF32, {2, 4})});
+       }},
+      {"SiluMul",
+       [&](Tensors& t) {
+         CheckArgs(SiluMulArgs{t(kF32, {2, 16}), t(kF32, {2, 16}), t(kF32, {2, 16})});
+       }},
+      {"Add",
+       [&](Tensors& t) {
+         CheckArgs(AddArgs{t(kBF16, {2, 16}), t(kBF16, {2, 16}), t(kBF16, {2, 16})});
+       }},
+      {"RopeTable",
+       [&](Tensors& t) {
+         CheckArgs(RopeTableArgs{t(kI32, {2}), t(kF32, {4}), 1.0f, t(kF32, {2, 8})});
+       }},
+      {"Rope",
+       [&](Tensors& t) {
+         CheckArgs(RopeArgs{t(kBF16, {2, 2, 8}, kWidth), t(kF32, {2, 8})});
+       }},
+      {"LatentAppend",
+       [&](Tensors& t) {
+         CheckArgs(LatentAppendArgs{t(kF32, {2, 32}), *norm_, t(kF32, {2, 8}),
+                                    t(kF32, {3, kPageTokens, 32}, kRows), t(kI32, {2}),
+                                    t(kI32, {2}), 1e-6f});
+       }},
+      {"MlaAbsorbQuery",
+       [&](Tensors& t) {
+         CheckArgs(MlaAbsorbQueryArgs{t(kF32, {2, 2, 16}, kWidth), *kv_up_, t(kF32, {2, 2, 24})});
+       }},
+      {"MlaAbsorbed",
+       [&](Tensors& t) {
+         CheckArgs(MlaAbsorbedArgs{t(kF32, {2, 2, 24}), t(kBF16, {2, 2, 16}, kWidth),
+                                   t(kBF16, {3, kPageTokens, 32}, kRows | kWidth),
+                                   t(kI32, {2, 4}, kRows | kWidth), t(kI32, {2}), t(kI32, {2}),
+                                   t(kF32, {2, 2, 24}), 1.0f});
+       }},
+      {"MlaProjectValue",
+       [&](Tensors& t) {
+         CheckArgs(MlaProjectValueArgs{t(kF32, {2, 2, 24}), *kv_up_, t(kF32, {2, 32})});
+       }},
+      {"MlaExpanded",
+       [&](Tensors& t) {
+         CheckArgs(MlaExpandedArgs{
+             t(kF32, {2, 2, 16}), *kv_up_, t(kF32, {3, kPageTokens, 32}, kRows),
+             t(kI32, {4}, kRows | kWidth), t(kI32, {2}), 2, t(kF32, {2, 32}), 1.0f});
+       }},
+      {"Route",
+       [&](Tensors& t) {
+         CheckArgs(RouteArgs{t(kF32, {2, 16}), *linear_, 3, 2, 1, false, 1.0f, t(kI32, {2, 3}),
+                             t(kF32, {2, 3})});
+       }},
+      {"ExpertMlp",
+       [&](Tensors& t) {
+         CheckArgs(ExpertMlpArgs{t(kBF16, {2, 16}, kRows), *experts_, t(kI32, {5}), t(kI32, {5}),
+                                 t(kBF16, {5, 16})});
+       }},
+      {"Combine",
+       [&](Tensors& t) {
+         CheckArgs(CombineArgs{t(kF32, {5, 16}), t(kI32, {3}), t(kF32, {5}), t(kF32, {2, 16})});
+       }},
+      {"Sample",
+       [&](Tensors& t) {
+         CheckArgs(SampleArgs{t(kF32, {2, 9}), t(kU8, {2, sizeof(SampleRow)}), t(kU8, {9}),
+                              t(kU8, {2, sizeof(SampledToken)})});
+       }},
+      {"LogProb",
+       [&](Tensors& t) {
+         CheckArgs(LogProbArgs{t(kF32, {2, 9}, kWidth), t(kI32, {2}), t(kF32, {2})});
+       }},
+  };
+  for (const Case& c : cases) {
+    Tensors right;
+    c.check(right);
+    for (int i = 0; i < right.count(); ++i) {
+      for (Fault fault : {Fault::kDtype, Fault::kRank, Fault::kRows, Fault::kWidth}) {
+        SCOPED_TRACE(testing::Message()
+                     << c.op << ", tensor " << i << ", fault " << static_cast<int>(fault));
+        Tensors tensors(i, fault);
+        if (right.IsAllowed(i, fault)) {
+          c.check(tensors);
+        } else {
+          EXPECT_DEATH(c.check(tensors), "broken invariant");
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CheckArgsDeathTest, ConstantsAreChecked) {
+  const auto expanded = [&](int64_t num_tokens) {
+    Tensors t;
+    CheckArgs(MlaExpandedArgs{t(kF32, {2, 2, 16}), *kv_up_, t(kF32, {3, kPageTokens, 32}),
+                              t(kI32, {2}), t(kI32, {2}), num_tokens, t(kF32, {2, 32}), 1.0f});
+  };
+  expanded(2 * kPageTokens);
+  EXPECT_DEATH(expanded(2 * kPageTokens + 1), "broken invariant");
+  EXPECT_DEATH(expanded(-1), "broken invariant");
+  const auto route = [&](int top_k, int num_groups, int top_groups) {
+    Tensors t;
+    CheckArgs(RouteArgs{t(kF32, {2, 16}), *linear_, top_k, num_groups, top_groups, false, 1.0f,
+                        t(kI32, {2, top_k}), t(kF32, {2, top_k})});
+  };
+  route(4, 0, 0);
+  EXPECT_DEATH(route(5, 0, 0), "broken invariant");
+  EXPECT_DEATH(route(0, 0, 0), "broken invariant");
+  EXPECT_DEATH(route(2, -1, 0), "broken invariant");
+  EXPECT_DEATH(route(2, 3, 1), "broken invariant");
+  EXPECT_DEATH(route(2, 2, 0), "broken invariant");
+  EXPECT_DEATH(route(2, 2, 3), "broken invariant");
+}
+
+TEST_F(CheckArgsDeathTest, TensorsOfWeightsAreChecked) {
+  TensorView apart(nullptr, kF32, {4, 16});
+  ++apart.row_stride;
+  const auto linear = [&](const OwnedTensor& tensor, WeightFormat format) {
+    (void)backend_->PrepareLinear(tensor, format);
+  };
+  EXPECT_DEATH(linear(Source(kF32, {4, 12}), kFormat), "broken invariant");
+  EXPECT_DEATH(linear(Source(kF32, {4, 4, 16}), kFormat), "broken invariant");
+  EXPECT_DEATH(linear(Source(Dtype::kF16, {4, 16}), kFormat), "broken invariant");
+  EXPECT_DEATH(linear(Source(kF32, {4, 16}), WeightFormat::kBF16), "broken invariant");
+  EXPECT_DEATH(linear({apart, nullptr}, kFormat), "broken invariant");
+  EXPECT_DEATH((void)backend_->PrepareEmbedding(Source(kF32, {16}), kFormat), "broken invariant");
+  EXPECT_DEATH((void)backend_->PrepareNorm(Source(kF32, {1, 16}), kFormat), "broken invariant");
+
+  const auto kv_up = [&](const KvUpShape& shape) {
+    (void)backend_->PrepareKvUp(Source(kF32, {48, 24}), shape, kFormat);
+  };
+  EXPECT_DEATH(kv_up({2, 8, 8, 24}), "broken invariant");
+  EXPECT_DEATH(kv_up({2, 8, 16, 16}), "broken invariant");
+  EXPECT_DEATH(kv_up({2, 12, 12, 24}), "broken invariant");
+  EXPECT_DEATH(kv_up({2, 24, 0, 24}), "broken invariant");
+
+  const auto load = [&](int expert, int64_t intermediate) {
+    (void)experts_->Load(
+        expert, {Source(kF32, {intermediate, 16}), Source(kF32, {8, 16}), Source(kF32, {16, 8})});
+  };
+  EXPECT_DEATH(load(0, 16), "broken invariant");
+  EXPECT_DEATH(load(4, 8), "broken invariant");
+  EXPECT_DEATH(load(-1, 8), "broken invariant");
+  EXPECT_DEATH(experts_->Unload(4), "broken invariant");
+  EXPECT_DEATH((void)backend_->PrepareExpertLayer({4, 12, 8}, kFormat), "broken invariant");
+  EXPECT_DEATH((void)backend_->PrepareExpertLayer({0, 16, 8}, kFormat), "broken invariant");
+}
+
+// That the seam itself checks, before any backend.
+TEST_F(CheckArgsDeathTest, OpsOfABackendCheckTheirArguments) {
+  Tensors t;
+  const DeviceTensor x = t(kF32, {2, 8});
+  const DeviceTensor out = t(kF32, {2, 4});
+  EXPECT_DEATH(backend_->Linear({x, *linear_, out}), "broken invariant");
+  EXPECT_DEATH(backend_->Copy(x, out), "broken invariant");
+}
+
+}  // namespace
+}  // namespace tandem::kernels
