@@ -12,8 +12,8 @@
 #include "common/service/service_host.h"
 #include "common/status.h"
 #include "common/transport/grpc_attention_link.h"
+#include "deployment/embedded.h"
 #include "gateway/coordinator.h"
-#include "gateway/embedded.h"
 #include "gateway/inference_service.h"
 #include "gateway/placement.h"
 #include "gateway/served_model.h"
@@ -45,8 +45,7 @@ struct Options {
     app.add_option("--expert-workers", expert_workers, "with --registry: how many")
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
-    app.add_option("--threads", embedded.threads, "compute threads, 0 for one per core")
-        ->check(CLI::Range(0, 1024));
+    embedded.backend.AddTo(app);
     app.add_option("--cache-tokens", embedded.cache_tokens, "size of the latent cache")
         ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
         ->capture_default_str();

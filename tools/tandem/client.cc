@@ -18,8 +18,7 @@ void ConnectOptions::AddTo(CLI::App& app) {
   app.add_option("--model", model_dir, "checkpoint folder to run in this process instead")
       ->excludes(server_option);
   app.add_option("--dtype", dtype, "with --model: f32 or bf16")->capture_default_str();
-  app.add_option("--threads", threads, "with --model: compute threads, 0 for one per core")
-      ->check(CLI::Range(0, 1024));
+  backend.AddTo(app, "with --model: ");
   app.add_option("--cache-tokens", cache_tokens, "with --model: size of the latent cache")
       ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
       ->capture_default_str();
@@ -45,7 +44,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& op
     EmbeddedOptions embedded;
     embedded.model_dir = options.model_dir;
     TANDEM_ASSIGN_OR_RETURN(embedded.dtype, ParseMode(options.dtype));
-    embedded.threads = options.threads;
+    embedded.backend = options.backend;
     embedded.cache_tokens = options.cache_tokens;
     TANDEM_ASSIGN_OR_RETURN(client->deployment_, InProcessDeployment::Create(embedded));
     channel = client->deployment_->Channel();

@@ -13,7 +13,8 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
-#include "gateway/embedded.h"
+#include "deployment/backend.h"
+#include "deployment/embedded.h"
 #include "io.h"
 #include "proto/inference.grpc.pb.h"
 
@@ -24,7 +25,7 @@ struct ConnectOptions {
   std::string server = "127.0.0.1:8470";
   std::string model_dir;  // not empty: in this process
   std::string dtype = "bf16";
-  int threads = 0;
+  BackendOptions backend;
   int64_t cache_tokens = 65536;
   double timeout_s = 0;  // of one request; 0: none
   bool json = false;

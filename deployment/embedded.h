@@ -1,7 +1,6 @@
 // A whole deployment in one process: gateway, attention worker and experts joined by direct calls.
-// A composition root, as a main.cc is: the one place below gateway/ that knows workers and kernels.
-#ifndef TANDEM_GATEWAY_EMBEDDED_H_
-#define TANDEM_GATEWAY_EMBEDDED_H_
+#ifndef TANDEM_DEPLOYMENT_EMBEDDED_H_
+#define TANDEM_DEPLOYMENT_EMBEDDED_H_
 
 #include <grpcpp/grpcpp.h>
 
@@ -12,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/tensor.h"
+#include "deployment/backend.h"
 #include "gateway/scheduler.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
@@ -22,7 +22,7 @@ namespace tandem {
 struct EmbeddedOptions {
   std::string model_dir;
   Dtype dtype = Dtype::kBF16;
-  int threads = 0;                      // 0: one per core
+  BackendOptions backend;
   int64_t cache_tokens = 65536;         // rounded up to pages
   std::function<void(float)> progress;  // share of the weights that is loaded
 };
@@ -65,4 +65,4 @@ void AddCounters(const CounterSnapshot& counters, v1::WorkerStatus* status);
 
 }  // namespace tandem
 
-#endif  // TANDEM_GATEWAY_EMBEDDED_H_
+#endif  // TANDEM_DEPLOYMENT_EMBEDDED_H_

@@ -1,4 +1,4 @@
-#include "gateway/embedded.h"
+#include "deployment/embedded.h"
 
 #include <algorithm>
 #include <utility>
@@ -52,7 +52,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   Parts& p = *parts;
   p.driver = driver;
   const auto progress = options.progress ? options.progress : [](float) {};
-  TANDEM_ASSIGN_OR_RETURN(p.backend, kernels::CreateCpuBackend(options.threads));
+  TANDEM_ASSIGN_OR_RETURN(p.backend, MakeBackend(options.backend));
   TANDEM_ASSIGN_OR_RETURN(p.checkpoint, Checkpoint::Open(options.model_dir));
   TANDEM_ASSIGN_OR_RETURN(p.model,
                           LoadServedModel(*p.checkpoint, options.model_dir, options.dtype));

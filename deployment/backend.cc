@@ -1,0 +1,26 @@
+#include "deployment/backend.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace tandem {
+namespace {
+
+constexpr char kDevices[] = "cpu";  // of this build, as people read them
+
+}  // namespace
+
+void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
+  app.add_option("--device", device,
+                 absl::StrCat(when, "what to compute on; this build has: ", kDevices))
+      ->capture_default_str();
+  app.add_option("--threads", threads, absl::StrCat(when, "compute threads, 0 for one per core"))
+      ->check(CLI::Range(0, 1024));
+}
+
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options) {
+  if (options.device == "cpu") return kernels::CreateCpuBackend(options.threads);
+  return absl::InvalidArgumentError(
+      absl::StrCat("--device is \"", options.device, "\", but this build has only: ", kDevices));
+}
+
+}  // namespace tandem

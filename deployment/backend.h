@@ -1,0 +1,28 @@
+// The one place where a device is chosen.
+#ifndef TANDEM_DEPLOYMENT_BACKEND_H_
+#define TANDEM_DEPLOYMENT_BACKEND_H_
+
+#include <memory>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace tandem {
+
+// What a process computes with.
+struct BackendOptions {
+  std::string device = "cpu";
+  int threads = 0;  // of the CPU, 0: one per core
+
+  // --device and --threads; `when` begins their descriptions: "with --model: ".
+  void AddTo(CLI::App& app, const std::string& when = "");
+};
+
+// INVALID_ARGUMENT for a device that this build has not; otherwise the device's own errors.
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options);
+
+}  // namespace tandem
+
+#endif  // TANDEM_DEPLOYMENT_BACKEND_H_
