@@ -4,12 +4,10 @@
 #include <utility>
 
 #include "attention_worker/combine.h"
-#include "attention_worker/engine.h"
-#include "attention_worker/model.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/status.h"
-#include "common/tokenizer/allowed_ids.h"
 #include "common/transport/expert_dispatcher.h"
+#include "deployment/load_attention.h"
 #include "expert_worker/engine.h"
 #include "gateway/inference_service.h"
 #include "gateway/placement.h"
@@ -35,11 +33,10 @@ struct EmbeddedDeployment::Parts {
   ServedModel model;
   std::shared_ptr<ExpertEngine> experts;
   std::unique_ptr<ExpertDispatcher> dispatcher;
-  std::unique_ptr<AttentionModel> attention_model;
-  std::unique_ptr<AttentionEngine> attention;
+  LoadedAttention attention;
 
   ~Parts() {
-    if (attention != nullptr) driver->RemoveWorker(kAttentionWorker);
+    if (attention.engine != nullptr) driver->RemoveWorker(kAttentionWorker);
   }
 };
 
@@ -57,37 +54,31 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   TANDEM_ASSIGN_OR_RETURN(p.model,
                           LoadServedModel(*p.checkpoint, options.model_dir, options.dtype));
 
-  // The routed experts are nearly all of the bytes.
-  constexpr float kAttentionShare = 0.1f;
-  TANDEM_ASSIGN_OR_RETURN(p.attention_model,
-                          AttentionModel::Load(*p.checkpoint, options.dtype, [&](float share) {
-                            progress(share * kAttentionShare);
-                          }));
   p.experts = std::make_shared<ExpertEngine>(
       p.backend.get(), p.checkpoint.get(),
       ExpertEngineOptions{.dtype = options.dtype, .inline_execution = true});
+  p.dispatcher = std::make_unique<ExpertDispatcher>(
+      /*incarnation=*/1, DispatcherOptions{},
+      [experts = p.experts](const Placement::Worker&) { return experts; },
+      MakeCombine(p.backend.get()));
+
+  // The routed experts are nearly all of the bytes.
+  constexpr float kAttentionShare = 0.1f;
+  TANDEM_ASSIGN_OR_RETURN(
+      p.attention, LoadAttention({p.backend.get(), p.checkpoint.get(), p.model.tokenizer.get(),
+                                  p.dispatcher.get(), options.dtype, options.cache_tokens},
+                                 [&](float share) { progress(share * kAttentionShare); }));
   TANDEM_ASSIGN_OR_RETURN(Placement placement,
                           PlanPlacement(p.model.config, {{kExpertWorker, ""}}, {1, 1}));
   TANDEM_RETURN_IF_ERROR(p.experts->Load(placement, kExpertWorker, [&](float share) {
     progress(kAttentionShare + share * (1 - kAttentionShare));
   }));
-  p.dispatcher = std::make_unique<ExpertDispatcher>(
-      /*incarnation=*/1, DispatcherOptions{},
-      [experts = p.experts](const Placement::Worker&) { return experts; },
-      MakeCombine(p.backend.get()));
   p.dispatcher->SetPlacement(std::move(placement));
 
-  AttentionEngineOptions engine_options;
-  engine_options.total_pages = static_cast<int>(
-      (options.cache_tokens + SequenceSpec::kPageTokens - 1) / SequenceSpec::kPageTokens);
-  engine_options.ids_with_token = IdsWithToken(p.model.tokenizer.get(), p.model.config.vocab_size);
-  TANDEM_ASSIGN_OR_RETURN(p.attention,
-                          AttentionEngine::Create(p.backend.get(), p.attention_model.get(),
-                                                  p.dispatcher.get(), std::move(engine_options)));
   TANDEM_RETURN_IF_ERROR(driver->AddWorker(
       kAttentionWorker,
       [&](AttentionLink::Observer* observer) -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
-        return p.attention->Connect(observer);
+        return p.attention.engine->Connect(observer);
       }));
   return std::unique_ptr<EmbeddedDeployment>(new EmbeddedDeployment(std::move(parts)));
 }
@@ -99,7 +90,7 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   std::vector<v1::WorkerStatus> workers(2);
   workers[0].set_id(kAttentionWorker);
   workers[0].set_kind("attention");
-  AddCounters(p.attention->Counters(), &workers[0]);
+  AddCounters(p.attention.engine->Counters(), &workers[0]);
   AddCounters(p.dispatcher->Counters(), &workers[0]);
   workers[1].set_id(kExpertWorker);
   workers[1].set_kind("expert");

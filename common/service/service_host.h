@@ -79,6 +79,9 @@ class MetricsHost {
 // Returns the exit code to end with, or nothing.
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv);
 
+// What every main ends with: 0, or 1 after logging the error's sentence.
+int ExitCode(const absl::Status& status);
+
 // Must be called first in main, before any thread starts: SIGTERM and SIGINT are then only seen by
 // WaitForEnd, and writing to a closed pipe is an error rather than a death.
 void BlockEndSignals();

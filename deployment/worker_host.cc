@@ -1,0 +1,132 @@
+#include "deployment/worker_host.h"
+
+#include <thread>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "common/checkpoint/digest.h"
+#include "common/mode.h"
+#include "common/status.h"
+#include "spdlog/spdlog.h"
+
+namespace tandem {
+namespace {
+
+constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
+
+}  // namespace
+
+void WorkerOptions::AddTo(CLI::App& app) {
+  app.add_option("--model", model_dir, "checkpoint folder")->required();
+  app.add_option("--registry", registry, "the gateway's registry, host:port")->required();
+  app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
+  backend.AddTo(app);
+  app.add_option("--advertise", advertise, "host:port that others reach this worker at");
+  AddListenFlags(app, &listen);
+}
+
+WorkerHost::WorkerHost(WorkerOptions options, WorkerRoleFactory make_role)
+    : options_(std::move(options)), make_role_(std::move(make_role)) {}
+WorkerHost::~WorkerHost() = default;
+
+absl::Status WorkerHost::Serve() {
+  TANDEM_ASSIGN_OR_RETURN(parts_.dtype, ParseMode(options_.dtype));
+  TANDEM_ASSIGN_OR_RETURN(backend_, MakeBackend(options_.backend));
+  TANDEM_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
+  TANDEM_ASSIGN_OR_RETURN(parts_.digest, CheckpointDigest(*checkpoint_));
+  parts_.options = &options_;
+  parts_.backend = backend_.get();
+  parts_.checkpoint = checkpoint_.get();
+  parts_.incarnation = NewIncarnation();
+  TANDEM_ASSIGN_OR_RETURN(role_, make_role_(parts_));
+
+  const WorkerNames names = role_->names();
+  progress_ = std::make_unique<LoadProgress>(names.weights);
+  TANDEM_ASSIGN_OR_RETURN(host_,
+                          ServiceHost::Start(options_.listen, {role_->service()}, {names.health}));
+  spdlog::info("{} on {} ({})", names.worker, host_->address(), backend_->Description());
+  TANDEM_ASSIGN_OR_RETURN(
+      metrics_, MetricsHost::Start(options_.listen, names.metrics, [this] { return Counters(); }));
+  std::thread loading([this] { RunLoads(); });
+  {
+    RegistryClient registry(options_.registry, Hello(), Callbacks());
+    WaitForEnd([this] { return failed_.load(); });
+  }
+  host_->SetServing(false);
+  host_->Shutdown(kShutdownGrace);
+  {
+    std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  wake_.notify_all();
+  loading.join();
+  return error_;
+}
+
+v1::WorkerHello WorkerHost::Hello() const {
+  v1::WorkerHello hello;
+  hello.set_kind(role_->names().kind);
+  hello.set_address(options_.advertise.empty() ? host_->address() : options_.advertise);
+  hello.set_incarnation(parts_.incarnation);
+  hello.set_digest(parts_.digest);
+  hello.set_dtype(options_.dtype);
+  hello.set_numerics_class(backend_->NumericsClass());
+  hello.set_device(backend_->Description());
+  return hello;
+}
+
+RegistryClient::Callbacks WorkerHost::Callbacks() {
+  RegistryClient::Callbacks callbacks;
+  callbacks.health = [this] {
+    const PlacementVersion placement = role_->placement();
+    return WorkerHealth{role_->loaded() && placement.counter > 0, progress_->share(), placement,
+                        Counters()};
+  };
+  const auto self = std::make_shared<WorkerId>(0);  // of the client's thread, as what follows
+  callbacks.on_accepted = [self](WorkerId id, uint64_t) { *self = id; };
+  callbacks.on_load = [this, self](Placement placement) {
+    {
+      std::lock_guard lock(mutex_);
+      next_ = LoadOrder{std::move(placement), *self};
+    }
+    wake_.notify_all();
+  };
+  callbacks.on_use = [this](Placement placement) { role_->Use(std::move(placement)); };
+  callbacks.on_refused = [this](const absl::Status& status) { Fail(status); };
+  return callbacks;
+}
+
+CounterSnapshot WorkerHost::Counters() const {
+  CounterSnapshot all = role_->Counters();
+  all.emplace_back("mapped_tensors", checkpoint_->mapped_tensors());
+  all.emplace_back("mapped_bytes", checkpoint_->mapped_bytes());
+  all.emplace_back("loaded_percent", static_cast<int64_t>(progress_->share() * 100));
+  return all;
+}
+
+void WorkerHost::RunLoads() {
+  const auto report = [this](float share) { progress_->Report(share); };
+  absl::Status status = role_->LoadAtStart(report);
+  while (true) {
+    if (!status.ok()) {
+      Fail(status);
+    } else if (role_->loaded()) {
+      progress_->Report(1);
+      host_->SetServing(true);
+    }
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [this] { return next_ || ended_; });
+    if (ended_) return;
+    const LoadOrder order = *std::exchange(next_, std::nullopt);
+    lock.unlock();
+    status = role_->Load(order.placement, order.self, report);
+  }
+}
+
+void WorkerHost::Fail(const absl::Status& status) {
+  std::lock_guard lock(mutex_);
+  error_.Update(status);
+  failed_ = true;
+}
+
+}  // namespace tandem

@@ -1,0 +1,135 @@
+// A worker's life, whatever it works on: opens the checkpoint, serves health and metrics while
+// weights load, joins the gateway's registry, takes its orders, reports, and ends.
+#ifndef TANDEM_DEPLOYMENT_WORKER_HOST_H_
+#define TANDEM_DEPLOYMENT_WORKER_HOST_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/counters.h"
+#include "common/placement.h"
+#include "common/service/progress.h"
+#include "common/service/registry_client.h"
+#include "common/service/service_host.h"
+#include "common/tensor.h"
+#include "deployment/backend.h"
+#include "kernels/backend.h"
+#include "proto/registry.pb.h"
+
+namespace tandem {
+
+// What every worker takes on its command line.
+struct WorkerOptions {
+  std::string model_dir;
+  std::string registry;
+  std::string advertise;  // address that others dial; empty: where it listens
+  std::string dtype = "bf16";
+  BackendOptions backend;
+  ListenOptions listen{"127.0.0.1:0", "", false};
+
+  void AddTo(CLI::App& app);
+};
+
+// What a role is made from. The pointers outlive the role.
+struct WorkerParts {
+  const WorkerOptions* options = nullptr;
+  kernels::Backend* backend = nullptr;
+  const Checkpoint* checkpoint = nullptr;
+  Dtype dtype = Dtype::kBF16;  // mode
+  std::string digest;          // of the checkpoint
+  uint64_t incarnation = 0;    // names this process's life
+};
+
+// How a kind of worker is called.
+struct WorkerNames {
+  v1::WorkerKind kind = v1::WORKER_KIND_UNSPECIFIED;
+  std::string worker;   // in logs: "expert worker"
+  std::string weights;  // what it loads: "experts"
+  std::string health;   // the full name of its service: "tandem.v1.ExpertWorker"
+  std::string metrics;  // prefix: "tandem_expert"
+};
+
+// What a kind of worker does in a worker's life. Thread-safe but for what is said of threads.
+class WorkerRole {
+ public:
+  virtual ~WorkerRole() = default;
+
+  virtual WorkerNames names() const = 0;
+  // Served from before anything is loaded until shortly before the role is destroyed.
+  virtual grpc::Service* service() = 0;
+
+  // Loads what needs no order; reports the share done. May block. On the thread that loads, once,
+  // first. An error ends the worker.
+  virtual absl::Status LoadAtStart(const std::function<void(float)>& progress) = 0;
+  // Carries out an order to load what `placement` gives to `self`: as above, but again and again.
+  virtual absl::Status Load(const Placement& placement, WorkerId self,
+                            const std::function<void(float)>& progress) = 0;
+  // Carries out an order to use a placement from now on. Must not block.
+  virtual void Use(Placement placement) = 0;
+
+  // Whether it has loaded what it needs to serve; once true always true.
+  virtual bool loaded() const = 0;
+  // The newest that it has loaded (expert) or uses (attention), counter 0 for none.
+  virtual PlacementVersion placement() const = 0;
+  virtual CounterSnapshot Counters() const = 0;
+};
+
+using WorkerRoleFactory =
+    std::function<absl::StatusOr<std::unique_ptr<WorkerRole>>(const WorkerParts& parts)>;
+
+class WorkerHost {
+ public:
+  WorkerHost(WorkerOptions options, WorkerRoleFactory make_role);
+  ~WorkerHost();
+
+  // Lives until SIGTERM or SIGINT (OK), or until the worker fails to start or load, or the registry
+  // refuses it: one sentence. At most once. Requires BlockEndSignals.
+  absl::Status Serve();
+
+ private:
+  struct LoadOrder {
+    Placement placement;
+    WorkerId self = 0;
+  };
+
+  v1::WorkerHello Hello() const;
+  RegistryClient::Callbacks Callbacks();
+  CounterSnapshot Counters() const;
+  void RunLoads();
+  void Fail(const absl::Status& status);
+
+  const WorkerOptions options_;
+  const WorkerRoleFactory make_role_;
+
+  std::atomic<bool> failed_ = false;  // error_ is set
+  std::mutex mutex_;                  // guards the four below
+  std::condition_variable wake_;
+  std::optional<LoadOrder> next_;  // only the newest is carried out
+  bool ended_ = false;
+  absl::Status error_;  // the first
+
+  // In the order in which they come up; they go down in the reverse order.
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  WorkerParts parts_;
+  std::unique_ptr<WorkerRole> role_;
+  std::unique_ptr<LoadProgress> progress_;
+  std::unique_ptr<ServiceHost> host_;
+  std::unique_ptr<MetricsHost> metrics_;
+};
+
+}  // namespace tandem
+
+#endif  // TANDEM_DEPLOYMENT_WORKER_HOST_H_
