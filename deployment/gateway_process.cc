@@ -1,0 +1,254 @@
+#include "deployment/gateway_process.h"
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/mode.h"
+#include "common/service/progress.h"
+#include "common/status.h"
+#include "common/transport/grpc_attention_link.h"
+#include "gateway/coordinator.h"
+#include "gateway/inference_service.h"
+#include "gateway/placement.h"
+#include "gateway/served_model.h"
+#include "gateway/step_driver.h"
+#include "spdlog/spdlog.h"
+
+namespace tandem {
+namespace {
+
+// Everything that a gateway is made of, in the order in which it comes up.
+class Gateway {
+ public:
+  explicit Gateway(GatewayOptions options)
+      : options_(std::move(options)),
+        driver_(options_.policy),
+        inference_(&driver_, [this] { return Status(); }) {}
+
+  absl::Status Serve() {
+    TANDEM_ASSIGN_OR_RETURN(options_.embedded.dtype, ParseMode(options_.dtype));
+    TANDEM_ASSIGN_OR_RETURN(
+        host_, ServiceHost::Start(options_.listen, {&inference_}, {"tandem.v1.Inference"}));
+    {
+      std::lock_guard lock(mutex_);
+      address_ = host_->address();
+    }
+    spdlog::info("gateway on {}", host_->address());
+    TANDEM_ASSIGN_OR_RETURN(metrics_, MetricsHost::Start(options_.listen, "tandem_gateway",
+                                                         [this] { return Counters(); }));
+    std::thread starting([this] {
+      const absl::Status status = options_.registry.empty() ? StartEmbedded() : StartRegistry();
+      if (!status.ok()) Fail(status);
+    });
+    const bool asked_to_end = WaitForEnd([this] { return failed_.load(); });
+    starting.join();
+    SetState([this] { draining_ = true; });
+    if (asked_to_end && !driver_.Drain(absl::Seconds(options_.grace_s))) {
+      spdlog::warn("requests still ran after {} s; they end now", options_.grace_s);
+    }
+    host_->Shutdown(absl::Seconds(1));
+    if (registry_host_ != nullptr) registry_host_->Shutdown(absl::ZeroDuration());
+    std::lock_guard lock(mutex_);
+    return error_;
+  }
+
+ private:
+  absl::Status StartEmbedded() {
+    EmbeddedOptions options = options_.embedded;
+    options.progress = [this](float share) { progress_.Report(share); };
+    TANDEM_ASSIGN_OR_RETURN(auto deployment, EmbeddedDeployment::Create(options, &driver_));
+    progress_.Report(1);
+    const ServedModel* model = &deployment->model();
+    {
+      std::lock_guard lock(mutex_);
+      embedded_ = std::move(deployment);
+    }
+    Publish(model);
+    SetState([this] { serving_ = true; });
+    return absl::OkStatus();
+  }
+
+  absl::Status StartRegistry() {
+    const std::string& dir = options_.embedded.model_dir;
+    TANDEM_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(dir));
+    TANDEM_ASSIGN_OR_RETURN(ServedModel loaded,
+                            LoadServedModel(*checkpoint, dir, options_.embedded.dtype));
+    model_ = std::move(loaded);
+    if (options_.expert_workers == 0 && !PlanPlacement(model_.config, {}, {}).ok()) {
+      return absl::InvalidArgumentError("--expert-workers is 0, but the model has experts");
+    }
+    progress_.Report(1);
+    MembershipOptions membership;
+    membership.attention_workers = options_.attention_workers;
+    membership.expert_workers = options_.expert_workers;
+    membership.digest = model_.digest;
+    membership.dtype = options_.dtype;
+    membership.epoch = NewIncarnation();
+    auto coordinator = std::make_unique<Coordinator>(
+        &model_.config, membership, &driver_,
+        [this, epoch = membership.epoch](
+            const std::string& address,
+            AttentionLink::Observer* observer) -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
+          GrpcAttentionLinkOptions dial;
+          dial.gateway_incarnation = epoch;
+          dial.digest = model_.digest;
+          return GrpcAttentionLink::Connect(GrpcPeer{address, nullptr}, observer, dial);
+        },
+        [this](bool serving) { SetState([this, serving] { serving_ = serving; }); });
+    ListenOptions listen = options_.listen;
+    listen.listen = options_.registry;
+    TANDEM_ASSIGN_OR_RETURN(auto registry_host, ServiceHost::Start(listen, {coordinator->service()},
+                                                                   {"tandem.v1.Registry"}));
+    spdlog::info("registry on {}; waiting for {} attention and {} expert workers",
+                 registry_host->address(), options_.attention_workers, options_.expert_workers);
+    registry_host->SetServing(true);
+    {
+      std::lock_guard lock(mutex_);
+      coordinator_ = std::move(coordinator);
+      registry_host_ = std::move(registry_host);
+    }
+    Publish(&model_);
+    return absl::OkStatus();
+  }
+
+  void Publish(const ServedModel* model) {
+    {
+      std::lock_guard lock(mutex_);
+      served_ = model;
+    }
+    inference_.SetModel(model);
+  }
+
+  // `change` sets serving_ or draining_; health follows.
+  void SetState(const std::function<void()>& change) {
+    std::lock_guard lock(mutex_);
+    change();
+    host_->SetServing(serving_ && !draining_);
+  }
+
+  void Fail(absl::Status status) {
+    std::lock_guard lock(mutex_);
+    error_ = std::move(status);
+    failed_ = true;
+  }
+
+  CounterSnapshot Counters() const {
+    CounterSnapshot all = driver_.Counters();
+    for (auto& counter : inference_.Counters()) all.push_back(std::move(counter));
+    all.emplace_back("loaded_percent", static_cast<int64_t>(progress_.share() * 100));
+    return all;
+  }
+
+  v1::GetStatusResponse Status() const {
+    v1::GetStatusResponse status;
+    v1::WorkerStatus& self = *status.add_workers();
+    self.set_kind("gateway");
+    self.set_loaded(progress_.share());
+    AddCounters(Counters(), &self);
+    std::lock_guard lock(mutex_);
+    self.set_address(address_);
+    self.set_state(served_ != nullptr ? "ready" : "loading");
+    if (served_ != nullptr) status.set_model(served_->name);
+    if (draining_) {
+      status.set_state("draining");
+    } else if (serving_) {
+      status.set_state("serving");
+    } else {
+      status.set_state(coordinator_ != nullptr ? "waiting for workers" : "loading");
+    }
+    if (embedded_ != nullptr) {
+      for (const v1::WorkerStatus& worker : embedded_->Workers()) *status.add_workers() = worker;
+      status.set_detail("everything runs in this process");
+    } else if (coordinator_ != nullptr) {
+      AddMembers(coordinator_->Look(), &status);
+    } else {
+      status.set_detail(absl::StrCat("loading ", options_.embedded.model_dir, ": ",
+                                     static_cast<int>(progress_.share() * 100), "%"));
+    }
+    return status;
+  }
+
+  static void AddMembers(const Coordinator::View& view, v1::GetStatusResponse* status) {
+    status->set_detail(view.detail);
+    status->set_placement_epoch(view.placement.epoch);
+    status->set_placement_counter(view.placement.counter);
+    for (const Member& member : view.members) {
+      v1::WorkerStatus& worker = *status->add_workers();
+      worker.set_id(member.id);
+      worker.set_kind(WorkerKindName(member.join.kind));
+      worker.set_address(member.join.address);
+      worker.set_state(member.health.ready ? "ready" : "loading");
+      worker.set_loaded(member.health.loaded);
+      worker.set_device(member.join.device);
+      AddCounters(member.health.counters, &worker);
+    }
+  }
+
+  GatewayOptions options_;
+  LoadProgress progress_{"model"};
+  StepDriver driver_;
+  InferenceService inference_;
+  std::unique_ptr<ServiceHost> host_;
+  std::unique_ptr<MetricsHost> metrics_;
+  std::atomic<bool> failed_ = false;
+  ServedModel model_;  // of a deployment with a registry
+
+  mutable std::mutex mutex_;  // guards all below
+  absl::Status error_;
+  std::string address_;  // empty until the port is bound: requests may come before
+  bool serving_ = false;
+  bool draining_ = false;
+  const ServedModel* served_ = nullptr;
+  std::unique_ptr<EmbeddedDeployment> embedded_;
+  std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<ServiceHost> registry_host_;
+};
+
+}  // namespace
+
+void GatewayOptions::AddTo(CLI::App& app) {
+  AddListenFlags(app, &listen);
+  app.add_option("--model", embedded.model_dir, "checkpoint folder")->required();
+  app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
+  app.add_option("--registry", registry,
+                 "wait for workers that dial this host:port, instead of running them here");
+  app.add_option("--attention-workers", attention_workers, "with --registry: how many")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--expert-workers", expert_workers, "with --registry: how many")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  embedded.backend.AddTo(app);
+  app.add_option("--cache-tokens", embedded.cache_tokens, "size of the latent cache")
+      ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
+      ->capture_default_str();
+  app.add_option("--max-waiting", policy.max_waiting, "requests that may wait")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--max-running", policy.max_running_per_worker,
+                 "requests that run at once on an attention worker")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--max-batch-rows", policy.max_batch_rows, "rows of a prefill batch")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--max-layers-per-step", policy.max_layers_per_step,
+                 "layers that a prefill batch goes per step, 0 for all")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--test-schedule-seed", policy.test_seed,
+                 "test: random layer ranges, chunks and preemptions from this seed");
+  app.add_option("--grace", grace_s, "seconds that running requests get at the end")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
+absl::Status RunGateway(GatewayOptions options) { return Gateway(std::move(options)).Serve(); }
+
+}  // namespace tandem

@@ -1,0 +1,35 @@
+// The gateway's life: the public service, in front of a deployment in this process or of workers
+// that dial its registry.
+#ifndef TANDEM_DEPLOYMENT_GATEWAY_PROCESS_H_
+#define TANDEM_DEPLOYMENT_GATEWAY_PROCESS_H_
+
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "common/service/service_host.h"
+#include "deployment/embedded.h"
+#include "gateway/scheduler.h"
+
+namespace tandem {
+
+struct GatewayOptions {
+  ListenOptions listen{"127.0.0.1:8470", "", false};
+  std::string registry;  // host:port for workers to dial; empty: everything in this process
+  int attention_workers = 1;
+  int expert_workers = 1;
+  EmbeddedOptions embedded;  // with a registry only the model's folder counts
+  std::string dtype = "bf16";
+  SchedulerPolicy policy;
+  double grace_s = 20;
+
+  void AddTo(CLI::App& app);
+};
+
+// Serves until SIGTERM or SIGINT and lets what runs finish within the grace (OK), or until the
+// gateway fails to start: one sentence. Requires BlockEndSignals.
+absl::Status RunGateway(GatewayOptions options);
+
+}  // namespace tandem
+
+#endif  // TANDEM_DEPLOYMENT_GATEWAY_PROCESS_H_
