@@ -70,10 +70,11 @@ class WorkerRole {
   // Served from before anything is loaded until shortly before the role is destroyed.
   virtual grpc::Service* service() = 0;
 
-  // Loads what needs no order; reports the share done. May block. On the thread that loads, once,
-  // first. An error ends the worker.
+  // Loads what needs no order; reports the share done. Once, first, on the thread that loads. An
+  // error ends the worker with its sentence.
   virtual absl::Status LoadAtStart(const std::function<void(float)>& progress) = 0;
-  // Carries out an order to load what `placement` gives to `self`: as above, but again and again.
+  // Carries out an order to load what `placement` gives to `self`, on the same thread; of orders
+  // that came meanwhile only the newest. Errors as above.
   virtual absl::Status Load(const Placement& placement, WorkerId self,
                             const std::function<void(float)>& progress) = 0;
   // Carries out an order to use a placement from now on. Must not block.
