@@ -48,9 +48,10 @@ class JobSink {
   virtual void OnToken(int32_t id, float log_prob) = 0;
   // Last, exactly once per submitted job, also after Cancel. `status` is OK unless `end` is
   // kFailed:
-  //   CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (no worker within the limit, or draining),
-  //   RESOURCE_EXHAUSTED (longer than any worker's cache), INTERNAL (a NaN in the logits, or a
-  //   worker's answer is not one to what was asked)
+  //   CANCELLED, DEADLINE_EXCEEDED
+  //   UNAVAILABLE         no worker within the limit, or draining
+  //   RESOURCE_EXHAUSTED  longer than any worker's cache
+  //   INTERNAL            a NaN in the logits, or a worker's answer is not one to what was asked
   virtual void OnEnd(JobEnd end, absl::Status status) = 0;
 };
 

@@ -22,7 +22,7 @@ struct ValidRequest {
 //   INVALID_ARGUMENT     the field and its limit
 //   NOT_FOUND            another model than the one that is served
 //   FAILED_PRECONDITION  text or chat, but the checkpoint has no tokenizer or no known chat
-//   template
+//                        template
 absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request,
                                               const ServedModel& model);
 absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,

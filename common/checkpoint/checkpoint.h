@@ -44,7 +44,8 @@ class Checkpoint {
   // Maps or converts one tensor to a format's values: for kBF16, BF16 stays as it lies in the file,
   // and F16 and F32 are rounded to a bf16 copy; for kF32, BF16 and F32 stay as they lie (bf16
   // widens exactly), and F16 is widened to a copy.
-  //   NOT_FOUND  no such tensor    DATA_LOSS  the file has shrunk since Open
+  //   NOT_FOUND  no such tensor
+  //   DATA_LOSS  the file has shrunk since Open
   absl::StatusOr<OwnedTensor> Load(const std::string& name, WeightFormat format) const;
 
   // Tensors and their bytes mapped so far by this process.

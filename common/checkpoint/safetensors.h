@@ -25,8 +25,7 @@ struct SafetensorsEntry {
 // Parses a header that stands before `data_bytes` bytes of data. Offsets in the result count from
 // the first byte of data. Errors name the tensor, not the file.
 //   INVALID_ARGUMENT  broken JSON, duplicate names, a range that does not fit shape and dtype,
-//   ranges
-//                     that overlap, leave holes or do not cover the data
+//                     ranges that overlap, leave holes or do not cover the data
 //   UNIMPLEMENTED     a dtype that safetensors does not know
 absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensorsHeader(
     absl::string_view json, uint64_t data_bytes);

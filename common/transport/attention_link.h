@@ -135,14 +135,13 @@ class AttentionLink {
   virtual void OpenSequence(SequenceSpec spec) = 0;
 
   // Queues a step; exactly one OnStepResult answers it, unless OnDown comes first. Its status:
-  //   FAILED_PRECONDITION  a batch does not stand at first_layer, or a sequence was never opened,
-  //   or
+  //   FAILED_PRECONDITION  a batch does not stand at first_layer, a sequence was never opened, or
   //                        more than kMaxOutstandingSteps are outstanding
   //   INVALID_ARGUMENT     rows, layers or outputs out of range
-  //   RESOURCE_EXHAUSTED   the cache has no page left (schedulers count pages, so this is a bug
-  //   there) UNAVAILABLE          no expert worker answered for a layer within the limit: batches
-  //   stand where
-  //                        `batches` says; the step may be repeated from there
+  //   RESOURCE_EXHAUSTED   the cache has no page left; schedulers count pages, so this is a bug
+  //                        there
+  //   UNAVAILABLE          no expert worker answered for a layer within the limit: batches stand
+  //                        where `batches` says; the step may be repeated from there
   // A refused step (all but UNAVAILABLE) changed nothing. A step_id that was already run is
   // answered again, not run again. Rows of sequences that were released or cancelled meanwhile are
   // dead: they are neither computed nor answered.
