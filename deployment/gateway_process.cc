@@ -3,13 +3,13 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/mode.h"
+#include "common/mutex.h"
 #include "common/service/progress.h"
 #include "common/status.h"
 #include "common/transport/grpc_attention_link.h"
@@ -36,7 +36,7 @@ class Gateway {
     TANDEM_ASSIGN_OR_RETURN(
         host_, ServiceHost::Start(options_.listen, {&inference_}, {"tandem.v1.Inference"}));
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       address_ = host_->address();
     }
     spdlog::info("gateway on {}", host_->address());
@@ -48,13 +48,18 @@ class Gateway {
     });
     const bool asked_to_end = WaitForEnd([this] { return failed_.load(); });
     starting.join();
-    SetState([this] { draining_ = true; });
+    SetDraining();
     if (asked_to_end && !driver_.Drain(absl::Seconds(options_.grace_s))) {
       spdlog::warn("requests still ran after {} s; they end now", options_.grace_s);
     }
     host_->Shutdown(absl::Seconds(1));
-    if (registry_host_ != nullptr) registry_host_->Shutdown(absl::ZeroDuration());
-    std::lock_guard lock(mutex_);
+    ServiceHost* registry_host;
+    {
+      MutexLock lock(mutex_);
+      registry_host = registry_host_.get();
+    }
+    if (registry_host != nullptr) registry_host->Shutdown(absl::ZeroDuration());
+    MutexLock lock(mutex_);
     return error_;
   }
 
@@ -66,11 +71,11 @@ class Gateway {
     progress_.Report(1);
     const ServedModel* model = &deployment->model();
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       embedded_ = std::move(deployment);
     }
     Publish(model);
-    SetState([this] { serving_ = true; });
+    SetServing(true);
     return absl::OkStatus();
   }
 
@@ -100,7 +105,7 @@ class Gateway {
           dial.digest = model_.digest;
           return GrpcAttentionLink::Connect(GrpcPeer{address, nullptr}, observer, dial);
         },
-        [this](bool serving) { SetState([this, serving] { serving_ = serving; }); });
+        [this](bool serving) { SetServing(serving); });
     ListenOptions listen = options_.listen;
     listen.listen = options_.registry;
     TANDEM_ASSIGN_OR_RETURN(auto registry_host, ServiceHost::Start(listen, {coordinator->service()},
@@ -109,7 +114,7 @@ class Gateway {
                  registry_host->address(), options_.attention_workers, options_.expert_workers);
     registry_host->SetServing(true);
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       coordinator_ = std::move(coordinator);
       registry_host_ = std::move(registry_host);
     }
@@ -119,21 +124,30 @@ class Gateway {
 
   void Publish(const ServedModel* model) {
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       served_ = model;
     }
     inference_.SetModel(model);
   }
 
-  // `change` sets serving_ or draining_; health follows.
-  void SetState(const std::function<void()>& change) {
-    std::lock_guard lock(mutex_);
-    change();
+  void SetServing(bool serving) {
+    MutexLock lock(mutex_);
+    serving_ = serving;
+    ShowHealth();
+  }
+
+  void SetDraining() {
+    MutexLock lock(mutex_);
+    draining_ = true;
+    ShowHealth();
+  }
+
+  void ShowHealth() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     host_->SetServing(serving_ && !draining_);
   }
 
   void Fail(absl::Status status) {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     error_ = std::move(status);
     failed_ = true;
   }
@@ -151,7 +165,7 @@ class Gateway {
     self.set_kind("gateway");
     self.set_loaded(progress_.share());
     AddCounters(Counters(), &self);
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     self.set_address(address_);
     self.set_state(served_ != nullptr ? "ready" : "loading");
     if (served_ != nullptr) status.set_model(served_->name);
@@ -199,15 +213,16 @@ class Gateway {
   std::atomic<bool> failed_ = false;
   ServedModel model_;  // of a deployment with a registry
 
-  mutable std::mutex mutex_;  // guards all below
-  absl::Status error_;
-  std::string address_;  // empty until the port is bound: requests may come before
-  bool serving_ = false;
-  bool draining_ = false;
-  const ServedModel* served_ = nullptr;
-  std::unique_ptr<EmbeddedDeployment> embedded_;
-  std::unique_ptr<Coordinator> coordinator_;
-  std::unique_ptr<ServiceHost> registry_host_;
+  mutable Mutex mutex_;
+  absl::Status error_ ABSL_GUARDED_BY(mutex_);
+  // Empty until the port is bound: requests may come before.
+  std::string address_ ABSL_GUARDED_BY(mutex_);
+  bool serving_ ABSL_GUARDED_BY(mutex_) = false;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  const ServedModel* served_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  std::unique_ptr<EmbeddedDeployment> embedded_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<ServiceHost> registry_host_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace

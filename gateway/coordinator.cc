@@ -1,14 +1,13 @@
 #include "gateway/coordinator.h"
 
-#include <condition_variable>
 #include <deque>
 #include <map>
-#include <mutex>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/service/registry_client.h"
 #include "common/status.h"
@@ -71,12 +70,13 @@ class Coordinator::Impl {
 
   ~Impl() {
     {
-      std::unique_lock lock(mutex_);
+      MutexLock lock(mutex_);
       ended_ = true;
-      wake_.notify_all();
+      wake_.NotifyAll();
       for (auto& [id, stream] : streams_)
         stream->End(grpc::Status(grpc::UNAVAILABLE, "the gateway ends"));
-      wake_.wait(lock, [this] { return live_streams_ == 0; });
+      wake_.Wait(lock,
+                 [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_streams_ == 0; });
     }
     thread_.join();
   }
@@ -84,7 +84,7 @@ class Coordinator::Impl {
   grpc::Service* service() { return &service_; }
 
   View Look() const {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     View view;
     view.serving = membership_.serving();
     view.detail = membership_.Detail();
@@ -99,45 +99,55 @@ class Coordinator::Impl {
    public:
     explicit Stream(Impl* owner) : owner_(owner) { StartRead(&report_); }
 
-    // The owner's mutex is held by the callers of these two.
+    // The owner's mutex is held by the callers of these four.
     void Send(v1::WorkerOrder order) {
+      owner_->mutex_.AssertHeld();
       orders_.push_back(std::move(order));
       if (orders_.size() == 1 && !ended_) StartWrite(&orders_.front());
     }
     void End(grpc::Status status) {
+      owner_->mutex_.AssertHeld();
       if (!std::exchange(ended_, true)) Finish(std::move(status));
+    }
+    WorkerId worker() const {
+      owner_->mutex_.AssertHeld();
+      return worker_;
+    }
+    void set_worker(WorkerId worker) {
+      owner_->mutex_.AssertHeld();
+      worker_ = worker;
     }
 
     void OnReadDone(bool ok) override {
-      std::lock_guard lock(owner_->mutex_);
+      MutexLock lock(owner_->mutex_);
       if (!ok) return End(grpc::Status::OK);
       owner_->OnReport(this, report_);
       if (!ended_) StartRead(&report_);
     }
     void OnWriteDone(bool ok) override {
-      std::lock_guard lock(owner_->mutex_);
+      MutexLock lock(owner_->mutex_);
       orders_.pop_front();
       if (ok && !orders_.empty() && !ended_) StartWrite(&orders_.front());
     }
     void OnCancel() override {
-      std::lock_guard lock(owner_->mutex_);
+      MutexLock lock(owner_->mutex_);
       End(grpc::Status::CANCELLED);
     }
     void OnDone() override {
       {
-        std::lock_guard lock(owner_->mutex_);
+        MutexLock lock(owner_->mutex_);
         owner_->OnStreamDone(this);
       }
       delete this;
     }
 
-    WorkerId worker = 0;  // 0: not joined
-
    private:
     Impl* const owner_;
     v1::WorkerReport report_;
-    std::deque<v1::WorkerOrder> orders_;  // the first is being written
-    bool ended_ = false;
+    // The first is being written.
+    std::deque<v1::WorkerOrder> orders_ ABSL_GUARDED_BY(owner_->mutex_);
+    bool ended_ ABSL_GUARDED_BY(owner_->mutex_) = false;
+    WorkerId worker_ ABSL_GUARDED_BY(owner_->mutex_) = 0;  // 0: not joined
   };
 
   class Service : public v1::Registry::CallbackService {
@@ -145,7 +155,7 @@ class Coordinator::Impl {
     explicit Service(Impl* owner) : owner_(owner) {}
     grpc::ServerBidiReactor<v1::WorkerReport, v1::WorkerOrder>* Join(
         grpc::CallbackServerContext*) override {
-      std::lock_guard lock(owner_->mutex_);
+      MutexLock lock(owner_->mutex_);
       ++owner_->live_streams_;
       auto* stream = new Stream(owner_);
       if (owner_->ended_) stream->End(grpc::Status(grpc::UNAVAILABLE, "the gateway ends"));
@@ -156,29 +166,31 @@ class Coordinator::Impl {
     Impl* const owner_;
   };
 
-  void OnReport(Stream* stream, const v1::WorkerReport& report) {
-    if (report.has_hello() && stream->worker == 0) {
+  void OnReport(Stream* stream, const v1::WorkerReport& report)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (report.has_hello() && stream->worker() == 0) {
       if (const absl::Status joined = OnHello(stream, report.hello()); !joined.ok()) {
         spdlog::warn("refused: {}", std::string(joined.message()));
         stream->End(ToGrpc(joined));
         return;
       }
-    } else if (report.has_heartbeat() && stream->worker != 0) {
-      membership_.Heartbeat(stream->worker, FromProto(report.heartbeat()), absl::Now());
+    } else if (report.has_heartbeat() && stream->worker() != 0) {
+      membership_.Heartbeat(stream->worker(), FromProto(report.heartbeat()), absl::Now());
     } else {
       stream->End(grpc::Status(grpc::INVALID_ARGUMENT, "a worker says hello once, and first"));
       return;
     }
     changed_ = true;
-    wake_.notify_all();
+    wake_.NotifyAll();
   }
 
-  absl::Status OnHello(Stream* stream, const v1::WorkerHello& hello) {
+  absl::Status OnHello(Stream* stream, const v1::WorkerHello& hello)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     TANDEM_ASSIGN_OR_RETURN(const JoinRequest request, FromProto(hello));
     TANDEM_ASSIGN_OR_RETURN(const WorkerId id, membership_.Join(request, absl::Now()));
     spdlog::info("{} worker {} at {} joined ({})", WorkerKindName(request.kind), id,
                  request.address, request.device);
-    stream->worker = id;
+    stream->set_worker(id);
     streams_[id] = stream;
     v1::WorkerOrder order;
     order.mutable_accepted()->set_worker_id(id);
@@ -188,20 +200,20 @@ class Coordinator::Impl {
     return absl::OkStatus();
   }
 
-  void OnStreamDone(Stream* stream) {
-    const auto it = streams_.find(stream->worker);
+  void OnStreamDone(Stream* stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const auto it = streams_.find(stream->worker());
     if (it != streams_.end() && it->second == stream) {
-      spdlog::warn("worker {} left", stream->worker);
+      spdlog::warn("worker {} left", stream->worker());
       streams_.erase(it);
-      membership_.Leave(stream->worker);
+      membership_.Leave(stream->worker());
     }
     --live_streams_;
     changed_ = true;
-    wake_.notify_all();
+    wake_.NotifyAll();
   }
 
   void Run() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     bool serving = false;
     while (!ended_) {
       // A link may break while its worker's membership goes on.
@@ -209,20 +221,22 @@ class Coordinator::Impl {
         if (member.serving && !driver_->HasWorker(id)) membership_.SessionLost(id);
       }
       const std::vector<MembershipAction> actions = membership_.Advance(absl::Now());
-      for (const MembershipAction& action : actions) CarryOut(action, lock);
+      for (const MembershipAction& action : actions) CarryOut(action);
       if (membership_.serving() != serving) {
         serving = !serving;
         spdlog::info("{}", serving ? "serving: " + membership_.Detail() : membership_.Detail());
-        lock.unlock();
+        lock.Unlock();
         on_serving_changed_(serving);
-        lock.lock();
+        lock.Lock();
       }
-      wake_.wait_for(lock, interval_, [this] { return changed_ || ended_; });
+      wake_.WaitFor(lock, interval_,
+                    [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return changed_ || ended_; });
       changed_ = false;
     }
   }
 
-  void CarryOut(const MembershipAction& action, std::unique_lock<std::mutex>& lock) {
+  // Lets go of the mutex while it waits for others.
+  void CarryOut(const MembershipAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     using Kind = MembershipAction::Kind;
     const auto stream = streams_.find(action.worker);
     switch (action.kind) {
@@ -241,11 +255,11 @@ class Coordinator::Impl {
         streams_.erase(stream);
         return;
       case Kind::kStartAttention: {
-        lock.unlock();  // dialing waits for the worker's welcome
+        mutex_.Unlock();  // dialing waits for the worker's welcome
         const absl::Status started = driver_->AddWorker(
             action.worker,
             [&](AttentionLink::Observer* observer) { return dial_(action.address, observer); });
-        lock.lock();
+        mutex_.Lock();
         if (!started.ok()) {
           spdlog::warn("attention worker {} at {} does not answer: {}", action.worker,
                        action.address, std::string(started.message()));
@@ -254,20 +268,20 @@ class Coordinator::Impl {
         return;
       }
       case Kind::kStopAttention:
-        lock.unlock();
+        mutex_.Unlock();
         driver_->RemoveWorker(action.worker);
-        lock.lock();
+        mutex_.Lock();
         return;
     }
   }
 
-  mutable std::mutex mutex_;  // guards all below
-  std::condition_variable wake_;
-  Membership membership_;
-  std::map<WorkerId, Stream*> streams_;
-  int live_streams_ = 0;
-  bool changed_ = false;
-  bool ended_ = false;
+  mutable Mutex mutex_;
+  CondVar wake_;
+  Membership membership_ ABSL_GUARDED_BY(mutex_);
+  std::map<WorkerId, Stream*> streams_ ABSL_GUARDED_BY(mutex_);
+  int live_streams_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool changed_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 
   const std::chrono::milliseconds interval_;
   StepDriver* const driver_;

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <map>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <variant>
@@ -14,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/mutex.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
@@ -25,11 +24,11 @@ class StepDriver::Impl {
 
   ~Impl() {
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       draining_ = true;
       stopping_ = true;
     }
-    wake_.notify_all();
+    wake_.NotifyAll();
     thread_.join();
   }
 
@@ -55,7 +54,6 @@ class StepDriver::Impl {
 
     Impl* const impl;
     const WorkerId id;
-    bool joined = false;  // guarded by impl->mutex_
     // The driver's thread's, once PeerJoined is in the queue.
     std::unique_ptr<AttentionLink> link;
     bool gone = false;
@@ -80,14 +78,19 @@ class StepDriver::Impl {
     std::shared_ptr<Peer> peer;
     StepResult result;
   };
+  // From AddWorker until the link is destroyed.
+  struct Member {
+    std::shared_ptr<Peer> peer;
+    bool joined = false;
+  };
   using Event = std::variant<NewJob, CancelJob, PeerJoined, PeerGone, StepDone>;
 
   void Enqueue(Event event) {
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       queue_.push_back(std::move(event));
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
   }
 
   // All below run on the driver's thread, without the mutex.
@@ -109,20 +112,21 @@ class StepDriver::Impl {
 
   const SchedulerPolicy policy_;
 
-  mutable std::mutex mutex_;
-  std::condition_variable wake_;   // the driver's thread
-  std::condition_variable ended_;  // those who wait for a job's or a peer's end
-  std::vector<Event> queue_;
-  std::map<WorkerId, std::shared_ptr<Peer>> members_;  // from AddWorker until the link is destroyed
-  bool draining_ = false;
-  bool stopping_ = false;
-  JobId next_job_ = 1;
-  int64_t live_jobs_ = 0;     // whose OnEnd has not returned
-  int64_t jobs_on_way_ = 0;   // submitted, not yet seen by the scheduler
-  int64_t jobs_waiting_ = 0;  // as of the scheduler's last change, like the following
-  int64_t jobs_running_ = 0;
-  int64_t steps_outstanding_ = 0;
-  int64_t preemptions_ = 0;
+  mutable Mutex mutex_;
+  CondVar wake_;   // the driver's thread
+  CondVar ended_;  // those who wait for a job's or a peer's end
+  std::vector<Event> queue_ ABSL_GUARDED_BY(mutex_);
+  std::map<WorkerId, Member> members_ ABSL_GUARDED_BY(mutex_);
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  JobId next_job_ ABSL_GUARDED_BY(mutex_) = 1;
+  int64_t live_jobs_ ABSL_GUARDED_BY(mutex_) = 0;    // whose OnEnd has not returned
+  int64_t jobs_on_way_ ABSL_GUARDED_BY(mutex_) = 0;  // submitted, not yet seen by the scheduler
+  // As of the scheduler's last change.
+  int64_t jobs_waiting_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t jobs_running_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t steps_outstanding_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t preemptions_ ABSL_GUARDED_BY(mutex_) = 0;
 
   std::atomic<int64_t> tokens_generated_ = 0;
   std::atomic<int64_t> prompt_tokens_ = 0;
@@ -141,7 +145,7 @@ class StepDriver::Impl {
 absl::StatusOr<JobId> StepDriver::Impl::Submit(Job job, std::shared_ptr<JobSink> sink) {
   JobId id = 0;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (draining_) {
       return absl::UnavailableError("the gateway is shutting down and takes no new requests");
     }
@@ -155,16 +159,16 @@ absl::StatusOr<JobId> StepDriver::Impl::Submit(Job job, std::shared_ptr<JobSink>
     prompt_tokens_ += static_cast<int64_t>(job.prompt.size());
     queue_.push_back(NewJob{id, std::move(job), std::move(sink)});
   }
-  wake_.notify_one();
+  wake_.NotifyOne();
   return id;
 }
 
 absl::Status StepDriver::Impl::AddWorker(WorkerId worker, const AttentionLinkFactory& make_link) {
   const auto peer = std::make_shared<Peer>(this, worker);
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (stopping_) return absl::UnavailableError("the gateway is shutting down");
-    if (!members_.emplace(worker, peer).second) {
+    if (!members_.emplace(worker, Member{peer}).second) {
       return absl::AlreadyExistsError(
           absl::StrCat("attention worker ", worker, " is here already"));
     }
@@ -173,64 +177,64 @@ absl::Status StepDriver::Impl::AddWorker(WorkerId worker, const AttentionLinkFac
   absl::Status status = link.status();
   if (status.ok()) status = CheckWorkerInfo(worker, (*link)->info());
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (status.ok() && stopping_) status = absl::UnavailableError("the gateway is shutting down");
     if (status.ok()) {
       peer->link = *std::move(link);
-      peer->joined = true;
+      members_[worker].joined = true;
       queue_.push_back(PeerJoined{peer});
-      wake_.notify_one();
+      wake_.NotifyOne();
       return status;
     }
   }
   if (link.ok()) link->reset();
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     members_.erase(worker);
   }
-  ended_.notify_all();
+  ended_.NotifyAll();
   return status;
 }
 
 void StepDriver::Impl::RemoveWorker(WorkerId worker) {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   const auto it = members_.find(worker);
   if (it == members_.end()) return;
-  const std::shared_ptr<Peer> peer = it->second;
+  const std::shared_ptr<Peer> peer = it->second.peer;
   queue_.push_back(PeerGone{peer, absl::OkStatus()});
-  wake_.notify_one();
-  ended_.wait(lock, [&] {
+  wake_.NotifyOne();
+  ended_.Wait(lock, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const auto now = members_.find(worker);
-    return now == members_.end() || now->second != peer;
+    return now == members_.end() || now->second.peer != peer;
   });
 }
 
 bool StepDriver::Impl::HasWorker(WorkerId worker) const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return members_.contains(worker);
 }
 
 int StepDriver::Impl::num_workers() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   int workers = 0;
-  for (const auto& [id, peer] : members_) workers += peer->joined ? 1 : 0;
+  for (const auto& [id, member] : members_) workers += member.joined ? 1 : 0;
   return workers;
 }
 
 bool StepDriver::Impl::Drain(absl::Duration grace) {
   const absl::Duration limit = std::min(grace, absl::Hours(24 * 365));
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   draining_ = true;
-  const auto idle = [this] { return live_jobs_ == 0; };
-  if (ended_.wait_for(lock, absl::ToChronoNanoseconds(limit), idle)) return true;
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_jobs_ == 0; };
+  if (ended_.WaitFor(lock, absl::ToChronoNanoseconds(limit), idle)) return true;
   stopping_ = true;
-  wake_.notify_all();
-  ended_.wait(lock, idle);
+  wake_.NotifyAll();
+  ended_.Wait(lock, idle);
   return false;
 }
 
 CounterSnapshot StepDriver::Impl::Counters() const {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   return {{"jobs_total", static_cast<int64_t>(next_job_ - 1)},
           {"jobs_waiting", jobs_on_way_ + jobs_waiting_},
           {"jobs_running", jobs_running_},
@@ -261,12 +265,14 @@ void StepDriver::Impl::Loop() {
 bool StepDriver::Impl::WaitForEvents(std::vector<Event>* events) {
   events->clear();
   const absl::Time deadline = scheduler_.NextDeadline();
-  std::unique_lock lock(mutex_);
-  const auto ready = [this] { return stopping_ || !queue_.empty(); };
+  MutexLock lock(mutex_);
+  const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return stopping_ || !queue_.empty();
+  };
   if (deadline == absl::InfiniteFuture()) {
-    wake_.wait(lock, ready);
+    wake_.Wait(lock, ready);
   } else {
-    wake_.wait_until(lock, absl::ToChronoTime(deadline), ready);
+    wake_.WaitUntil(lock, absl::ToChronoTime(deadline), ready);
   }
   if (stopping_) return false;
   events->swap(queue_);
@@ -318,10 +324,10 @@ void StepDriver::Impl::Handle(StepDone event) {
 void StepDriver::Impl::CloseLink(Peer* peer) {
   peer->link.reset();
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     members_.erase(peer->id);
   }
-  ended_.notify_all();
+  ended_.NotifyAll();
 }
 
 void StepDriver::Impl::SendOrders() {
@@ -375,14 +381,14 @@ void StepDriver::Impl::EndJob(JobId id, JobEnd end, absl::Status status) {
   sinks_.erase(it);
   sink->OnEnd(end, std::move(status));
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     --live_jobs_;
   }
-  ended_.notify_all();
+  ended_.NotifyAll();
 }
 
 void StepDriver::Impl::Publish(int new_jobs_handled) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   jobs_on_way_ -= new_jobs_handled;
   jobs_waiting_ = scheduler_.num_waiting();
   jobs_running_ = scheduler_.num_running();
@@ -393,7 +399,7 @@ void StepDriver::Impl::Publish(int new_jobs_handled) {
 void StepDriver::Impl::EndEverything() {
   std::vector<Event> events;
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     events.swap(queue_);
   }
   for (Event& event : events) {

@@ -7,9 +7,9 @@
 
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <utility>
 
+#include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "gateway/inference_service.h"
 #include "gateway/step_driver.h"
@@ -45,14 +45,14 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Submit(Job job) {
     const absl::StatusOr<JobId> id = driver_->Submit(std::move(job), shared_from_this());
     if (!id.ok()) return End(ToGrpc(id.status()));
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     job_ = *id;
     if (cancelled_) driver_->Cancel(job_);
   }
 
   void Send(const google::protobuf::MessageLite& message) {
     grpc::ByteBuffer buffer = SerializeMessage(message);
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (ended_) return;
     queue_.push_back(std::move(buffer));
     if (queue_.size() == 1) StartWrite(&queue_.front());
@@ -61,7 +61,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // After everything that was sent. Once; later calls are ignored.
   void End(grpc::Status status) {
     if (!status.ok()) ++live_->failed;
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     if (std::exchange(ended_, true)) return;
     status_ = std::move(status);
     if (queue_.empty()) Finish(status_);
@@ -72,14 +72,14 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
  protected:
   void CancelJob() {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     cancelled_ = true;
     if (job_ != 0) driver_->Cancel(job_);
   }
 
  private:
   void OnWriteDone(bool ok) override {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     queue_.pop_front();
     if (!ok) queue_.clear();  // the client is gone: OnCancel says so to the driver
     if (!queue_.empty()) {
@@ -99,12 +99,12 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   InferenceService::Live* const live_;
   std::shared_ptr<StreamingCall> self_;
 
-  std::mutex mutex_;                    // guards all below
-  std::deque<grpc::ByteBuffer> queue_;  // the first is being written
-  bool ended_ = false;
-  bool cancelled_ = false;
-  JobId job_ = 0;
-  grpc::Status status_;
+  Mutex mutex_;
+  std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);  // the first is being written
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  JobId job_ ABSL_GUARDED_BY(mutex_) = 0;
+  grpc::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace tandem

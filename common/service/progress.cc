@@ -11,7 +11,7 @@ namespace tandem {
 
 void LoadProgress::Report(float share) {
   constexpr int kBarWidth = 40;
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   share_ = std::clamp(share, 0.0f, 1.0f);
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const int now = static_cast<int>(share_ * (terminal ? 100 : 10));

@@ -3,8 +3,9 @@
 #define TANDEM_COMMON_SERVICE_PROGRESS_H_
 
 #include <atomic>
-#include <mutex>
 #include <string>
+
+#include "common/mutex.h"
 
 namespace tandem {
 
@@ -19,8 +20,8 @@ class LoadProgress {
  private:
   const std::string what_;
   std::atomic<float> share_ = 0;
-  std::mutex mutex_;
-  int shown_ = -1;  // percent on a terminal, tenths otherwise; guarded by mutex_
+  Mutex mutex_;
+  int shown_ ABSL_GUARDED_BY(mutex_) = -1;  // percent on a terminal, tenths otherwise
 };
 
 }  // namespace tandem

@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 #include <utility>
 
+#include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "proto/registry.grpc.pb.h"
 #include "spdlog/spdlog.h"
@@ -91,11 +90,11 @@ class RegistryClient::Impl {
 
   ~Impl() {
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       ended_ = true;
       if (context_ != nullptr) context_->TryCancel();
     }
-    wake_.notify_all();
+    wake_.NotifyAll();
     thread_.join();
   }
 
@@ -106,8 +105,10 @@ class RegistryClient::Impl {
       const bool was_accepted = Session();
       pause = was_accepted ? kFirstPause
                            : std::min<std::chrono::milliseconds>(pause * 2, kLongestPause);
-      std::unique_lock lock(mutex_);
-      if (wake_.wait_for(lock, pause, [this] { return ended_ || refused_; })) return;
+      MutexLock lock(mutex_);
+      const auto over = [this]()
+                            ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ended_ || refused_; };
+      if (wake_.WaitFor(lock, pause, over)) return;
     }
   }
 
@@ -115,7 +116,7 @@ class RegistryClient::Impl {
   bool Session() {
     grpc::ClientContext context;
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       if (ended_) return false;
       context_ = &context;
     }
@@ -124,7 +125,7 @@ class RegistryClient::Impl {
     *first.mutable_hello() = hello_;
     bool accepted = false;
     std::thread beats;
-    bool stream_ended = false;
+    bool stream_ended = false;  // guarded by mutex_
     if (stream->Write(first)) {
       v1::WorkerOrder order;
       while (stream->Read(&order)) {
@@ -144,13 +145,13 @@ class RegistryClient::Impl {
       }
     }
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       stream_ended = true;
     }
-    wake_.notify_all();
+    wake_.NotifyAll();
     if (beats.joinable()) beats.join();
     const grpc::Status status = stream->Finish();
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     context_ = nullptr;
     if (ended_) return accepted;
     if (IsRefusal(status)) {
@@ -166,13 +167,14 @@ class RegistryClient::Impl {
 
   void Beat(grpc::ClientReaderWriterInterface<v1::WorkerReport, v1::WorkerOrder>& stream,
             const bool& stream_ended, std::chrono::milliseconds interval) {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (!stream_ended && !ended_) {
-      lock.unlock();
+      lock.Unlock();
       const bool written = stream.Write(HeartbeatReport(callbacks_.health(), ++reports_));
-      lock.lock();
+      lock.Lock();
       if (!written) return;
-      wake_.wait_for(lock, interval, [&] { return stream_ended || ended_; });
+      wake_.WaitFor(lock, interval,
+                    [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stream_ended || ended_; });
     }
   }
 
@@ -184,11 +186,11 @@ class RegistryClient::Impl {
   int64_t reports_ = 0;      // of the heartbeat thread
   std::string last_reason_;  // of the client's thread: said once, not at every try
 
-  std::mutex mutex_;  // guards the four below
-  std::condition_variable wake_;
-  bool ended_ = false;
-  bool refused_ = false;
-  grpc::ClientContext* context_ = nullptr;
+  Mutex mutex_;
+  CondVar wake_;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  bool refused_ ABSL_GUARDED_BY(mutex_) = false;
+  grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
 
   std::thread thread_;
 };

@@ -3,9 +3,9 @@
 #include <oniguruma.h>
 
 #include <cstddef>
-#include <mutex>
 
 #include "absl/strings/str_cat.h"
+#include "common/mutex.h"
 #include "common/tokenizer/utf8.h"
 
 namespace tandem {
@@ -15,12 +15,12 @@ namespace {
 constexpr unsigned long kMaxRetriesPerSearch = 100'000'000;
 
 // Oniguruma compiles on one thread at a time only.
-std::mutex& CompileMutex() {
-  static std::mutex* const mutex = [] {
+Mutex& CompileMutex() {
+  static Mutex* const mutex = [] {
     OnigEncoding encodings[] = {ONIG_ENCODING_UTF8};
     onig_initialize(encodings, 1);
     onig_set_retry_limit_in_search(kMaxRetriesPerSearch);
-    return new std::mutex;
+    return new Mutex;
   }();
   return *mutex;
 }
@@ -42,7 +42,7 @@ struct RegionDeleter {
 void Regex::Deleter::operator()(re_pattern_buffer* regex) const { onig_free(regex); }
 
 absl::StatusOr<Regex> Regex::Compile(absl::string_view pattern) {
-  std::lock_guard<std::mutex> lock(CompileMutex());
+  MutexLock lock(CompileMutex());
   regex_t* regex = nullptr;
   OnigErrorInfo info;
   const int code = onig_new(&regex, Chars(pattern.data()), Chars(pattern.data() + pattern.size()),

@@ -5,11 +5,11 @@
 
 #include <chrono>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <utility>
 #include <vector>
 
+#include "common/mutex.h"
 #include "common/transport/expert_link.h"
 #include "common/transport/timer_thread.h"
 
@@ -36,7 +36,7 @@ class FaultyExpertLink : public ExpertLink, public std::enable_shared_from_this<
   ~FaultyExpertLink() override {
     std::vector<Late> late;
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mu_);
       late.swap(late_);
     }
     for (Late& l : late) l.done(std::move(l.reply));
@@ -46,7 +46,7 @@ class FaultyExpertLink : public ExpertLink, public std::enable_shared_from_this<
     double fate;
     std::chrono::milliseconds delay;
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mu_);
       fate = std::uniform_real_distribution<double>(0, 1)(random_);
       delay = std::chrono::milliseconds(random_() % (faults_.max_delay.count() + 1));
     }
@@ -81,7 +81,7 @@ class FaultyExpertLink : public ExpertLink, public std::enable_shared_from_this<
 
   void Delay(std::chrono::milliseconds delay, Done done, ExpertReply reply) {
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mu_);
       late_.push_back({TimerThread::Clock::now() + delay, std::move(done), std::move(reply)});
     }
     timer_.Wake();
@@ -92,7 +92,7 @@ class FaultyExpertLink : public ExpertLink, public std::enable_shared_from_this<
     auto next = now + std::chrono::hours(1);
     std::vector<Late> due;
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mu_);
       for (size_t i = 0; i < late_.size();) {
         if (late_[i].when <= now) {
           due.push_back(std::move(late_[i]));
@@ -109,10 +109,10 @@ class FaultyExpertLink : public ExpertLink, public std::enable_shared_from_this<
 
   const std::shared_ptr<ExpertLink> inner_;
   const ExpertFaults faults_;
-  std::mutex mu_;
-  std::mt19937_64 random_;  // guarded by mu_
-  std::vector<Late> late_;  // guarded by mu_
-  TimerThread timer_;       // last: its thread uses all of the above
+  Mutex mu_;
+  std::mt19937_64 random_ ABSL_GUARDED_BY(mu_);
+  std::vector<Late> late_ ABSL_GUARDED_BY(mu_);
+  TimerThread timer_;  // last: its thread uses all of the above
 };
 
 }  // namespace tandem

@@ -1,11 +1,10 @@
 #include "common/transport/grpc_attention_link.h"
 
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/transport/attention_proto.h"
 #include "common/transport/timer_thread.h"
@@ -13,7 +12,9 @@
 
 namespace tandem {
 
+namespace {
 using Clock = TimerThread::Clock;
+}  // namespace
 
 // The stream and everything about it. Created before the stream starts and destroyed after OnDone.
 class GrpcAttentionLink::Impl
@@ -41,9 +42,8 @@ class GrpcAttentionLink::Impl
   enum class State { kGreeting, kWelcomed, kEstablished, kClosing };
 
   absl::Status OnReply(const v1::AttentionReply& reply);
-  // Both require mu_.
-  void WriteNext();
-  void Break();
+  void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Break() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Clock::time_point Tick();
 
   const std::string address_;
@@ -55,22 +55,22 @@ class GrpcAttentionLink::Impl
   v1::AttentionReply read_message_;
   AttentionWorkerInfo info_;  // set once, before kWelcomed
 
-  mutable std::mutex mu_;  // guards all below but timer_
-  std::condition_variable changed_;
-  State state_ = State::kGreeting;
-  std::deque<v1::AttentionRequest> queue_;
-  v1::AttentionRequest write_message_;
-  bool started_ = false;
-  bool writing_ = false;
-  bool broken_ = false;  // nothing is written any more
-  bool done_ = false;    // no reaction follows
-  absl::Status reason_;  // why the stream was broken from this side
-  absl::Status end_;     // why it ended
-  Clock::time_point last_write_ = Clock::now();
-  Clock::time_point last_read_ = Clock::now();
-  int64_t messages_sent_total_ = 0;
-  int64_t messages_received_total_ = 0;
-  int64_t steps_sent_total_ = 0;
+  mutable Mutex mu_;
+  CondVar changed_;
+  State state_ ABSL_GUARDED_BY(mu_) = State::kGreeting;
+  std::deque<v1::AttentionRequest> queue_ ABSL_GUARDED_BY(mu_);
+  v1::AttentionRequest write_message_ ABSL_GUARDED_BY(mu_);
+  bool started_ ABSL_GUARDED_BY(mu_) = false;
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool broken_ ABSL_GUARDED_BY(mu_) = false;  // nothing is written any more
+  bool done_ ABSL_GUARDED_BY(mu_) = false;    // no reaction follows
+  absl::Status reason_ ABSL_GUARDED_BY(mu_);  // why the stream was broken from this side
+  absl::Status end_ ABSL_GUARDED_BY(mu_);     // why it ended
+  Clock::time_point last_write_ ABSL_GUARDED_BY(mu_) = Clock::now();
+  Clock::time_point last_read_ ABSL_GUARDED_BY(mu_) = Clock::now();
+  int64_t messages_sent_total_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t messages_received_total_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t steps_sent_total_ ABSL_GUARDED_BY(mu_) = 0;
 
   std::unique_ptr<TimerThread> timer_;
 };
@@ -82,16 +82,17 @@ absl::Status GrpcAttentionLink::Impl::Establish() {
   hello.mutable_hello()->set_gateway_incarnation(options_.gateway_incarnation);
   hello.mutable_hello()->set_digest(options_.digest);
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     started_ = true;
   }
   StartRead(&read_message_);
   StartCall();
   Write(std::move(hello));
 
-  std::unique_lock<std::mutex> lock(mu_);
-  const bool answered = changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.connect_timeout),
-                                          [this] { return done_ || state_ == State::kWelcomed; });
+  MutexLock lock(mu_);
+  const bool answered = changed_.WaitFor(
+      lock, absl::ToChronoNanoseconds(options_.connect_timeout),
+      [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return done_ || state_ == State::kWelcomed; });
   if (!answered) {
     return absl::DeadlineExceededError(
         absl::StrCat("attention worker ", address_, " did not answer within ",
@@ -108,11 +109,11 @@ absl::Status GrpcAttentionLink::Impl::Establish() {
 
 GrpcAttentionLink::Impl::~Impl() {
   {
-    std::unique_lock<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     state_ = State::kClosing;
     if (started_) {
       Break();
-      changed_.wait(lock, [this] { return done_; });
+      changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return done_; });
     }
   }
   timer_.reset();
@@ -127,7 +128,7 @@ void GrpcAttentionLink::Impl::Break() {
 }
 
 void GrpcAttentionLink::Impl::Write(v1::AttentionRequest message) {
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   if (broken_) return;
   if (message.has_step()) ++steps_sent_total_;
   queue_.push_back(std::move(message));
@@ -144,7 +145,7 @@ void GrpcAttentionLink::Impl::WriteNext() {
 }
 
 void GrpcAttentionLink::Impl::OnWriteDone(bool ok) {
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   writing_ = false;
   last_write_ = Clock::now();
   if (ok) WriteNext();
@@ -152,7 +153,7 @@ void GrpcAttentionLink::Impl::OnWriteDone(bool ok) {
 
 void GrpcAttentionLink::Impl::OnReadDone(bool ok) {
   const absl::Status status = ok ? OnReply(read_message_) : absl::OkStatus();
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   last_read_ = Clock::now();
   if (!status.ok()) reason_ = status;
   if (!ok || !status.ok()) Break();
@@ -166,12 +167,12 @@ void GrpcAttentionLink::Impl::OnReadDone(bool ok) {
 absl::Status GrpcAttentionLink::Impl::OnReply(const v1::AttentionReply& reply) {
   State state;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     state = state_;
     if (reply.has_welcome() && state_ == State::kGreeting) {
       info_ = FromProto(reply.welcome());
       state_ = State::kWelcomed;
-      changed_.notify_all();
+      changed_.NotifyAll();
       return absl::OkStatus();
     }
   }
@@ -189,7 +190,7 @@ void GrpcAttentionLink::Impl::OnDone(const grpc::Status& status) {
   bool tell = false;
   absl::Status why;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     end_ = reason_.ok() ? FromGrpc(status) : reason_;
     if (end_.ok()) end_ = absl::UnavailableError("it ended the session");
     tell = state_ == State::kEstablished;
@@ -197,14 +198,14 @@ void GrpcAttentionLink::Impl::OnDone(const grpc::Status& status) {
         absl::StrCat("the connection to attention worker ", address_, " broke: ", end_.ToString()));
   }
   if (tell) observer_->OnDown(std::move(why));
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   done_ = true;
-  changed_.notify_all();
+  changed_.NotifyAll();
 }
 
 Clock::time_point GrpcAttentionLink::Impl::Tick() {
   const auto keepalive = absl::ToChronoNanoseconds(options_.keepalive_interval);
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   const Clock::time_point now = Clock::now();
   if (broken_) return now + std::chrono::hours(1);
   if (now - last_read_ >= absl::ToChronoNanoseconds(options_.silence_limit)) {
@@ -222,7 +223,7 @@ Clock::time_point GrpcAttentionLink::Impl::Tick() {
 }
 
 CounterSnapshot GrpcAttentionLink::Impl::Counters() const {
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   return {{"messages_sent_total", messages_sent_total_},
           {"messages_received_total", messages_received_total_},
           {"steps_sent_total", steps_sent_total_}};

@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/transport/attention_proto.h"
 #include "common/transport/timer_thread.h"
@@ -17,13 +16,15 @@
 
 namespace tandem {
 
+namespace {
+
 using Clock = TimerThread::Clock;
 using ServerReactor = grpc::ServerBidiReactor<v1::AttentionRequest, v1::AttentionReply>;
 
-namespace {
 // Results that wait to be written; a gateway that reads has few, since few steps are outstanding.
 constexpr size_t kMaxQueuedReplies = 256;
 constexpr absl::Duration kCheckInterval = absl::Seconds(1);
+
 }  // namespace
 
 class GrpcAttentionService::Service : public v1::AttentionWorker::CallbackService {
@@ -58,11 +59,11 @@ class GrpcAttentionService::Service : public v1::AttentionWorker::CallbackServic
   std::atomic<int64_t> messages_sent_total_{0};
   std::atomic<int64_t> messages_received_total_{0};
 
-  std::mutex mu_;
-  std::condition_variable changed_;
-  std::vector<Ended> ended_;     // guarded by mu_
-  std::set<Session*> sessions_;  // guarded by mu_; whose stream has not ended
-  int burying_ = 0;              // guarded by mu_
+  Mutex mu_;
+  CondVar changed_;
+  std::vector<Ended> ended_ ABSL_GUARDED_BY(mu_);
+  std::set<Session*> sessions_ ABSL_GUARDED_BY(mu_);  // whose stream has not ended
+  int burying_ ABSL_GUARDED_BY(mu_) = 0;
 
   std::unique_ptr<TimerThread> reaper_;
 };
@@ -81,7 +82,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
 
   // From the service's thread, while the stream has not ended.
   void CheckSilence(Clock::time_point now) {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     if (now - last_read_ >= absl::ToChronoNanoseconds(service_->options_.silence_limit)) {
       context_->TryCancel();
     }
@@ -91,7 +92,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
     absl::Status status = ok ? OnMessage(read_message_) : absl::OkStatus();
     if (ok && status.ok()) {
       {
-        std::lock_guard<std::mutex> lock(mu_);
+        MutexLock lock(mu_);
         last_read_ = Clock::now();
       }
       read_message_.Clear();
@@ -103,7 +104,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
   }
 
   void OnWriteDone(bool ok) override {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     writing_ = false;
     if (finish_wanted_) {
       FinishOnce();
@@ -177,7 +178,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
   // Only where nothing else is being said: so a gateway that does not read cannot fill the queue.
   absl::Status AnswerKeepalive() {
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mu_);
       if (writing_ || !queue_.empty()) return absl::OkStatus();
     }
     v1::AttentionReply reply;
@@ -188,7 +189,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
 
   // From any thread.
   void Write(v1::AttentionReply message) {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     if (finish_wanted_) return;
     if (queue_.size() >= kMaxQueuedReplies) {
       context_->TryCancel();
@@ -198,8 +199,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
     WriteNext();
   }
 
-  // Requires mu_, as does FinishOnce.
-  void WriteNext() {
+  void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (writing_ || queue_.empty()) return;
     write_message_ = std::move(queue_.front());
     queue_.pop_front();
@@ -209,7 +209,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
   }
 
   void End(absl::Status status) {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     if (finish_wanted_) return;
     finish_wanted_ = true;
     queue_.clear();
@@ -217,7 +217,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
     if (!writing_) FinishOnce();
   }
 
-  void FinishOnce() { Finish(final_status_); }
+  void FinishOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { Finish(final_status_); }
 
   Service* const service_;
   grpc::CallbackServerContext* const context_;  // valid until OnDone
@@ -227,19 +227,19 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
   v1::AttentionRequest read_message_;
   std::unique_ptr<AttentionLink> link_;
 
-  std::mutex mu_;  // guards all below
-  std::deque<v1::AttentionReply> queue_;
-  v1::AttentionReply write_message_;
-  bool writing_ = false;
-  bool finish_wanted_ = false;  // nothing is queued any more
-  grpc::Status final_status_;
-  Clock::time_point last_read_ = Clock::now();
+  Mutex mu_;
+  std::deque<v1::AttentionReply> queue_ ABSL_GUARDED_BY(mu_);
+  v1::AttentionReply write_message_ ABSL_GUARDED_BY(mu_);
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool finish_wanted_ ABSL_GUARDED_BY(mu_) = false;  // nothing is queued any more
+  grpc::Status final_status_ ABSL_GUARDED_BY(mu_);
+  Clock::time_point last_read_ ABSL_GUARDED_BY(mu_) = Clock::now();
 };
 
 ServerReactor* GrpcAttentionService::Service::Run(grpc::CallbackServerContext* context) {
   auto session = std::make_shared<Session>(this, context);
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     sessions_.insert(session.get());
   }
   session->Start(session);
@@ -249,7 +249,7 @@ ServerReactor* GrpcAttentionService::Service::Run(grpc::CallbackServerContext* c
 void GrpcAttentionService::Service::Bury(std::shared_ptr<Session> session,
                                          std::unique_ptr<AttentionLink> link) {
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     ended_.push_back({std::move(session), std::move(link)});
     ++burying_;
   }
@@ -257,16 +257,16 @@ void GrpcAttentionService::Service::Bury(std::shared_ptr<Session> session,
 }
 
 void GrpcAttentionService::Service::Forget(Session* session) {
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   sessions_.erase(session);
-  changed_.notify_all();
+  changed_.NotifyAll();
 }
 
 Clock::time_point GrpcAttentionService::Service::Reap() {
   const Clock::time_point now = Clock::now();
   std::vector<Ended> ended;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     ended.swap(ended_);
     for (Session* session : sessions_) session->CheckSilence(now);
   }
@@ -274,17 +274,19 @@ Clock::time_point GrpcAttentionService::Service::Reap() {
     e.link.reset();
     e.session.reset();
     --sessions_live_;
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     --burying_;
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
   return now + absl::ToChronoNanoseconds(std::min(kCheckInterval, options_.silence_limit / 2));
 }
 
 GrpcAttentionService::Service::~Service() {
   {
-    std::unique_lock<std::mutex> lock(mu_);
-    changed_.wait(lock, [this] { return sessions_.empty() && burying_ == 0; });
+    MutexLock lock(mu_);
+    changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return sessions_.empty() && burying_ == 0;
+    });
   }
   reaper_.reset();
 }

@@ -3,15 +3,14 @@
 #include <grpcpp/generic/generic_stub.h>
 
 #include <algorithm>
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/transport/expert_frame.h"
 #include "common/transport/timer_thread.h"
@@ -64,12 +63,14 @@ class GrpcExpertLink::Impl {
 
   absl::Status Enqueue(const std::shared_ptr<const ExpertRequest>& request, Done* done,
                        std::vector<EncodedFrame> frames);
-  void OpenStream();
-  void CloseStream();
-  // Ends an outstanding request; the caller gives the answer without the lock.
-  DueAnswer Finish(absl::flat_hash_map<DispatchId, Outstanding>::iterator it, ExpertReply reply);
+  void OpenStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CloseStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Ends an outstanding request; the caller gives the answer once it has let go of the lock.
+  DueAnswer Finish(absl::flat_hash_map<DispatchId, Outstanding>::iterator it, ExpertReply reply)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Clock::time_point Tick();
-  void CollectExpired(Clock::time_point now, std::vector<DueAnswer>* due);
+  void CollectExpired(Clock::time_point now, std::vector<DueAnswer>* due)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // From the stream's reactions.
   absl::Status OnFrame(Stream* stream, const grpc::ByteBuffer& buffer,
@@ -85,25 +86,26 @@ class GrpcExpertLink::Impl {
   grpc::GenericStub stub_;
   FrameCounters frames_;
 
-  mutable std::mutex mu_;
-  std::condition_variable gone_;
-  bool closing_ = false;      // guarded by mu_, as is everything to timer_
-  Stream* stream_ = nullptr;  // that new requests use; null: none, or it broke
-  int streams_live_ = 0;      // whose reactions may still call
-  absl::flat_hash_map<DispatchId, Outstanding> outstanding_;
-  int64_t outstanding_bytes_ = 0;
-  Clock::time_point next_tick_ = Clock::time_point::max();
-  int64_t requests_total_ = 0;
-  int64_t streams_total_ = 0;
-  int64_t late_replies_total_ = 0;
-  int64_t timeouts_total_ = 0;
+  mutable Mutex mu_;
+  CondVar gone_;
+  bool closing_ ABSL_GUARDED_BY(mu_) = false;
+  Stream* stream_ ABSL_GUARDED_BY(mu_) = nullptr;  // that new requests use; null: none, or it broke
+  int streams_live_ ABSL_GUARDED_BY(mu_) = 0;      // whose reactions may still call
+  absl::flat_hash_map<DispatchId, Outstanding> outstanding_ ABSL_GUARDED_BY(mu_);
+  int64_t outstanding_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  Clock::time_point next_tick_ ABSL_GUARDED_BY(mu_) = Clock::time_point::max();
+  int64_t requests_total_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t streams_total_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t late_replies_total_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t timeouts_total_ ABSL_GUARDED_BY(mu_) = 0;
 
   std::unique_ptr<TimerThread> timer_;  // reset first: its thread uses the rest
 };
 
 // ---- one stream ---------------------------------------------------------------------------------
 
-// Lives from OpenStream to OnDone, which deletes it. All but the reactions needs the link's lock.
+// Lives from OpenStream to OnDone, which deletes it. All but the constructor and the reactions
+// needs the link's lock.
 class GrpcExpertLink::Stream : public ClientReactor {
  public:
   explicit Stream(GrpcExpertLink::Impl* link) : link_(link) {
@@ -114,6 +116,7 @@ class GrpcExpertLink::Stream : public ClientReactor {
   }
 
   void Write(const DispatchId& id, std::vector<EncodedFrame> frames) {
+    link_->mu_.AssertHeld();
     queue_.push_back({id, std::move(frames), 0});
     WriteNext();
   }
@@ -125,18 +128,29 @@ class GrpcExpertLink::Stream : public ClientReactor {
 
   // Takes a message out of the queue unless it has begun to be sent.
   void Unqueue(const DispatchId& id) {
+    link_->mu_.AssertHeld();
     const auto it = std::find_if(queue_.begin(), queue_.end(), [&id](const Message& message) {
       return message.id == id && message.next == 0;
     });
     if (it != queue_.end()) queue_.erase(it);
   }
 
-  bool idle() const { return !writing_ && queue_.empty(); }
-  Clock::time_point last_write() const { return last_write_; }
-  Clock::time_point last_sign_of_life() const { return last_sign_of_life_; }
+  bool idle() const {
+    link_->mu_.AssertHeld();
+    return !writing_ && queue_.empty();
+  }
+  Clock::time_point last_write() const {
+    link_->mu_.AssertHeld();
+    return last_write_;
+  }
+  Clock::time_point last_sign_of_life() const {
+    link_->mu_.AssertHeld();
+    return last_sign_of_life_;
+  }
 
   // Nothing is written any more; OnDone follows.
   void Break() {
+    link_->mu_.AssertHeld();
     if (broken_) return;
     broken_ = true;
     queue_.clear();
@@ -146,11 +160,12 @@ class GrpcExpertLink::Stream : public ClientReactor {
 
   // Said by OnDone instead of gRPC's status.
   void set_reason(absl::Status reason) {
+    link_->mu_.AssertHeld();
     if (reason_.ok()) reason_ = std::move(reason);
   }
 
   void OnWriteDone(bool ok) override {
-    std::lock_guard<std::mutex> lock(link_->mu_);
+    MutexLock lock(link_->mu_);
     writing_ = false;
     last_write_ = Clock::now();
     if (written_payload_bytes_ > 0) last_sign_of_life_ = last_write_;
@@ -162,7 +177,7 @@ class GrpcExpertLink::Stream : public ClientReactor {
     absl::Status status = ok ? link_->OnFrame(this, read_buffer_, &assembler_)
                              : absl::UnavailableError("the stream has ended");
     read_buffer_.Clear();
-    std::lock_guard<std::mutex> lock(link_->mu_);
+    MutexLock lock(link_->mu_);
     if (!status.ok()) {
       if (ok) set_reason(std::move(status));
       if (link_->stream_ == this) link_->stream_ = nullptr;
@@ -175,7 +190,11 @@ class GrpcExpertLink::Stream : public ClientReactor {
 
   void OnDone(const grpc::Status& status) override {
     GrpcExpertLink::Impl* const link = link_;
-    absl::Status why = reason_.ok() ? FromGrpc(status) : reason_;
+    absl::Status why = FromGrpc(status);
+    {
+      MutexLock lock(link_->mu_);
+      if (!reason_.ok()) why = reason_;
+    }
     link->OnStreamDone(this, why);
     delete this;
     link->OnStreamGone();
@@ -188,7 +207,7 @@ class GrpcExpertLink::Stream : public ClientReactor {
     size_t next = 0;  // frame to be written
   };
 
-  void WriteNext() {
+  void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(link_->mu_) {
     if (writing_ || broken_ || queue_.empty()) return;
     Message& message = queue_.front();
     EncodedFrame& frame = message.frames[message.next++];
@@ -205,15 +224,14 @@ class GrpcExpertLink::Stream : public ClientReactor {
   grpc::ByteBuffer read_buffer_;
   ExpertMessageAssembler assembler_;  // of the reading reaction
 
-  // Guarded by link_->mu_.
-  std::deque<Message> queue_;
-  grpc::ByteBuffer write_buffer_;
-  size_t written_payload_bytes_ = 0;
-  bool writing_ = false;
-  bool broken_ = false;
-  absl::Status reason_;
-  Clock::time_point last_write_ = Clock::now();
-  Clock::time_point last_sign_of_life_ = Clock::now();
+  std::deque<Message> queue_ ABSL_GUARDED_BY(link_->mu_);
+  grpc::ByteBuffer write_buffer_ ABSL_GUARDED_BY(link_->mu_);
+  size_t written_payload_bytes_ ABSL_GUARDED_BY(link_->mu_) = 0;
+  bool writing_ ABSL_GUARDED_BY(link_->mu_) = false;
+  bool broken_ ABSL_GUARDED_BY(link_->mu_) = false;
+  absl::Status reason_ ABSL_GUARDED_BY(link_->mu_);
+  Clock::time_point last_write_ ABSL_GUARDED_BY(link_->mu_) = Clock::now();
+  Clock::time_point last_sign_of_life_ ABSL_GUARDED_BY(link_->mu_) = Clock::now();
 };
 
 // ---- sending ------------------------------------------------------------------------------------
@@ -239,7 +257,7 @@ absl::Status GrpcExpertLink::Impl::Enqueue(const std::shared_ptr<const ExpertReq
       Clock::now() + absl::ToChronoNanoseconds(std::min(request->time_left, absl::Hours(24 * 365)));
   bool wake = false;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     if (closing_) return absl::UnavailableError("the link is closed");
     if (outstanding_bytes_ + bytes > options_.max_outstanding_bytes) {
       return absl::ResourceExhaustedError(
@@ -304,7 +322,7 @@ std::optional<DueAnswer> GrpcExpertLink::Impl::OnReply(Stream* stream, const Dec
   const DispatchId id = IdOf(frame.header);
   std::shared_ptr<const ExpertRequest> request;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     const auto it = outstanding_.find(id);
     if (it == outstanding_.end() || it->second.stream != stream) {
       if (frame.header.payload_offset() == 0) ++late_replies_total_;
@@ -331,7 +349,7 @@ std::optional<DueAnswer> GrpcExpertLink::Impl::OnReply(Stream* stream, const Dec
   } else {
     assembler->Drop(id);
   }
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   const auto it = outstanding_.find(id);
   if (it == outstanding_.end()) {
     ++late_replies_total_;
@@ -344,7 +362,7 @@ std::optional<DueAnswer> GrpcExpertLink::Impl::OnReply(Stream* stream, const Dec
 void GrpcExpertLink::Impl::OnStreamDone(Stream* stream, const absl::Status& why) {
   std::vector<DueAnswer> due;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     const absl::Status status = absl::UnavailableError(
         closing_ ? "the link was closed"
                  : absl::StrCat("the connection to ", address_, " broke: ", why.ToString()));
@@ -358,9 +376,9 @@ void GrpcExpertLink::Impl::OnStreamDone(Stream* stream, const absl::Status& why)
 }
 
 void GrpcExpertLink::Impl::OnStreamGone() {
-  std::lock_guard<std::mutex> lock(mu_);
+  MutexLock lock(mu_);
   --streams_live_;
-  gone_.notify_all();
+  gone_.NotifyAll();
 }
 
 // ---- time ---------------------------------------------------------------------------------------
@@ -386,7 +404,7 @@ Clock::time_point GrpcExpertLink::Impl::Tick() {
   std::vector<DueAnswer> due;
   Clock::time_point next;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     const Clock::time_point now = Clock::now();
     next_tick_ = now + std::chrono::hours(1);
     CollectExpired(now, &due);
@@ -413,10 +431,10 @@ Clock::time_point GrpcExpertLink::Impl::Tick() {
 
 GrpcExpertLink::Impl::~Impl() {
   {
-    std::unique_lock<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     closing_ = true;
     CloseStream();
-    gone_.wait(lock, [this] { return streams_live_ == 0; });
+    gone_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return streams_live_ == 0; });
   }
   timer_.reset();
 }
@@ -424,7 +442,7 @@ GrpcExpertLink::Impl::~Impl() {
 CounterSnapshot GrpcExpertLink::Impl::Counters() const {
   CounterSnapshot snapshot;
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     snapshot = {{"requests_total", requests_total_},
                 {"requests_live", static_cast<int64_t>(outstanding_.size())},
                 {"outstanding_bytes", outstanding_bytes_},

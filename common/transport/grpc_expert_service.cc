@@ -1,19 +1,20 @@
 #include "common/transport/grpc_expert_service.h"
 
 #include <atomic>
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <utility>
 #include <vector>
 
+#include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/transport/expert_frame.h"
 #include "proto/expert.grpc.pb.h"
 
 namespace tandem {
 
+namespace {
 using ServerReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+}  // namespace
 
 class GrpcExpertService::Service
     : public v1::ExpertWorker::WithRawCallbackMethod_Exchange<v1::ExpertWorker::Service> {
@@ -21,8 +22,8 @@ class GrpcExpertService::Service
   Service(ExpertLink* engine, GrpcExpertServiceOptions options)
       : engine_(engine), options_(options) {}
   ~Service() override {
-    std::unique_lock<std::mutex> lock(mu_);
-    changed_.wait(lock, [this] { return sessions_ == 0; });
+    MutexLock lock(mu_);
+    changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return sessions_ == 0; });
   }
 
   ServerReactor* Exchange(grpc::CallbackServerContext* context) override;
@@ -32,9 +33,9 @@ class GrpcExpertService::Service
   friend class GrpcExpertService::Session;
 
   void CountSessions(int change) {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     sessions_ += change;
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
 
   ExpertLink* const engine_;
@@ -46,9 +47,9 @@ class GrpcExpertService::Service
   std::atomic<int64_t> refused_total_{0};
   std::atomic<int64_t> replies_dropped_total_{0};
 
-  std::mutex mu_;
-  std::condition_variable changed_;
-  int sessions_ = 0;  // guarded by mu_; objects, which may outlive their streams
+  Mutex mu_;
+  CondVar changed_;
+  int sessions_ ABSL_GUARDED_BY(mu_) = 0;  // objects, which may outlive their streams
 };
 
 // One stream. Owned by itself until OnDone, and by every request that the engine has not answered.
@@ -78,7 +79,7 @@ class GrpcExpertService::Session : public ServerReactor {
   }
 
   void OnWriteDone(bool ok) override {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     writing_ = false;
     write_buffer_.Clear();
     outstanding_bytes_ -= written_bytes_;
@@ -141,7 +142,7 @@ class GrpcExpertService::Session : public ServerReactor {
                                 static_cast<int64_t>(DtypeBytes(request->rows.dtype));
     const int64_t bytes = RequestPayloadBytes(*request) + reply_bytes;
     {
-      std::lock_guard<std::mutex> lock(mu_);
+      MutexLock lock(mu_);
       if (outstanding_bytes_ + bytes > service_->options_.max_outstanding_bytes) {
         return absl::ResourceExhaustedError("too many bytes are outstanding on this stream");
       }
@@ -164,7 +165,7 @@ class GrpcExpertService::Session : public ServerReactor {
   }
 
   void Write(std::vector<EncodedFrame> frames, int64_t releases_bytes, bool keepalive) {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     if (ended_) {
       if (!keepalive) ++service_->replies_dropped_total_;
       return;
@@ -179,8 +180,7 @@ class GrpcExpertService::Session : public ServerReactor {
     WriteNext();
   }
 
-  // Requires mu_.
-  void WriteNext() {
+  void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (writing_ || queue_.empty()) return;
     Outgoing& next = queue_.front();
     service_->frames_.AddSent(next.frame);
@@ -192,29 +192,28 @@ class GrpcExpertService::Session : public ServerReactor {
   }
 
   void End(absl::Status status) {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     ended_ = true;
     queue_.clear();
     final_status_ = ToGrpc(status);
     if (!writing_) FinishStream();
   }
 
-  // Requires mu_.
-  void FinishStream() { Finish(final_status_); }
+  void FinishStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { Finish(final_status_); }
 
   Service* const service_;
   std::shared_ptr<Session> self_;  // until OnDone
   grpc::ByteBuffer read_buffer_;
   ExpertMessageAssembler assembler_;  // of the reading reaction
 
-  std::mutex mu_;  // guards all below
-  std::deque<Outgoing> queue_;
-  grpc::ByteBuffer write_buffer_;
-  int64_t written_bytes_ = 0;
-  int64_t outstanding_bytes_ = 0;
-  bool writing_ = false;
-  bool ended_ = false;  // nothing is read or queued any more
-  grpc::Status final_status_;
+  Mutex mu_;
+  std::deque<Outgoing> queue_ ABSL_GUARDED_BY(mu_);
+  grpc::ByteBuffer write_buffer_ ABSL_GUARDED_BY(mu_);
+  int64_t written_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t outstanding_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;  // nothing is read or queued any more
+  grpc::Status final_status_ ABSL_GUARDED_BY(mu_);
 };
 
 ServerReactor* GrpcExpertService::Service::Exchange(grpc::CallbackServerContext*) {

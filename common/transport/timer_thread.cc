@@ -9,26 +9,27 @@ TimerThread::TimerThread(std::function<Clock::time_point()> tick)
 
 TimerThread::~TimerThread() {
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     stop_ = true;
   }
-  changed_.notify_all();
+  changed_.NotifyAll();
   thread_.join();
 }
 
 void TimerThread::Wake() {
   {
-    std::lock_guard<std::mutex> lock(mu_);
+    MutexLock lock(mu_);
     woken_ = true;
   }
-  changed_.notify_all();
+  changed_.NotifyAll();
 }
 
 void TimerThread::Run() {
   while (true) {
     const Clock::time_point next = tick_();
-    std::unique_lock<std::mutex> lock(mu_);
-    changed_.wait_until(lock, next, [this] { return stop_ || woken_; });
+    MutexLock lock(mu_);
+    changed_.WaitUntil(lock, next,
+                       [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stop_ || woken_; });
     if (stop_) return;
     woken_ = false;
   }

@@ -3,10 +3,10 @@
 #define TANDEM_COMMON_TRANSPORT_TIMER_THREAD_H_
 
 #include <chrono>
-#include <condition_variable>
 #include <functional>
-#include <mutex>
 #include <thread>
+
+#include "common/mutex.h"
 
 namespace tandem {
 
@@ -27,10 +27,10 @@ class TimerThread {
   void Run();
 
   const std::function<Clock::time_point()> tick_;
-  std::mutex mu_;
-  std::condition_variable changed_;
-  bool stop_ = false;   // guarded by mu_
-  bool woken_ = false;  // guarded by mu_
+  Mutex mu_;
+  CondVar changed_;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  bool woken_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };
 

@@ -36,11 +36,11 @@ ThreadPool::ThreadPool(int num_threads) {
 
 ThreadPool::~ThreadPool() {
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    MutexLock lock(mutex_);
     stopping_ = true;
     generation_.fetch_add(1);
   }
-  wake_.notify_all();
+  wake_.NotifyAll();
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -62,11 +62,11 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain, Body body) {
     return;
   }
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    MutexLock lock(mutex_);
     loop_ = &loop;
     generation_.fetch_add(1);
   }
-  wake_.notify_all();
+  wake_.NotifyAll();
   RunChunks(loop);
   AwaitHelpers();
   taken_.store(false);
@@ -75,18 +75,18 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain, Body body) {
 void ThreadPool::AwaitHelpers() {
   {
     // From here on nobody joins, so a thread that wakes late is not waited for.
-    std::lock_guard<std::mutex> lock(mutex_);
+    MutexLock lock(mutex_);
     loop_ = nullptr;
   }
   if (SpinUntil([this] { return helpers_.load() == 0; })) return;
-  std::unique_lock<std::mutex> lock(mutex_);
-  idle_.wait(lock, [this] { return helpers_.load() == 0; });
+  MutexLock lock(mutex_);
+  idle_.Wait(lock, [this] { return helpers_.load() == 0; });
 }
 
 bool ThreadPool::Join(uint64_t& seen, Loop*& loop) {
   SpinUntil([this, seen] { return generation_.load() != seen; });
-  std::unique_lock<std::mutex> lock(mutex_);
-  wake_.wait(lock, [this, seen] { return generation_.load() != seen; });
+  MutexLock lock(mutex_);
+  wake_.Wait(lock, [this, seen] { return generation_.load() != seen; });
   if (stopping_) return false;
   seen = generation_.load();
   loop = loop_;
@@ -102,10 +102,10 @@ void ThreadPool::WorkerMain() {
     RunChunks(*loop);
     bool last;
     {
-      std::lock_guard<std::mutex> lock(mutex_);
+      MutexLock lock(mutex_);
       last = helpers_.fetch_sub(1) == 1;
     }
-    if (last) idle_.notify_one();
+    if (last) idle_.NotifyOne();
   }
 }
 

@@ -3,13 +3,12 @@
 #define TANDEM_KERNELS_CPU_THREAD_POOL_H_
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "common/mutex.h"
 
 namespace tandem::kernels::cpu {
 
@@ -52,11 +51,11 @@ class ThreadPool {
   std::atomic<bool> taken_{false};       // a caller has the pool
   std::atomic<uint64_t> generation_{0};  // counts loops, and the end; written under mutex_
   std::atomic<int> helpers_{0};          // threads inside the current loop; written under mutex_
-  std::mutex mutex_;
-  std::condition_variable wake_;  // generation_ changed
-  std::condition_variable idle_;  // helpers_ became 0
-  Loop* loop_ = nullptr;          // guarded by mutex_; null: nothing to join
-  bool stopping_ = false;         // guarded by mutex_
+  Mutex mutex_;
+  CondVar wake_;                                  // generation_ changed
+  CondVar idle_;                                  // helpers_ became 0
+  Loop* loop_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null: nothing to join
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };
 

@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/mutex.h"
 
 namespace tandem::tool {
 
@@ -16,15 +15,21 @@ absl::Status RunAll(
     Client& client, const std::vector<v1::GenerateRequest>& requests, int concurrency,
     const std::function<void(size_t, const absl::StatusOr<Completion>&)>& on_answer) {
   std::atomic<size_t> next = 0;
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<std::optional<absl::StatusOr<Completion>>> answers(requests.size());  // by mutex
+  struct {
+    Mutex mutex;
+    CondVar changed;
+    std::vector<std::optional<absl::StatusOr<Completion>>> answers ABSL_GUARDED_BY(mutex);
+  } shared;
+  {
+    MutexLock lock(shared.mutex);
+    shared.answers.resize(requests.size());
+  }
   const auto work = [&] {
     for (size_t mine; (mine = next++) < requests.size();) {
       absl::StatusOr<Completion> answer = RunGenerate(client, requests[mine], nullptr);
-      std::lock_guard lock(mutex);
-      answers[mine] = std::move(answer);
-      changed.notify_all();
+      MutexLock lock(shared.mutex);
+      shared.answers[mine] = std::move(answer);
+      shared.changed.NotifyAll();
     }
   };
   std::vector<std::thread> threads;
@@ -33,12 +38,14 @@ absl::Status RunAll(
 
   size_t failed = 0;
   absl::Status first_error;
-  for (size_t i = 0; i < answers.size(); ++i) {
+  for (size_t i = 0; i < requests.size(); ++i) {
     std::optional<absl::StatusOr<Completion>> answer;
     {
-      std::unique_lock lock(mutex);
-      changed.wait(lock, [&] { return answers[i].has_value(); });
-      answer.swap(answers[i]);
+      MutexLock lock(shared.mutex);
+      shared.changed.Wait(lock, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(shared.mutex) {
+        return shared.answers[i].has_value();
+      });
+      answer.swap(shared.answers[i]);
     }
     if (!answer->ok() && failed++ == 0) first_error = answer->status();
     on_answer(i, *answer);
