@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/tokenizer/chat_template.h"
 #include "nlohmann/json.hpp"
 
 namespace tandem::tool {
@@ -27,10 +28,6 @@ absl::Status ForEachJsonLine(const std::string& path,
 absl::StatusOr<std::string> StringMember(const nlohmann::json& object, const char* name);
 absl::StatusOr<std::vector<int32_t>> IdsMember(const nlohmann::json& object, const char* name);
 
-struct ChatMessage {
-  std::string role;
-  std::string content;
-};
 // The member "messages": an array of objects with the strings "role" and "content".
 absl::StatusOr<std::vector<ChatMessage>> MessagesMember(const nlohmann::json& object);
 
