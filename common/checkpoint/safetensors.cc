@@ -6,7 +6,7 @@
 
 #include <bit>
 #include <cerrno>
-#include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -87,7 +87,8 @@ absl::StatusOr<std::shared_ptr<const void>> SafetensorsFile::Map(uint64_t begin,
   const size_t length = static_cast<size_t>(end - first);
   void* pages = mmap(nullptr, length, PROT_READ, MAP_PRIVATE, fd_, static_cast<off_t>(first));
   if (pages == MAP_FAILED) {
-    return absl::ResourceExhaustedError(absl::StrCat("cannot map ", path_, ": ", strerror(errno)));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot map ", path_, ": ", std::generic_category().message(errno)));
   }
   const std::shared_ptr<void> owner(pages, [length](void* p) { munmap(p, length); });
   return std::shared_ptr<const void>(owner, static_cast<char*>(pages) + (begin - first));

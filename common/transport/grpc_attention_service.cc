@@ -130,7 +130,7 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
   absl::Status OnMessage(const v1::AttentionRequest& message) {
     ++service_->messages_received_total_;
     if (message.has_hello()) {
-      const absl::Status status = OnHello(message.hello());
+      absl::Status status = OnHello(message.hello());
       if (!status.ok()) ++service_->sessions_refused_total_;
       return status;
     }
