@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -49,12 +48,13 @@ int main(int argc, char** argv) {
           (*tokenizer)->Encode(text, tandem::Tokenizer::AddedTokens::kMatch, /*add_bos=*/false);
       if (!encoded.ok()) {
         std::cerr << encoded.status().message() << "\n";
-        std::exit(1);
+        return false;
       }
       ids.push_back(*std::move(encoded));
     }
+    return true;
   };
-  encode_all();  // warms up, and gives the ids that are checked
+  if (!encode_all()) return 1;  // warms up, and gives the ids that are checked
   if (!ids_path.empty()) {
     std::ofstream out(ids_path);
     for (const std::vector<int32_t>& line : ids) {
@@ -65,7 +65,7 @@ int main(int argc, char** argv) {
   std::cout << content.size() - (texts.size() - 1);
   for (int i = 0; i < num_repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    encode_all();
+    if (!encode_all()) return 1;
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     std::cout << ' ' << seconds.count();
   }
