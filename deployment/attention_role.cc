@@ -1,12 +1,12 @@
 #include "deployment/attention_role.h"
 
 #include <atomic>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "attention_worker/combine.h"
+#include "attention_worker/dispatched_experts.h"
+#include "common/mutex.h"
 #include "common/status.h"
 #include "common/tokenizer/tokenizer.h"
 #include "common/transport/expert_dispatcher.h"
@@ -22,14 +22,14 @@ class ExpertLinks {
  public:
   std::shared_ptr<ExpertLink> Dial(const Placement::Worker& worker) {
     auto link = std::make_shared<GrpcExpertLink>(GrpcPeer{worker.address, nullptr});
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     links_.push_back(link);
     return link;
   }
 
   CounterSnapshot Counters() const {
     int64_t header_bytes = 0, payload_bytes = 0;
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     for (const auto& link : links_) {
       for (const auto& [name, value] : link->Counters()) {
         if (name == "header_bytes_sent_total") header_bytes += value;
@@ -41,8 +41,8 @@ class ExpertLinks {
   }
 
  private:
-  mutable std::mutex mutex_;
-  std::vector<std::shared_ptr<GrpcExpertLink>> links_;  // guarded by mutex_
+  mutable Mutex mutex_;
+  std::vector<std::shared_ptr<GrpcExpertLink>> links_ ABSL_GUARDED_BY(mutex_);
 };
 
 class AttentionRole : public WorkerRole {
@@ -52,10 +52,9 @@ class AttentionRole : public WorkerRole {
       : parts_(parts),
         options_(options),
         tokenizer_(std::move(tokenizer)),
-        dispatcher_(
-            parts.incarnation, {},
-            [this](const Placement::Worker& worker) { return links_.Dial(worker); },
-            MakeCombine(parts.backend)),
+        dispatcher_(parts.incarnation, {},
+                    [this](const Placement::Worker& worker) { return links_.Dial(worker); }),
+        experts_(parts.backend, parts.checkpoint->config().experts_per_token, &dispatcher_),
         service_(
             [this](AttentionLink::Observer* observer) {
               AttentionEngine* engine = ready_;
@@ -70,10 +69,10 @@ class AttentionRole : public WorkerRole {
   grpc::Service* service() override { return service_.service(); }
 
   absl::Status LoadAtStart(const std::function<void(float)>& progress) override {
-    TANDEM_ASSIGN_OR_RETURN(attention_,
-                            LoadAttention({parts_.backend, parts_.checkpoint, tokenizer_.get(),
-                                           &dispatcher_, parts_.dtype, options_.cache_tokens},
-                                          progress));
+    TANDEM_ASSIGN_OR_RETURN(
+        attention_, LoadAttention({parts_.backend, parts_.checkpoint, tokenizer_.get(), &experts_,
+                                   parts_.dtype, parts_.format, options_.cache_tokens},
+                                  progress));
     ready_ = attention_.engine.get();
     return absl::OkStatus();
   }
@@ -86,20 +85,22 @@ class AttentionRole : public WorkerRole {
   void Use(Placement placement) override {
     const PlacementVersion version = placement.version;
     dispatcher_.SetPlacement(std::move(placement));
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     placement_ = version;
   }
 
+  void Retire(PlacementVersion) override {}
+
   bool loaded() const override { return ready_ != nullptr; }
   PlacementVersion placement() const override {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     return placement_;
   }
 
   CounterSnapshot Counters() const override {
     CounterSnapshot all;
     if (AttentionEngine* engine = ready_) all = engine->Counters();
-    for (auto& counter : dispatcher_.Counters()) all.push_back(std::move(counter));
+    for (auto& counter : experts_.Counters()) all.push_back(std::move(counter));
     for (auto& counter : links_.Counters()) all.push_back(std::move(counter));
     return all;
   }
@@ -109,12 +110,13 @@ class AttentionRole : public WorkerRole {
   const AttentionRoleOptions options_;
   const std::unique_ptr<const Tokenizer> tokenizer_;  // null: the checkpoint has none
 
-  mutable std::mutex mutex_;
-  PlacementVersion placement_;  // guarded by mutex_: what is in use
+  mutable Mutex mutex_;
+  PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is in use
 
   // Each uses those above it, so they go down from the last to the first.
   ExpertLinks links_;
   ExpertDispatcher dispatcher_;
+  DispatchedExperts experts_;
   LoadedAttention attention_;
   std::atomic<AttentionEngine*> ready_ = nullptr;  // attention_.engine, once it is complete
   GrpcAttentionService service_;

@@ -15,12 +15,19 @@ void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
       ->capture_default_str();
   app.add_option("--threads", threads, absl::StrCat(when, "compute threads, 0 for one per core"))
       ->check(CLI::Range(0, 1024));
+  app.add_option("--weights", weights,
+                 absl::StrCat(when, "format of the weights, f32 or bf16; default: --dtype's"));
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options) {
   if (options.device == "cpu") return kernels::CreateCpuBackend(options.threads);
   return absl::InvalidArgumentError(
       absl::StrCat("--device is \"", options.device, "\", but this build has only: ", kDevices));
+}
+
+std::string NumericsClass(const kernels::Backend& backend, Dtype mode, WeightFormat format) {
+  if (format == DefaultWeightFormat(mode)) return backend.NumericsClass();
+  return absl::StrCat(backend.NumericsClass(), " with ", WeightFormatName(format), " weights");
 }
 
 }  // namespace tandem

@@ -7,6 +7,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
+#include "common/mode.h"
 #include "kernels/backend.h"
 
 namespace tandem {
@@ -14,14 +15,19 @@ namespace tandem {
 // What a process computes with.
 struct BackendOptions {
   std::string device = "cpu";
-  int threads = 0;  // of the CPU, 0: one per core
+  int threads = 0;      // of the CPU, 0: one per core
+  std::string weights;  // their format; empty: the mode's
 
-  // --device and --threads; `when` begins their descriptions: "with --model: ".
+  // --device, --threads and --weights; `when` begins their descriptions: "with --model: ".
   void AddTo(CLI::App& app, const std::string& when = "");
 };
 
 // INVALID_ARGUMENT for a device that this build has not; otherwise the device's own errors.
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options);
+
+// What decides a result's bits besides the mode: the backend's class, and the format of the weights
+// where it is not the mode's. Classes never mix within a deployment.
+std::string NumericsClass(const kernels::Backend& backend, Dtype mode, WeightFormat format);
 
 }  // namespace tandem
 

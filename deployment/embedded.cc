@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <utility>
 
-#include "attention_worker/combine.h"
+#include "attention_worker/local_experts.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/status.h"
-#include "common/transport/expert_dispatcher.h"
 #include "deployment/load_attention.h"
-#include "expert_worker/engine.h"
+#include "expert_worker/loaded_experts.h"
 #include "gateway/inference_service.h"
 #include "gateway/placement.h"
 #include "kernels/backend.h"
@@ -31,8 +30,8 @@ struct EmbeddedDeployment::Parts {
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<Checkpoint> checkpoint;
   ServedModel model;
-  std::shared_ptr<ExpertEngine> experts;
-  std::unique_ptr<ExpertDispatcher> dispatcher;
+  std::unique_ptr<LoadedExperts> loaded_experts;
+  std::unique_ptr<LocalExperts> experts;
   LoadedAttention attention;
 
   ~Parts() {
@@ -54,26 +53,24 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   TANDEM_ASSIGN_OR_RETURN(p.model,
                           LoadServedModel(*p.checkpoint, options.model_dir, options.dtype));
 
-  p.experts = std::make_shared<ExpertEngine>(
-      p.backend.get(), p.checkpoint.get(),
-      ExpertEngineOptions{.dtype = options.dtype, .inline_execution = true});
-  p.dispatcher = std::make_unique<ExpertDispatcher>(
-      /*incarnation=*/1, DispatcherOptions{},
-      [experts = p.experts](const Placement::Worker&) { return experts; },
-      MakeCombine(p.backend.get()));
+  TANDEM_ASSIGN_OR_RETURN(const WeightFormat format,
+                          ParseWeightFormat(options.backend.weights, options.dtype));
+  TANDEM_ASSIGN_OR_RETURN(p.loaded_experts,
+                          LoadedExperts::Create(p.checkpoint.get(), p.backend.get(), format));
+  p.experts = std::make_unique<LocalExperts>(p.backend.get(), p.model.config.experts_per_token,
+                                             p.loaded_experts->Layers());
 
   // The routed experts are nearly all of the bytes.
   constexpr float kAttentionShare = 0.1f;
   TANDEM_ASSIGN_OR_RETURN(
       p.attention, LoadAttention({p.backend.get(), p.checkpoint.get(), p.model.tokenizer.get(),
-                                  p.dispatcher.get(), options.dtype, options.cache_tokens},
+                                  p.experts.get(), options.dtype, format, options.cache_tokens},
                                  [&](float share) { progress(share * kAttentionShare); }));
-  TANDEM_ASSIGN_OR_RETURN(Placement placement,
+  TANDEM_ASSIGN_OR_RETURN(const Placement placement,
                           PlanPlacement(p.model.config, {{kExpertWorker, ""}}, {1, 1}));
-  TANDEM_RETURN_IF_ERROR(p.experts->Load(placement, kExpertWorker, [&](float share) {
+  TANDEM_RETURN_IF_ERROR(p.loaded_experts->Load(placement, kExpertWorker, [&](float share) {
     progress(kAttentionShare + share * (1 - kAttentionShare));
   }));
-  p.dispatcher->SetPlacement(std::move(placement));
 
   TANDEM_RETURN_IF_ERROR(driver->AddWorker(
       kAttentionWorker,
@@ -91,10 +88,12 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   workers[0].set_id(kAttentionWorker);
   workers[0].set_kind("attention");
   AddCounters(p.attention.engine->Counters(), &workers[0]);
-  AddCounters(p.dispatcher->Counters(), &workers[0]);
+  AddCounters(p.experts->Counters(), &workers[0]);
   workers[1].set_id(kExpertWorker);
   workers[1].set_kind("expert");
-  AddCounters(p.experts->Counters(), &workers[1]);
+  AddCounters({{"experts_loaded", p.loaded_experts->num_loaded()},
+               {"expert_bytes", p.loaded_experts->bytes()}},
+              &workers[1]);
   AddCounters({{"mapped_tensors", p.checkpoint->mapped_tensors()},
                {"mapped_bytes", p.checkpoint->mapped_bytes()}},
               &workers[0]);

@@ -1,19 +1,22 @@
 #include "deployment/expert_role.h"
 
-#include <mutex>
 #include <utility>
 
+#include "common/mutex.h"
 #include "common/status.h"
 #include "common/transport/grpc_expert_service.h"
 #include "expert_worker/engine.h"
+#include "expert_worker/loaded_experts.h"
 
 namespace tandem {
 namespace {
 
 class ExpertRole : public WorkerRole {
  public:
-  explicit ExpertRole(const WorkerParts& parts)
-      : engine_(parts.backend, parts.checkpoint, {.dtype = parts.dtype}), service_(&engine_) {}
+  ExpertRole(const WorkerParts& parts, std::unique_ptr<LoadedExperts> experts)
+      : experts_(std::move(experts)),
+        engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
+        service_(&engine_) {}
 
   WorkerNames names() const override {
     return {v1::WORKER_KIND_EXPERT, "expert worker", "experts", "tandem.v1.ExpertWorker",
@@ -26,17 +29,18 @@ class ExpertRole : public WorkerRole {
 
   absl::Status Load(const Placement& placement, WorkerId self,
                     const std::function<void(float)>& progress) override {
-    TANDEM_RETURN_IF_ERROR(engine_.Load(placement, self, progress));
-    std::lock_guard lock(mutex_);
+    TANDEM_RETURN_IF_ERROR(experts_->Load(placement, self, progress));
+    MutexLock lock(mutex_);
     placement_ = placement.version;
     return absl::OkStatus();
   }
 
   void Use(Placement) override {}  // requests name the experts that they are for
+  void Retire(PlacementVersion oldest_in_use) override { experts_->Retire(oldest_in_use); }
 
   bool loaded() const override { return placement().counter > 0; }
   PlacementVersion placement() const override {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     return placement_;
   }
 
@@ -47,10 +51,11 @@ class ExpertRole : public WorkerRole {
   }
 
  private:
-  mutable std::mutex mutex_;
-  PlacementVersion placement_;  // guarded by mutex_: what is loaded
+  mutable Mutex mutex_;
+  PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
 
-  // The service waits for the engine's answers when it goes, so it goes first.
+  // Each uses those above it; the service waits for the engine's answers when it goes.
+  const std::unique_ptr<LoadedExperts> experts_;
   ExpertEngine engine_;
   GrpcExpertService service_;
 };
@@ -58,7 +63,9 @@ class ExpertRole : public WorkerRole {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WorkerRole>> MakeExpertRole(const WorkerParts& parts) {
-  return std::make_unique<ExpertRole>(parts);
+  TANDEM_ASSIGN_OR_RETURN(auto experts,
+                          LoadedExperts::Create(parts.checkpoint, parts.backend, parts.format));
+  return std::make_unique<ExpertRole>(parts, std::move(experts));
 }
 
 }  // namespace tandem

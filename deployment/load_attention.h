@@ -9,10 +9,11 @@
 #include "absl/status/statusor.h"
 #include "attention_worker/engine.h"
 #include "attention_worker/model.h"
+#include "attention_worker/routed_experts.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/mode.h"
 #include "common/tensor.h"
 #include "common/tokenizer/tokenizer.h"
-#include "common/transport/expert_dispatcher.h"
 #include "kernels/backend.h"
 
 namespace tandem {
@@ -22,9 +23,10 @@ struct AttentionParts {
   kernels::Backend* backend = nullptr;
   const Checkpoint* checkpoint = nullptr;
   const Tokenizer* tokenizer = nullptr;  // null: any id may be drawn
-  ExpertDispatcher* dispatcher = nullptr;
+  RoutedExperts* experts = nullptr;
   Dtype dtype = Dtype::kBF16;  // mode
-  int64_t cache_tokens = 0;    // rounded up to pages
+  WeightFormat format = WeightFormat::kBF16;
+  int64_t cache_tokens = 0;  // rounded up to pages
 };
 
 struct LoadedAttention {

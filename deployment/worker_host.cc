@@ -31,6 +31,7 @@ WorkerHost::~WorkerHost() = default;
 
 absl::Status WorkerHost::Serve() {
   TANDEM_ASSIGN_OR_RETURN(parts_.dtype, ParseMode(options_.dtype));
+  TANDEM_ASSIGN_OR_RETURN(parts_.format, ParseWeightFormat(options_.backend.weights, parts_.dtype));
   TANDEM_ASSIGN_OR_RETURN(backend_, MakeBackend(options_.backend));
   TANDEM_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
   TANDEM_ASSIGN_OR_RETURN(parts_.digest, CheckpointDigest(*checkpoint_));
@@ -55,11 +56,12 @@ absl::Status WorkerHost::Serve() {
   host_->SetServing(false);
   host_->Shutdown(kShutdownGrace);
   {
-    std::lock_guard lock(mutex_);
+    MutexLock lock(mutex_);
     ended_ = true;
   }
-  wake_.notify_all();
+  wake_.NotifyAll();
   loading.join();
+  MutexLock lock(mutex_);
   return error_;
 }
 
@@ -70,7 +72,7 @@ v1::WorkerHello WorkerHost::Hello() const {
   hello.set_incarnation(parts_.incarnation);
   hello.set_digest(parts_.digest);
   hello.set_dtype(options_.dtype);
-  hello.set_numerics_class(backend_->NumericsClass());
+  hello.set_numerics_class(NumericsClass(*backend_, parts_.dtype, parts_.format));
   hello.set_device(backend_->Description());
   return hello;
 }
@@ -86,12 +88,19 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
   callbacks.on_accepted = [self](WorkerId id, uint64_t) { *self = id; };
   callbacks.on_load = [this, self](Placement placement) {
     {
-      std::lock_guard lock(mutex_);
+      MutexLock lock(mutex_);
       next_ = LoadOrder{std::move(placement), *self};
     }
-    wake_.notify_all();
+    wake_.NotifyAll();
   };
-  callbacks.on_use = [this](Placement placement) { role_->Use(std::move(placement)); };
+  callbacks.on_use = [this](Placement placement) {
+    {
+      MutexLock lock(mutex_);
+      in_use_ = placement.version;
+    }
+    wake_.NotifyAll();
+    role_->Use(std::move(placement));
+  };
   callbacks.on_refused = [this](const absl::Status& status) { Fail(status); };
   return callbacks;
 }
@@ -114,17 +123,24 @@ void WorkerHost::RunLoads() {
       progress_->Report(1);
       host_->SetServing(true);
     }
-    std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return next_ || ended_; });
-    if (ended_) return;
-    const LoadOrder order = *std::exchange(next_, std::nullopt);
-    lock.unlock();
-    status = role_->Load(order.placement, order.self, report);
+    std::optional<LoadOrder> order;
+    std::optional<PlacementVersion> in_use;
+    {
+      MutexLock lock(mutex_);
+      wake_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return next_ || in_use_ || ended_;
+      });
+      if (ended_) return;
+      order.swap(next_);
+      in_use.swap(in_use_);
+    }
+    if (in_use.has_value()) role_->Retire(*in_use);
+    if (order.has_value()) status = role_->Load(order->placement, order->self, report);
   }
 }
 
 void WorkerHost::Fail(const absl::Status& status) {
-  std::lock_guard lock(mutex_);
+  MutexLock lock(mutex_);
   error_.Update(status);
   failed_ = true;
 }

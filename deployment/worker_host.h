@@ -6,11 +6,9 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 
@@ -19,6 +17,8 @@
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/counters.h"
+#include "common/mode.h"
+#include "common/mutex.h"
 #include "common/placement.h"
 #include "common/service/progress.h"
 #include "common/service/registry_client.h"
@@ -48,8 +48,9 @@ struct WorkerParts {
   kernels::Backend* backend = nullptr;
   const Checkpoint* checkpoint = nullptr;
   Dtype dtype = Dtype::kBF16;  // mode
-  std::string digest;          // of the checkpoint
-  uint64_t incarnation = 0;    // names this process's life
+  WeightFormat format = WeightFormat::kBF16;
+  std::string digest;        // of the checkpoint
+  uint64_t incarnation = 0;  // names this process's life
 };
 
 // How a kind of worker is called.
@@ -77,8 +78,10 @@ class WorkerRole {
   // that came meanwhile only the newest. Errors as above.
   virtual absl::Status Load(const Placement& placement, WorkerId self,
                             const std::function<void(float)>& progress) = 0;
-  // Carries out an order to use a placement from now on. Must not block.
+  // A placement is in use from now on. Must not block.
   virtual void Use(Placement placement) = 0;
+  // The same, on the thread that loads, where there is time to let go of what older ones named.
+  virtual void Retire(PlacementVersion oldest_in_use) = 0;
 
   // Whether it has loaded what it needs to serve; once true always true.
   virtual bool loaded() const = 0;
@@ -115,11 +118,12 @@ class WorkerHost {
   const WorkerRoleFactory make_role_;
 
   std::atomic<bool> failed_ = false;  // error_ is set
-  std::mutex mutex_;                  // guards the four below
-  std::condition_variable wake_;
-  std::optional<LoadOrder> next_;  // only the newest is carried out
-  bool ended_ = false;
-  absl::Status error_;  // the first
+  Mutex mutex_;
+  CondVar wake_;
+  std::optional<LoadOrder> next_ ABSL_GUARDED_BY(mutex_);  // only the newest is carried out
+  std::optional<PlacementVersion> in_use_ ABSL_GUARDED_BY(mutex_);  // not yet told to Retire
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status error_ ABSL_GUARDED_BY(mutex_);  // the first
 
   // In the order in which they come up; they go down in the reverse order.
   std::unique_ptr<kernels::Backend> backend_;

@@ -99,7 +99,12 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
 
 void LoadedExperts::Retire(PlacementVersion oldest_in_use) {
   MutexLock lock(changing_);
-  in_use_versions_.erase(in_use_versions_.begin(), in_use_versions_.lower_bound(oldest_in_use));
+  // Versions of another gateway's life compare in no useful way; they are over.
+  const auto in_use = [&](const auto& version) {
+    return version.first.epoch == oldest_in_use.epoch && version.first >= oldest_in_use;
+  };
+  if (std::none_of(in_use_versions_.begin(), in_use_versions_.end(), in_use)) return;
+  std::erase_if(in_use_versions_, [&](const auto& version) { return !in_use(version); });
   std::unique_lock<std::shared_mutex> nobody(in_use_);
   for (size_t i = 0; i < bytes_of_.size(); ++i) {
     const bool wanted = std::any_of(in_use_versions_.begin(), in_use_versions_.end(),

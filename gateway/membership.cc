@@ -103,10 +103,14 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
   if (placement_.version.counter == 0) return actions;
   const uint64_t current = placement_.version.counter;
   const bool loaded = PlacementLoaded();
+  const bool used = PlacementUsed();
   for (auto& [id, member] : members_) {
     if (member.join.kind == WorkerKind::kExpert) {
       if (std::exchange(load_sent_[id], current) != current) {
         actions.push_back({Kind::kLoad, id, ""});
+      }
+      if (used && std::exchange(use_sent_[id], current) != current) {
+        actions.push_back({Kind::kUse, id, ""});
       }
       continue;
     }
@@ -165,6 +169,13 @@ bool Membership::PlacementLoaded() const {
                        return it != members_.end() && it->second.health.ready &&
                               it->second.health.placement == placement_.version;
                      });
+}
+
+bool Membership::PlacementUsed() const {
+  return std::count_if(members_.begin(), members_.end(), [this](const auto& entry) {
+           return entry.second.join.kind == WorkerKind::kAttention &&
+                  entry.second.health.placement == placement_.version;
+         }) == options_.attention_workers;
 }
 
 void Membership::Replan() {

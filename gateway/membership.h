@@ -60,7 +60,8 @@ struct MembershipOptions {
 struct MembershipAction {
   enum class Kind : uint8_t {
     kLoad,            // send `placement` to expert worker `worker`
-    kUse,             // send `placement` to attention worker `worker`
+    kUse,             // tell `worker` that `placement` is in use: an attention worker, so that it
+                      // uses it; an expert worker, once all attention workers do
     kStartAttention,  // dial `worker` at `address` and give it steps
     kStopAttention,   // it is gone: give it no more steps
     kDrop,            // its lease ran out: close its stream
@@ -97,6 +98,8 @@ class Membership {
  private:
   int Count(WorkerKind kind) const;
   bool PlacementLoaded() const;
+  // By all attention workers, which are all there.
+  bool PlacementUsed() const;
   void Replan();
 
   const ModelConfig* const config_;

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/pages.h"
 
 namespace tandem {
 namespace {
@@ -14,10 +15,6 @@ namespace {
 constexpr int kMaxFailures = 5;         // consecutive UNAVAILABLE answers of a worker
 constexpr int kMaxLostWorkers = 5;      // per job
 constexpr int kMaxTestPreemptions = 3;  // per job, so that every test ends
-
-int64_t PagesFor(int64_t tokens) {
-  return (tokens + SequenceSpec::kPageTokens - 1) / SequenceSpec::kPageTokens;
-}
 
 }  // namespace
 

@@ -8,6 +8,7 @@ namespace {
 
 using Kind = MembershipAction::Kind;
 using testing::HasSubstr;
+using testing::IsEmpty;
 
 const absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
 
@@ -119,6 +120,23 @@ TEST_F(MembershipTest, AnAttentionWorkerWhoseSessionIsLostIsStartedAgain) {
   EXPECT_THAT(membership.Detail(), HasSubstr("attention worker 1 does not answer at a:1"));
   EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kStartAttention}));
   EXPECT_TRUE(membership.serving());
+}
+
+TEST_F(MembershipTest, ExpertWorkersHearOfAPlacementInUseOnceAllAttentionWorkersUseIt) {
+  Membership membership(&config_, Options(2, 1));
+  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+  const WorkerId b = *membership.Join(Request(WorkerKind::kAttention, "b:1"), kStart);
+  const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  membership.Advance(kStart);
+  membership.Heartbeat(e, Ready({7, 1}), kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kUse, Kind::kUse}));
+  membership.Heartbeat(a, Ready({7, 1}), kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kStartAttention}));
+  membership.Heartbeat(b, Ready({7, 1}), kStart);
+  const auto actions = membership.Advance(kStart);
+  EXPECT_EQ(Kinds(actions), (std::vector<Kind>{Kind::kStartAttention, Kind::kUse}));
+  EXPECT_EQ(actions[1].worker, e);
+  EXPECT_THAT(membership.Advance(kStart), IsEmpty());
 }
 
 TEST_F(MembershipTest, ARefusedWorkerDoesNotDecideTheNumericsClass) {

@@ -253,7 +253,7 @@ class SimulatedAttentionWorker {
   }
 
   static int PagesOf(int64_t rows) {
-    return static_cast<int>((rows + SequenceSpec::kPageTokens - 1) / SequenceSpec::kPageTokens);
+    return static_cast<int>(PagesFor(rows));
   }
 
   void TakePages(const NewBatch& batch) {

@@ -20,25 +20,29 @@ constexpr Dtype kBF16 = Dtype::kBF16;
 constexpr Dtype kI32 = Dtype::kI32;
 constexpr Dtype kU8 = Dtype::kU8;
 
-// What is wrong with a tensor: no op takes f16; dimensions are one row or eight columns too many.
-enum class Fault { kNone, kDtype, kRank, kRows, kWidth };
+// What is wrong with a tensor: no op takes f16; there are one row, one entry of the middle
+// dimension of three, or eight columns too many.
+enum class Fault { kNone, kDtype, kRank, kRows, kMiddle, kWidth };
 // Dimensions that an op leaves to the caller.
-enum Free { kNothing = 0, kRows = 1, kWidth = 2 };
+enum Free { kNothing = 0, kRows = 1, kMiddle = 2, kWidth = 4 };
 
-// Makes the tensors of one call, without memory; the one of index `faulty` has a fault.
+// Makes the tensors of one call, without memory; the one of index `faulty`, or all, have a fault.
 class Tensors {
  public:
-  explicit Tensors(int faulty = -1, Fault fault = Fault::kNone) : faulty_(faulty), fault_(fault) {}
+  static constexpr int kAll = -1;
+  explicit Tensors(int faulty = kAll, Fault fault = Fault::kNone)
+      : faulty_(faulty), fault_(fault) {}
 
   DeviceTensor operator()(Dtype dtype, std::initializer_list<int64_t> dims, int free = kNothing) {
     TensorLayout layout(dtype, dims);
-    if (count() == faulty_) Spoil(layout);
-    free_.push_back(free);
+    free_.push_back(free | (layout.rank == 3 ? kNothing : kMiddle));
+    if (faulty_ == kAll || count() - 1 == faulty_) Spoil(layout);
     return DeviceAccess::Tensor(&memory_, layout);
   }
   int count() const { return static_cast<int>(free_.size()); }
   bool IsAllowed(int tensor, Fault fault) const {
     return (fault == Fault::kRows && (free_[tensor] & kRows) != 0) ||
+           (fault == Fault::kMiddle && (free_[tensor] & kMiddle) != 0) ||
            (fault == Fault::kWidth && (free_[tensor] & kWidth) != 0);
   }
 
@@ -46,6 +50,7 @@ class Tensors {
   void Spoil(TensorLayout& layout) const {
     if (fault_ == Fault::kDtype) layout.dtype = Dtype::kF16;
     if (fault_ == Fault::kRows) ++layout.shape[0];
+    if (fault_ == Fault::kMiddle && layout.rank == 3) ++layout.shape[1];
     if (fault_ == Fault::kWidth) {
       layout.shape[layout.rank - 1] += 8;
       layout.row_stride += 8;
@@ -88,10 +93,6 @@ TEST_F(CheckArgsDeathTest, EveryDimensionAndDtypeOfEveryOpIsChecked) {
     std::function<void(Tensors& t)> check;
   };
   const std::vector<Case> cases = {
-      {"Copy",
-       [&](Tensors& t) {
-         CheckCopy(t(kF32, {2, 16}), t(kF32, {2, 16}));
-       }},
       {"Embed",
        [&](Tensors& t) {
          CheckArgs(EmbedArgs{*table_, t(kI32, {2}), t(kF32, {2, 16})});
@@ -122,7 +123,7 @@ TEST_F(CheckArgsDeathTest, EveryDimensionAndDtypeOfEveryOpIsChecked) {
        }},
       {"Rope",
        [&](Tensors& t) {
-         CheckArgs(RopeArgs{t(kBF16, {2, 2, 8}, kWidth), t(kF32, {2, 8})});
+         CheckArgs(RopeArgs{t(kBF16, {2, 2, 8}, kMiddle | kWidth), t(kF32, {2, 8})});
        }},
       {"LatentAppend",
        [&](Tensors& t) {
@@ -178,8 +179,13 @@ TEST_F(CheckArgsDeathTest, EveryDimensionAndDtypeOfEveryOpIsChecked) {
   for (const Case& c : cases) {
     Tensors right;
     c.check(right);
+    for (Fault fault : {Fault::kDtype, Fault::kRank}) {
+      Tensors tensors(Tensors::kAll, fault);
+      EXPECT_DEATH(c.check(tensors), "broken invariant") << c.op;
+    }
     for (int i = 0; i < right.count(); ++i) {
-      for (Fault fault : {Fault::kDtype, Fault::kRank, Fault::kRows, Fault::kWidth}) {
+      for (Fault fault :
+           {Fault::kDtype, Fault::kRank, Fault::kRows, Fault::kMiddle, Fault::kWidth}) {
         SCOPED_TRACE(testing::Message()
                      << c.op << ", tensor " << i << ", fault " << static_cast<int>(fault));
         Tensors tensors(i, fault);
@@ -191,6 +197,26 @@ TEST_F(CheckArgsDeathTest, EveryDimensionAndDtypeOfEveryOpIsChecked) {
       }
     }
   }
+}
+
+TEST_F(CheckArgsDeathTest, CopyTakesAnyTwoTensorsOfOneShapeAndDtype) {
+  for (Fault fault : {Fault::kNone, Fault::kDtype, Fault::kRank, Fault::kRows, Fault::kWidth}) {
+    Tensors same(Tensors::kAll, fault), other(1, fault);
+    CheckCopy(same(kF32, {2, 16}), same(kF32, {2, 16}));
+    if (fault == Fault::kNone) continue;
+    const DeviceTensor from = other(kF32, {2, 16});
+    const DeviceTensor to = other(kF32, {2, 16});
+    EXPECT_DEATH(CheckCopy(from, to), "broken invariant");
+  }
+}
+
+TEST_F(CheckArgsDeathTest, WidthsThatWeightsAndPairsFixAreChecked) {
+  Tensors t;
+  const DeviceTensor x = t(kF32, {2, 16}), positions = t(kI32, {2}), heads = t(kF32, {2, 2, 8});
+  const DeviceTensor frequencies = t(kF32, {3}), odd = t(kF32, {2, 7});
+  EXPECT_DEATH(CheckArgs(RmsNormArgs{x, *norm_, x, 1e-6f}), "broken invariant");
+  EXPECT_DEATH(CheckArgs(RopeTableArgs{positions, frequencies, 1.0f, odd}), "broken invariant");
+  EXPECT_DEATH(CheckArgs(RopeArgs{heads, odd}), "broken invariant");
 }
 
 TEST_F(CheckArgsDeathTest, ConstantsAreChecked) {
@@ -223,30 +249,34 @@ TEST_F(CheckArgsDeathTest, TensorsOfWeightsAreChecked) {
     (void)backend_->PrepareLinear(tensor, format);
   };
   EXPECT_DEATH(linear(Source(kF32, {4, 12}), kFormat), "broken invariant");
-  EXPECT_DEATH(linear(Source(kF32, {4, 4, 16}), kFormat), "broken invariant");
+  EXPECT_DEATH(linear(Source(kF32, {4, 8, 16}), kFormat), "broken invariant");
   EXPECT_DEATH(linear(Source(Dtype::kF16, {4, 16}), kFormat), "broken invariant");
   EXPECT_DEATH(linear(Source(kF32, {4, 16}), WeightFormat::kBF16), "broken invariant");
   EXPECT_DEATH(linear({apart, nullptr}, kFormat), "broken invariant");
   EXPECT_DEATH((void)backend_->PrepareEmbedding(Source(kF32, {16}), kFormat), "broken invariant");
   EXPECT_DEATH((void)backend_->PrepareNorm(Source(kF32, {1, 16}), kFormat), "broken invariant");
 
-  const auto kv_up = [&](const KvUpShape& shape) {
-    (void)backend_->PrepareKvUp(Source(kF32, {48, 24}), shape, kFormat);
+  const auto kv_up = [&](const KvUpShape& shape, int64_t width = 24) {
+    (void)backend_->PrepareKvUp(Source(kF32, {48, width}), shape, kFormat);
   };
   EXPECT_DEATH(kv_up({2, 8, 8, 24}), "broken invariant");
   EXPECT_DEATH(kv_up({2, 8, 16, 16}), "broken invariant");
   EXPECT_DEATH(kv_up({2, 12, 12, 24}), "broken invariant");
   EXPECT_DEATH(kv_up({2, 24, 0, 24}), "broken invariant");
+  EXPECT_DEATH(kv_up({2, 8, 16, 20}, 20), "broken invariant");
 
-  const auto load = [&](int expert, int64_t intermediate) {
+  const auto load = [&](int expert, int64_t gate, int64_t up, int64_t down) {
     (void)experts_->Load(
-        expert, {Source(kF32, {intermediate, 16}), Source(kF32, {8, 16}), Source(kF32, {16, 8})});
+        expert, {Source(kF32, {gate, 16}), Source(kF32, {up, 16}), Source(kF32, {16, down})});
   };
-  EXPECT_DEATH(load(0, 16), "broken invariant");
-  EXPECT_DEATH(load(4, 8), "broken invariant");
-  EXPECT_DEATH(load(-1, 8), "broken invariant");
+  EXPECT_DEATH(load(0, 16, 8, 8), "broken invariant");
+  EXPECT_DEATH(load(0, 8, 16, 8), "broken invariant");
+  EXPECT_DEATH(load(0, 8, 8, 16), "broken invariant");
+  EXPECT_DEATH(load(4, 8, 8, 8), "broken invariant");
+  EXPECT_DEATH(load(-1, 8, 8, 8), "broken invariant");
   EXPECT_DEATH(experts_->Unload(4), "broken invariant");
   EXPECT_DEATH((void)backend_->PrepareExpertLayer({4, 12, 8}, kFormat), "broken invariant");
+  EXPECT_DEATH((void)backend_->PrepareExpertLayer({4, 16, 12}, kFormat), "broken invariant");
   EXPECT_DEATH((void)backend_->PrepareExpertLayer({0, 16, 8}, kFormat), "broken invariant");
 }
 
