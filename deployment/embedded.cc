@@ -50,8 +50,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   const auto progress = options.progress ? options.progress : [](float) {};
   TANDEM_ASSIGN_OR_RETURN(p.backend, MakeBackend(options.backend));
   TANDEM_ASSIGN_OR_RETURN(p.checkpoint, Checkpoint::Open(options.model_dir));
-  TANDEM_ASSIGN_OR_RETURN(p.model,
-                          LoadServedModel(*p.checkpoint, options.model_dir, options.dtype));
+  TANDEM_ASSIGN_OR_RETURN(p.model, LoadServedModel(*p.checkpoint, options.model_dir, options.dtype,
+                                                   options.served_name));
 
   TANDEM_ASSIGN_OR_RETURN(const WeightFormat format,
                           ParseWeightFormat(options.backend.weights, options.dtype));

@@ -21,6 +21,7 @@ namespace tandem {
 
 struct EmbeddedOptions {
   std::string model_dir;
+  std::string served_name;  // empty: DefaultServedName
   Dtype dtype = Dtype::kBF16;
   BackendOptions backend;
   int64_t cache_tokens = 65536;         // rounded up to pages

@@ -82,8 +82,9 @@ class Gateway {
   absl::Status StartRegistry() {
     const std::string& dir = options_.embedded.model_dir;
     TANDEM_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(dir));
-    TANDEM_ASSIGN_OR_RETURN(ServedModel loaded,
-                            LoadServedModel(*checkpoint, dir, options_.embedded.dtype));
+    TANDEM_ASSIGN_OR_RETURN(
+        ServedModel loaded,
+        LoadServedModel(*checkpoint, dir, options_.embedded.dtype, options_.embedded.served_name));
     model_ = std::move(loaded);
     if (options_.expert_workers == 0 && !PlanPlacement(model_.config, {}, {}).ok()) {
       return absl::InvalidArgumentError("--expert-workers is 0, but the model has experts");
@@ -230,6 +231,8 @@ class Gateway {
 void GatewayOptions::AddTo(CLI::App& app) {
   AddListenFlags(app, &listen);
   app.add_option("--model", embedded.model_dir, "checkpoint folder")->required();
+  app.add_option("--served-name", embedded.served_name,
+                 "what the model is called; without it, as its folder or hub repository");
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
   app.add_option("--registry", registry,
                  "wait for workers that dial this host:port, instead of running them here");

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/digest.h"
 #include "common/status.h"
@@ -46,12 +47,21 @@ absl::StatusOr<SamplingParams> LoadSamplingDefaults(const std::string& dir) {
 
 }  // namespace
 
-absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const std::string& dir,
-                                            Dtype dtype) {
-  ServedModel model;
+std::string DefaultServedName(const std::string& dir) {
   std::error_code error;
-  model.name = std::filesystem::weakly_canonical(dir, error).filename().string();
-  if (model.name.empty()) model.name = dir;
+  std::filesystem::path path = std::filesystem::weakly_canonical(dir, error);
+  if (!path.has_filename()) path = path.parent_path();  // it ends in a slash
+  const std::string repository = path.parent_path().parent_path().filename().string();
+  if (path.parent_path().filename() == "snapshots" && absl::StartsWith(repository, "models--")) {
+    return repository.substr(repository.rfind("--") + 2);
+  }
+  return path.has_filename() ? path.filename().string() : dir;
+}
+
+absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const std::string& dir,
+                                            Dtype dtype, const std::string& served_name) {
+  ServedModel model;
+  model.name = served_name.empty() ? DefaultServedName(dir) : served_name;
   model.config = checkpoint.config();
   model.dtype = dtype;
   TANDEM_ASSIGN_OR_RETURN(model.digest, CheckpointDigest(checkpoint));

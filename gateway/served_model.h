@@ -17,7 +17,7 @@ namespace tandem {
 
 // Immutable once loaded; any thread may use it.
 struct ServedModel {
-  std::string name;  // the last component of the checkpoint's folder
+  std::string name;  // what GetModel and GetStatus call it, and what requests may ask for
   ModelConfig config;
   Dtype dtype = Dtype::kBF16;
   std::string digest;
@@ -27,10 +27,15 @@ struct ServedModel {
   std::vector<int32_t> eos_ids;
 };
 
-// Reads tokenizer and generation_config.json beside an opened checkpoint.
+// What a model is called if nobody names it: its folder's last component. A snapshot of the Hugging
+// Face hub's cache, .../models--ORG--NAME/snapshots/REVISION, is called NAME.
+std::string DefaultServedName(const std::string& dir);
+
+// Reads tokenizer and generation_config.json beside an opened checkpoint. An empty `served_name` is
+// DefaultServedName(dir).
 //   INVALID_ARGUMENT, UNIMPLEMENTED  a file is broken or asks for what is not supported; named
 absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const std::string& dir,
-                                            Dtype dtype);
+                                            Dtype dtype, const std::string& served_name);
 
 }  // namespace tandem
 

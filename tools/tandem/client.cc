@@ -17,6 +17,7 @@ void ConnectOptions::AddTo(CLI::App& app) {
       app.add_option("--server", server, "gateway to ask, host:port")->capture_default_str();
   app.add_option("--model", model_dir, "checkpoint folder to run in this process instead")
       ->excludes(server_option);
+  app.add_option("--served-name", served_name, "with --model: what the model is called");
   app.add_option("--dtype", dtype, "with --model: f32 or bf16")->capture_default_str();
   backend.AddTo(app, "with --model: ");
   app.add_option("--cache-tokens", cache_tokens, "with --model: size of the latent cache")
@@ -43,6 +44,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& op
   } else {
     EmbeddedOptions embedded;
     embedded.model_dir = options.model_dir;
+    embedded.served_name = options.served_name;
     TANDEM_ASSIGN_OR_RETURN(embedded.dtype, ParseMode(options.dtype));
     embedded.backend = options.backend;
     embedded.cache_tokens = options.cache_tokens;

@@ -24,6 +24,7 @@ namespace tandem::tool {
 struct ConnectOptions {
   std::string server = "127.0.0.1:8470";
   std::string model_dir;  // not empty: in this process
+  std::string served_name;
   std::string dtype = "bf16";
   BackendOptions backend;
   int64_t cache_tokens = 65536;
