@@ -1,6 +1,8 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,7 +10,9 @@
 #include "client.h"
 #include "commands.h"
 #include "common/status.h"
+#include "interrupt.h"
 #include "io.h"
+#include "line_reader.h"
 #include "run_all.h"
 
 namespace tandem::tool {
@@ -32,6 +36,11 @@ v1::GenerateRequest NewRequest(const Options& options) {
 
 void PrintText(const std::string& text) { std::cout << text << std::flush; }
 
+void EndAnswer(const Completion& completion) {
+  std::cout << std::endl;
+  std::fprintf(stderr, "%s\n", DescribeSpeed(completion).c_str());
+}
+
 absl::Status RunOnce(const Options& options, Client& client) {
   v1::GenerateRequest request = NewRequest(options);
   AddMessage(request, {"user", options.message});
@@ -39,43 +48,91 @@ absl::Status RunOnce(const Options& options, Client& client) {
   TANDEM_ASSIGN_OR_RETURN(
       const Completion completion,
       RunGenerate(client, request, json ? std::function<void(const std::string&)>() : PrintText));
-  if (json) {
-    std::cout << Dump({{"text", completion.text},
-                       {"ids", completion.ids},
-                       {"finish_reason", FinishReasonName(completion.finished.reason())},
-                       {"seed", completion.started.seed()}});
+  if (!json) {
+    EndAnswer(completion);
+    return absl::OkStatus();
   }
-  std::cout << std::endl;
+  std::cout << Dump({{"text", completion.text},
+                     {"ids", completion.ids},
+                     {"finish_reason", FinishReasonName(completion.finished.reason())},
+                     {"seed", completion.started.seed()}})
+            << std::endl;
   return absl::OkStatus();
 }
 
-absl::Status RunInteractive(const Options& options, Client& client) {
-  std::fprintf(stderr, "/reset begins anew, /exit or Ctrl-D ends\n");
-  v1::GenerateRequest request = NewRequest(options);
-  std::string line;
-  while (std::fprintf(stderr, "> "), std::getline(std::cin, line)) {
-    if (absl::StripAsciiWhitespace(line).empty()) continue;
-    if (line == "/exit") break;
-    if (line == "/reset") {
-      request = NewRequest(options);
-      continue;
+// A conversation, line by line. On a terminal, Ctrl-C stops the answer that is being streamed.
+class Conversation {
+ public:
+  Conversation(const Options& options, Client& client)
+      : options_(options), client_(client), request_(NewRequest(options)) {}
+
+  absl::Status Run() {
+    LineReader reader("> ");
+    std::optional<InterruptScope> ctrl_c;
+    if (reader.interactive()) ctrl_c.emplace([this] { Stop(); });
+    std::fprintf(stderr, "/reset begins anew, /exit or Ctrl-D ends%s\n",
+                 reader.interactive() ? ", Ctrl-C stops an answer" : "");
+    while (const std::optional<std::string> line = reader.Read()) {
+      if (absl::StripAsciiWhitespace(*line).empty()) continue;
+      if (*line == "/exit") break;
+      if (*line == "/reset") {
+        request_ = NewRequest(options_);
+        continue;
+      }
+      TANDEM_RETURN_IF_ERROR(Ask(*line));
     }
-    AddMessage(request, {"user", line});
-    const absl::StatusOr<Completion> completion = RunGenerate(client, request, PrintText);
-    std::cout << std::endl;
-    if (!completion.ok()) {
-      // The question is taken back, so that the next one can be answered.
-      request.mutable_chat()->mutable_messages()->RemoveLast();
-      if (completion.status().code() == absl::StatusCode::kUnavailable) return completion.status();
-      std::fprintf(stderr, "tandem: %s\n", std::string(completion.status().message()).c_str());
-      continue;
-    }
-    // The template writes the space behind "Assistant:" itself.
-    AddMessage(request,
-               {"assistant", std::string(absl::StripLeadingAsciiWhitespace(completion->text))});
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
-}
+
+ private:
+  // Errors: UNAVAILABLE, after which nothing more can be asked. Others are told to the person.
+  absl::Status Ask(const std::string& question) {
+    AddMessage(request_, {"user", question});
+    const absl::StatusOr<Completion> completion = Answer();
+    if (completion.ok()) {
+      EndAnswer(*completion);
+      // The template writes the space behind "Assistant:" itself.
+      AddMessage(request_,
+                 {"assistant", std::string(absl::StripLeadingAsciiWhitespace(completion->text))});
+      return absl::OkStatus();
+    }
+    std::cout << std::endl;
+    // The question is taken back, so that the next one can be answered.
+    request_.mutable_chat()->mutable_messages()->RemoveLast();
+    const absl::Status& status = completion.status();
+    if (absl::IsUnavailable(status)) return status;
+    if (absl::IsCancelled(status)) {
+      std::fprintf(stderr, "[stopped; the question is taken back]\n");
+    } else {
+      std::fprintf(stderr, "tandem: %s\n", std::string(status.message()).c_str());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Completion> Answer() {
+    const auto context = client_.NewContext();
+    SetAnswering(context.get());
+    absl::StatusOr<Completion> completion = RunGenerate(client_, *context, request_, PrintText);
+    SetAnswering(nullptr);
+    return completion;
+  }
+
+  void SetAnswering(grpc::ClientContext* context) {
+    std::lock_guard lock(mutex_);
+    answering_ = context;
+  }
+
+  void Stop() {
+    std::lock_guard lock(mutex_);
+    if (answering_ != nullptr) answering_->TryCancel();
+  }
+
+  const Options& options_;
+  Client& client_;
+  v1::GenerateRequest request_;
+  std::mutex mutex_;
+  grpc::ClientContext* answering_ = nullptr;  // guarded by mutex_; null between answers
+};
 
 absl::StatusOr<std::vector<v1::GenerateRequest>> ReadConversations(const Options& options) {
   std::vector<v1::GenerateRequest> requests;
@@ -107,7 +164,7 @@ absl::Status Run(const Options& options) {
   TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
   if (!options.jsonl.empty()) return RunJsonl(options, *client);
   if (!options.message.empty()) return RunOnce(options, *client);
-  return RunInteractive(options, *client);
+  return Conversation(options, *client).Run();
 }
 
 }  // namespace

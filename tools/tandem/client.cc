@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/mode.h"
 #include "common/service/grpc_status.h"
 #include "common/status.h"
@@ -87,8 +88,13 @@ void AddMessage(v1::GenerateRequest& request, const ChatMessage& message) {
 
 absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest& request,
                                        const std::function<void(const std::string&)>& on_text) {
-  const auto context = client.NewContext();
-  const auto stream = client.stub().Generate(context.get(), request);
+  return RunGenerate(client, *client.NewContext(), request, on_text);
+}
+
+absl::StatusOr<Completion> RunGenerate(Client& client, grpc::ClientContext& context,
+                                       const v1::GenerateRequest& request,
+                                       const std::function<void(const std::string&)>& on_text) {
+  const auto stream = client.stub().Generate(&context, request);
   Completion completion;
   v1::GenerateResponse response;
   const auto add_text = [&](const std::string& text) {
@@ -112,6 +118,21 @@ absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest
   }
   TANDEM_RETURN_IF_ERROR(client.Explain(stream->Finish()));
   return completion;
+}
+
+std::string DescribeSpeed(const Completion& completion) {
+  const auto& finished = completion.finished;
+  const double first_s = 1e-6 * static_cast<double>(finished.queue_us() + finished.prefill_us());
+  const double decode_s = 1e-6 * static_cast<double>(finished.decode_us());
+  const uint32_t tokens = finished.completion_tokens();
+  std::string line = absl::StrFormat("[%u prompt tokens; first token after %.3f s; %u tokens",
+                                     finished.prompt_tokens(), first_s, tokens);
+  if (tokens > 1 && decode_s > 0) {
+    absl::StrAppendFormat(&line, ", %.1f per second", (tokens - 1) / decode_s);
+  }
+  absl::StrAppendFormat(&line, "; ended by %s; seed %u]", FinishReasonName(finished.reason()),
+                        completion.started.seed());
+  return line;
 }
 
 const char* FinishReasonName(v1::GenerateResponse::FinishReason reason) {

@@ -65,9 +65,16 @@ struct Completion {
   v1::GenerateResponse::Finished finished;
 };
 
-// Runs one Generate; `on_text` gets each piece of text as it comes.
+// Runs one Generate; `on_text` gets each piece of text as it comes. The first form's `context`, of
+// Client::NewContext, can be cancelled from another thread meanwhile: CANCELLED.
+absl::StatusOr<Completion> RunGenerate(Client& client, grpc::ClientContext& context,
+                                       const v1::GenerateRequest& request,
+                                       const std::function<void(const std::string&)>& on_text);
 absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest& request,
                                        const std::function<void(const std::string&)>& on_text);
+
+// One line for a person: time to the first token, tokens per second after it, why it ended.
+std::string DescribeSpeed(const Completion& completion);
 
 const char* FinishReasonName(v1::GenerateResponse::FinishReason reason);  // "eos", "length", "stop"
 

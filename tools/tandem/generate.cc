@@ -34,19 +34,6 @@ nlohmann::json ToJson(const Completion& completion) {
           {"decode_us", finished.decode_us()}};
 }
 
-void PrintSpeed(const Completion& completion) {
-  const auto& finished = completion.finished;
-  const double prefill_s = 1e-6 * static_cast<double>(finished.prefill_us());
-  const double decode_s = 1e-6 * static_cast<double>(finished.decode_us());
-  std::fprintf(stderr, "[%u prompt tokens in %.3f s; %u tokens", finished.prompt_tokens(),
-               prefill_s, finished.completion_tokens());
-  if (finished.completion_tokens() > 1 && decode_s > 0) {
-    std::fprintf(stderr, ", %.1f per second", (finished.completion_tokens() - 1) / decode_s);
-  }
-  std::fprintf(stderr, "; ended by %s; seed %llu]\n", FinishReasonName(finished.reason()),
-               static_cast<unsigned long long>(completion.started.seed()));
-}
-
 absl::Status Run(const Options& options) {
   v1::GenerateRequest request;
   options.sampling.Fill(request);
@@ -70,7 +57,7 @@ absl::Status Run(const Options& options) {
     for (int32_t id : completion.ids) std::cout << id << " ";
   }
   std::cout << std::endl;
-  PrintSpeed(completion);
+  std::fprintf(stderr, "%s\n", DescribeSpeed(completion).c_str());
   return absl::OkStatus();
 }
 

@@ -22,5 +22,28 @@ TEST(ClientTest, SaysHowToStartAServerOnlyWhereNoneAnswers) {
   EXPECT_EQ(explain(expert_lost), expert_lost);
 }
 
+Completion FinishedAfter(uint32_t tokens, uint64_t decode_us) {
+  Completion completion;
+  completion.started.set_seed(9);
+  completion.finished.set_reason(v1::GenerateResponse::FINISH_REASON_EOS);
+  completion.finished.set_prompt_tokens(12);
+  completion.finished.set_completion_tokens(tokens);
+  completion.finished.set_queue_us(500'000);
+  completion.finished.set_prefill_us(250'000);
+  completion.finished.set_decode_us(decode_us);
+  return completion;
+}
+
+TEST(ClientTest, SpeedIsOfTheTokensAfterTheFirst) {
+  EXPECT_EQ(DescribeSpeed(FinishedAfter(5, 2'000'000)),
+            "[12 prompt tokens; first token after 0.750 s; 5 tokens, 2.0 per second; "
+            "ended by eos; seed 9]");
+}
+
+TEST(ClientTest, OneTokenHasNoSpeed) {
+  EXPECT_EQ(DescribeSpeed(FinishedAfter(1, 0)),
+            "[12 prompt tokens; first token after 0.750 s; 1 tokens; ended by eos; seed 9]");
+}
+
 }  // namespace
 }  // namespace tandem::tool
