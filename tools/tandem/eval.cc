@@ -167,6 +167,7 @@ void Print(const Tally& tally, double seconds, bool json) {
 absl::Status Run(const Options& options) {
   TANDEM_ASSIGN_OR_RETURN(const std::vector<Problem> problems, ReadProblems(options));
   std::vector<v1::GenerateRequest> requests;
+  requests.reserve(problems.size());
   for (const Problem& problem : problems) requests.push_back(ToRequest(problem, options));
   Grader grader(options, problems);
   TANDEM_RETURN_IF_ERROR(grader.Open());
