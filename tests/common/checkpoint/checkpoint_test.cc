@@ -93,7 +93,7 @@ TEST_F(CheckpointTest, ConvertsOnlyWhatTheModeCannotRead) {
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     std::vector<RawTensor> expected = RandomTensors(SmallConfig(), /*seed=*/1, c.loaded);
     for (const char* name : {kNorm, kExpert, "model.layers.1.mlp.gate.weight"}) {
-      const auto weight = (*checkpoint)->Load(name, c.mode);
+      const auto weight = (*checkpoint)->Load(name, DefaultWeightFormat(c.mode));
       ASSERT_TRUE(weight.ok()) << weight.status();
       EXPECT_EQ(weight->view.dtype, c.loaded);
       EXPECT_EQ(Bytes(weight->view), Find(expected, name).bytes) << name;
@@ -162,7 +162,7 @@ TEST_F(CheckpointTest, LoaderReportsRisingSharesUpToOne) {
   const int64_t total = TensorBytes(**checkpoint, expert);
   EXPECT_EQ(total, 2 * 8 * 3 * 32 * 16 * 2);
   std::vector<float> shares;
-  CheckpointLoader loader(checkpoint->get(), Dtype::kBF16, total,
+  CheckpointLoader loader(checkpoint->get(), WeightFormat::kBF16, total,
                           [&](float share) { shares.push_back(share); });
   for (const auto& [name, location] : (*checkpoint)->tensors()) {
     if (expert(name)) {
