@@ -12,7 +12,7 @@
 namespace tandem {
 namespace {
 
-constexpr int kMaxFailures = 5;         // consecutive UNAVAILABLE answers of a worker
+constexpr int kMaxFailures = 5;         // UNAVAILABLE answers to a step without any progress
 constexpr int kMaxLostWorkers = 5;      // per job
 constexpr int kMaxTestPreemptions = 3;  // per job, so that every test ends
 
@@ -104,7 +104,7 @@ Scheduler::Worker* Scheduler::ChooseWorker(int64_t pages, WorkerId* id) {
   Worker* best = nullptr;
   const auto available = [](const Worker& w) { return w.free_pages - w.reserved_pages; };
   for (auto& [worker_id, worker] : workers_) {
-    if (worker.dirty || available(worker) < pages) continue;
+    if (worker.recovering || available(worker) < pages) continue;
     if (static_cast<int>(worker.running.size()) >= policy_.max_running_per_worker) continue;
     if (best != nullptr && available(worker) <= available(*best)) continue;
     best = &worker;
@@ -157,9 +157,9 @@ void Scheduler::Detach(JobState* job, Leave how) {
   }
   for (auto it = worker.batches.begin(); it != worker.batches.end();) {
     Batch& batch = it->second;
-    for (Run& run : batch.runs) {
-      if (run.job != job->id) continue;
-      run.job = 0;
+    for (JobRows& rows : batch.rows) {
+      if (rows.job != job->id) continue;
+      rows.job = 0;
       --batch.num_live;
     }
     it = batch.num_live == 0 ? worker.batches.erase(it) : std::next(it);
@@ -193,17 +193,49 @@ void Scheduler::End(JobState* job, JobEnd end, absl::Status status, Leave how,
 
 WorkerOrders Scheduler::NextStep(WorkerId worker_id) {
   WorkerOrders orders;
-  Admit(&orders.events);
   const auto it = workers_.find(worker_id);
+  if (it != workers_.end()) DropDeadRepeats(&it->second);
+  Admit(&orders.events);
   if (it == workers_.end()) return orders;
   Worker& worker = it->second;
-  if (!worker.dirty && worker.outstanding.size() < AttentionLink::kMaxOutstandingSteps) {
+  if (worker.outstanding.size() < AttentionLink::kMaxOutstandingSteps) {
     if (policy_.test_seed != 0) MaybeTestPreempt(&worker);
-    PlanStep(&worker, &orders);
+    if (worker.recovering) {
+      RepeatStep(&worker, &orders);
+    } else {
+      PlanStep(&worker, &orders);
+    }
   }
   orders.cancels = std::exchange(worker.cancels, {});
   orders.releases = std::exchange(worker.releases, {});
   return orders;
+}
+
+void Scheduler::SendStep(Worker* worker, SentStep sent, WorkerOrders* orders) {
+  sent.step.step = worker->next_step++;
+  orders->step = sent.step;
+  worker->outstanding.push_back(std::move(sent));
+}
+
+void Scheduler::DropDeadRepeats(Worker* worker) {
+  const auto is_dead = [worker](const auto& of) { return !worker->batches.contains(of.batch); };
+  for (SentStep& sent : worker->repeats) {
+    std::erase_if(sent.step.new_batches, is_dead);
+    std::erase_if(sent.step.advance, is_dead);
+  }
+  std::erase_if(worker->repeats, [](const SentStep& sent) { return sent.step.advance.empty(); });
+  if (worker->repeats.empty() && worker->outstanding.empty()) worker->recovering = false;
+}
+
+void Scheduler::RepeatStep(Worker* worker, WorkerOrders* orders) {
+  DropDeadRepeats(worker);
+  if (worker->repeats.empty()) return;
+  for (const SentStep& sent : worker->outstanding) {
+    if (sent.after_failure) return;  // it may have to be repeated as well
+  }
+  SentStep sent = std::move(worker->repeats.front());
+  worker->repeats.pop_front();
+  SendStep(worker, std::move(sent), orders);
 }
 
 void Scheduler::MaybeTestPreempt(Worker* worker) {
@@ -228,13 +260,7 @@ void Scheduler::PlanStep(Worker* worker, WorkerOrders* orders) {
   PlanPrefill(worker, orders, &step.new_batches);
   PlanAdvances(worker, &step);
   if (step.advance.empty()) return;
-  step.step = worker->next_step++;
-  SentStep& sent = worker->outstanding.emplace_back();
-  sent.step = step.step;
-  for (const Advance& advance : step.advance) {
-    if (advance.end_layer == worker->info.num_layers) sent.finishing.push_back(advance.batch);
-  }
-  orders->step = std::move(step);
+  SendStep(worker, {.step = std::move(step)}, orders);
 }
 
 void Scheduler::PlanDecode(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches) {
@@ -322,7 +348,7 @@ void Scheduler::PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* 
   job->planned = end;
   job->batch = batch->batch;
   Batch& known_batch = worker->batches[batch->batch];
-  known_batch.runs.push_back({job->id, end});
+  known_batch.rows.push_back({job->id, end});
   ++known_batch.num_live;
 }
 
@@ -350,8 +376,8 @@ void Scheduler::PlanAdvances(Worker* worker, Step* step) {
     step->advance.push_back({id, batch.next_layer, end});
     batch.next_layer = end;
     if (end < num_layers) continue;
-    for (const Run& run : batch.runs) {
-      if (run.job != 0) jobs_.at(run.job).batch = 0;
+    for (const JobRows& rows : batch.rows) {
+      if (rows.job != 0) jobs_.at(rows.job).batch = 0;
     }
   }
 }
@@ -363,16 +389,11 @@ std::vector<SchedulerEvent> Scheduler::OnStepDone(WorkerId worker_id, StepResult
   const auto it = workers_.find(worker_id);
   if (it == workers_.end() || it->second.outstanding.empty()) return events;
   Worker& worker = it->second;
-  const SentStep sent = std::move(worker.outstanding.front());
+  SentStep sent = std::move(worker.outstanding.front());
   worker.outstanding.pop_front();
-  if (worker.dirty) {
-    // It was planned on a step that failed, and all of its sequences were cancelled then.
-    worker.dirty = !worker.outstanding.empty();
-    return events;
-  }
-  if (result.step != sent.step) {
+  if (result.step != sent.step.step) {
     result.status = absl::InternalError(
-        absl::StrCat("step ", result.step, " was answered, not step ", sent.step));
+        absl::StrCat("step ", result.step, " was answered, not step ", sent.step.step));
     result.rows.clear();
   }
   // Scores first: a token may end the job.
@@ -382,13 +403,47 @@ std::vector<SchedulerEvent> Scheduler::OnStepDone(WorkerId worker_id, StepResult
   for (RowResult& row : result.rows) {
     if (row.kind == RowOutputKind::kSample) TakeRow(&worker, std::move(row), &events);
   }
-  if (!result.status.ok()) {
-    TakeFailure(&worker, result.status, &events);
+  const bool unavailable = absl::IsUnavailable(result.status);
+  bool progress = false;
+  if (result.status.ok() || unavailable) {
+    absl::Status status = TakeProgress(result, &sent.step, &progress);
+    if (!status.ok()) result.status = std::move(status);
+  }
+  if (!result.status.ok() && !absl::IsUnavailable(result.status)) {
+    TakeRefusal(worker_id, std::move(sent), result.status, &events);
     return events;
   }
-  worker.failures = 0;
-  for (const BatchId batch : sent.finishing) FinishBatch(&worker, batch, &events);
+  for (const Advance& advance : sent.step.advance) {
+    if (advance.first_layer == worker.info.num_layers) FinishBatch(&worker, advance.batch, &events);
+  }
+  if (unavailable) {
+    sent.failures = progress ? 1 : sent.failures + 1;
+    TakeUnavailable(&worker, std::move(sent), result.status, &events);
+  }
   return events;
+}
+
+absl::Status Scheduler::TakeProgress(const StepResult& result, Step* step, bool* progress) {
+  std::vector<Advance> advances = step->advance;
+  for (const BatchProgress& batch : result.batches) {
+    const auto it = std::find_if(advances.begin(), advances.end(),
+                                 [&](const Advance& a) { return a.batch == batch.batch; });
+    if (it == advances.end()) {
+      return absl::InternalError(absl::StrCat("it says where batch ", batch.batch,
+                                              " stands, which the step does not advance"));
+    }
+    if (batch.next_layer < it->first_layer || batch.next_layer > it->end_layer) {
+      return absl::InternalError(absl::StrCat(
+          "it says that batch ", batch.batch, " stands before layer ", batch.next_layer,
+          ", but the step takes it from layer ", it->first_layer, " to ", it->end_layer));
+    }
+    *progress = *progress || batch.next_layer > it->first_layer;
+    it->first_layer = batch.next_layer;
+  }
+  step->advance = std::move(advances);
+  if (!result.status.ok()) return absl::OkStatus();
+  for (Advance& advance : step->advance) advance.first_layer = advance.end_layer;
+  return absl::OkStatus();
 }
 
 void Scheduler::TakeRow(Worker* worker, RowResult row, std::vector<SchedulerEvent>* events) {
@@ -495,8 +550,8 @@ void Scheduler::FinishBatch(Worker* worker, BatchId id, std::vector<SchedulerEve
   if (it == worker->batches.end()) return;  // all of its rows are dead
   const Batch batch = std::move(it->second);
   worker->batches.erase(it);
-  for (const Run& run : batch.runs) {
-    if (run.job != 0) FinishRows(&jobs_.at(run.job), run.end_row, events);
+  for (const JobRows& rows : batch.rows) {
+    if (rows.job != 0) FinishRows(&jobs_.at(rows.job), rows.end_row, events);
   }
 }
 
@@ -517,33 +572,51 @@ void Scheduler::FinishRows(JobState* job, int64_t end_row, std::vector<Scheduler
   }
 }
 
-void Scheduler::TakeFailure(Worker* worker, const absl::Status& status,
+void Scheduler::TakeUnavailable(Worker* worker, SentStep sent, const absl::Status& status,
+                                std::vector<SchedulerEvent>* events) {
+  BeginRecovery(worker);
+  if (sent.failures >= kMaxFailures) return FailJobsOf(worker, sent.step, status, events);
+  // The worker knows the new batches by now.
+  sent.step.new_batches.clear();
+  std::erase_if(sent.step.advance, [](const Advance& a) { return a.first_layer == a.end_layer; });
+  if (std::exchange(sent.after_failure, false)) {
+    worker->repeats.push_back(std::move(sent));
+  } else {
+    worker->repeats.push_front(std::move(sent));  // what is there already was sent after it
+  }
+}
+
+void Scheduler::TakeRefusal(WorkerId worker_id, SentStep sent, const absl::Status& status,
                             std::vector<SchedulerEvent>* events) {
-  const bool unavailable = absl::IsUnavailable(status);
-  worker->failures = unavailable ? worker->failures + 1 : 0;
-  const bool give_up = !unavailable || worker->failures >= kMaxFailures;
-  if (give_up) worker->failures = 0;
+  Worker& worker = workers_.at(worker_id);
+  BeginRecovery(&worker);
+  if (absl::IsFailedPrecondition(status) && std::exchange(sent.after_failure, false)) {
+    // It needed what did not happen, and changed nothing.
+    worker.repeats.push_back(std::move(sent));
+    return;
+  }
+  FailJobsOf(&worker, sent.step,
+             absl::InternalError(absl::StrCat("attention worker ", worker_id, ", step ",
+                                              sent.step.step, ": ", status.message())),
+             events);
+}
+
+void Scheduler::FailJobsOf(Worker* worker, const Step& step, const absl::Status& status,
+                           std::vector<SchedulerEvent>* events) {
   std::set<JobId> hit;
-  for (const auto& [id, batch] : worker->batches) {
-    for (const Run& run : batch.runs) {
-      if (run.job != 0) hit.insert(run.job);
+  for (const Advance& advance : step.advance) {
+    const auto it = worker->batches.find(advance.batch);
+    if (it == worker->batches.end()) continue;
+    for (const JobRows& rows : it->second.rows) {
+      if (rows.job != 0) hit.insert(rows.job);
     }
   }
-  for (const JobId id : hit) {
-    JobState& job = jobs_.at(id);
-    if (!give_up) {
-      // Where its rows stand is not worth knowing: it is prefilled anew.
-      Detach(&job, Leave::kCancel);
-    } else if (unavailable) {
-      Fail(&job, status, events);
-    } else {
-      Fail(&job,
-           absl::InternalError(
-               absl::StrCat("an attention worker refused a step: ", status.message())),
-           events);
-    }
-  }
-  worker->dirty = !worker->outstanding.empty();
+  for (const JobId id : hit) Fail(&jobs_.at(id), status, events);
+}
+
+void Scheduler::BeginRecovery(Worker* worker) {
+  worker->recovering = true;
+  for (SentStep& sent : worker->outstanding) sent.after_failure = true;
 }
 
 // ---- Time ---------------------------------------------------------------------------------------

@@ -70,6 +70,11 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
 // here as the worker takes them: a page when the first row in it is put into a batch, given back by
 // cancel or release. So a worker never runs out of pages; if a decode row needs one and none is
 // left, the worker's youngest sequence is preempted. The oldest job always advances.
+//
+// After UNAVAILABLE nothing is lost at the worker: once it has answered all that was sent, the
+// steps that did not come to their end are sent again from where their batches stand, and no new
+// rows are planned until they have succeeded. A step that is answered so kMaxFailures times without
+// any progress fails its jobs with that status.
 class Scheduler {
  public:
   explicit Scheduler(SchedulerPolicy policy);
@@ -93,7 +98,7 @@ class Scheduler {
   WorkerOrders NextStep(WorkerId worker);
   // Results of one worker come in the order of its steps. What a worker answers is not trusted: a
   // position beyond the rows that it was sent, or a token that is none, fails the job with
-  // INTERNAL.
+  // INTERNAL; a batch where it cannot be, all jobs of the step.
   std::vector<SchedulerEvent> OnStepDone(WorkerId worker, StepResult result);
 
   // Ends jobs whose time is up: their own deadline, or the wait while there is no worker at all.
@@ -144,19 +149,21 @@ class Scheduler {
     int64_t Reserved() const;
   };
 
-  struct Run {
+  // A batch's rows of one job.
+  struct JobRows {
     JobId job = 0;  // 0: dead
     int64_t end_row = 0;
   };
   struct Batch {
     bool decode = false;
-    std::vector<Run> runs;
+    std::vector<JobRows> rows;
     int num_live = 0;
     int32_t next_layer = 0;  // after all steps planned so far
   };
   struct SentStep {
-    StepId step = 0;
-    std::vector<BatchId> finishing;  // batches that it carries through the last layer
+    Step step;
+    int failures = 0;            // UNAVAILABLE answers since it last made progress
+    bool after_failure = false;  // sent before it was heard that the one before it failed
   };
 
   struct Worker {
@@ -168,8 +175,8 @@ class Scheduler {
     std::map<BatchId, Batch> batches;  // until confirmed to be finished, or all dead
     StepId next_step = 1;
     std::deque<SentStep> outstanding;
-    bool dirty = false;  // a step failed: what is outstanding means nothing any more
-    int failures = 0;    // consecutive UNAVAILABLE
+    std::deque<SentStep> repeats;  // failed steps, to be sent again in this order
+    bool recovering = false;       // from a failed step until nothing is outstanding or repeated
     std::vector<SequenceId> cancels;
     std::vector<SequenceId> releases;
   };
@@ -187,6 +194,7 @@ class Scheduler {
     End(job, JobEnd::kFailed, std::move(status), Leave::kCancel, events);
   }
 
+  void SendStep(Worker* worker, SentStep sent, WorkerOrders* orders);
   void PlanStep(Worker* worker, WorkerOrders* orders);
   void PlanDecode(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches);
   void PlanPrefill(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches);
@@ -195,6 +203,9 @@ class Scheduler {
   void PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* batch, WorkerOrders* orders);
   void MaybeTestPreempt(Worker* worker);
   SequenceSpec MakeSpec(const JobState& job) const;
+  // Takes what died meanwhile out of the steps to be repeated.
+  void DropDeadRepeats(Worker* worker);
+  void RepeatStep(Worker* worker, WorkerOrders* orders);
 
   void TakeRow(Worker* worker, RowResult row, std::vector<SchedulerEvent>* events);
   // INTERNAL unless `row` can be an answer to what was asked of `job`'s worker.
@@ -204,7 +215,17 @@ class Scheduler {
   void TakeToken(JobState* job, const RowResult& row, std::vector<SchedulerEvent>* events);
   void FinishBatch(Worker* worker, BatchId id, std::vector<SchedulerEvent>* events);
   void FinishRows(JobState* job, int64_t end_row, std::vector<SchedulerEvent>* events);
-  void TakeFailure(Worker* worker, const absl::Status& status, std::vector<SchedulerEvent>* events);
+  // Sets first_layer of each of the step's advances to where its batch stands now, and `progress`
+  // if one moved. INTERNAL, and no layer is set, if a batch cannot stand where `result` says.
+  static absl::Status TakeProgress(const StepResult& result, Step* step, bool* progress);
+  void TakeUnavailable(Worker* worker, SentStep sent, const absl::Status& status,
+                       std::vector<SchedulerEvent>* events);
+  void TakeRefusal(WorkerId worker, SentStep sent, const absl::Status& status,
+                   std::vector<SchedulerEvent>* events);
+  void FailJobsOf(Worker* worker, const Step& step, const absl::Status& status,
+                  std::vector<SchedulerEvent>* events);
+  // After a failed step: what was sent after it may be refused because of it.
+  static void BeginRecovery(Worker* worker);
 
   absl::Time EndOfWait(const JobState& job) const;
   // In [low, high].

@@ -435,6 +435,158 @@ TEST(SchedulerTest, RepeatsWorkAfterUnavailable) {
   house.CheckAllFree();
 }
 
+// Plans two steps, lets the first one fail before `layer` and the second one meet that.
+void FailAt(House* house, int layer) {
+  house->PlanAll();
+  house->workers[1]->FailNextStepAt(layer);
+  for (int i = 0; i < 2; ++i) house->Work(1);
+  for (int i = 0; i < 2; ++i) house->Deliver(1);
+}
+
+TEST(SchedulerTest, GoesOnFromWhereAFailedStepStood) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 20));
+  const auto first = house.Plan(1);
+  const auto second = house.Plan(1);
+  ASSERT_TRUE(first.has_value() && second.has_value());
+  house.workers[1]->FailNextStepAt(2);
+  house.Work(1);
+  house.Deliver(1);
+  EXPECT_FALSE(house.Plan(1).has_value()) << "the second step may have failed as well";
+  house.Work(1);
+  house.Deliver(1);
+
+  const auto third = house.Plan(1);
+  ASSERT_TRUE(third.has_value());
+  EXPECT_THAT(third->new_batches, IsEmpty());
+  ASSERT_EQ(third->advance.size(), 1u);
+  EXPECT_EQ(third->advance[0].batch, first->new_batches[0].batch);
+  EXPECT_EQ(third->advance[0].first_layer, 2);
+  EXPECT_EQ(third->advance[0].end_layer, kLayers);
+  const auto fourth = house.Plan(1);
+  ASSERT_TRUE(fourth.has_value());
+  ASSERT_EQ(fourth->new_batches.size(), 1u);
+  EXPECT_EQ(fourth->new_batches[0].batch, second->new_batches[0].batch);
+  EXPECT_TRUE(fourth->new_batches[0].runs[0].last_sampled);
+
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(job);
+  EXPECT_EQ(house.outcomes[job].end, JobEnd::kLength);
+  EXPECT_EQ(house.workers[1]->sequences_opened(), 1);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, PlansNoNewRowsUntilAFailedStepHasSucceeded) {
+  House house;
+  house.AddWorker(1, 20);
+  house.Add(MakeJob(100, 1, 1));
+  FailAt(&house, 2);
+  const JobId late = house.Add(MakeJob(10, 5, 2));
+  house.PlanAll();
+  EXPECT_EQ(house.outcomes[late].admitted, 0);
+  house.Work(1);
+  house.Deliver(1);
+  house.PlanAll();
+  EXPECT_EQ(house.outcomes[late].admitted, 1);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(late);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, WhatIsCancelledAfterAFailureIsNotRepeated) {
+  House house;
+  house.AddWorker(1, 20);
+  const JobId stays = house.Add(MakeJob(100, 20, 1));
+  const JobId goes = house.Add(MakeJob(70, 20, 2));
+  FailAt(&house, 3);
+  house.Cancel(goes);
+  house.Plan(1);
+  const auto repeated = house.Plan(1);
+  ASSERT_TRUE(repeated.has_value());
+  EXPECT_EQ(repeated->new_batches.size(), 1u);  // half of it is dead
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(stays);
+  EXPECT_EQ(house.outcomes[stays].end, JobEnd::kLength);
+  house.CheckAllFree();
+
+  const JobId alone = house.Add(MakeJob(100, 20, 3));
+  FailAt(&house, 0);
+  house.Cancel(alone);
+  EXPECT_FALSE(house.Plan(1).has_value());
+  const JobId next = house.Add(MakeJob(10, 5, 4));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(next);
+  EXPECT_EQ(house.outcomes[next].end, JobEnd::kLength);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, ALostWorkerIsNotRepeatedElsewhere) {
+  House house;
+  house.AddWorker(1, 20);
+  const JobId job = house.Add(MakeJob(100, 20, 1));
+  FailAt(&house, 3);
+  house.AddWorker(2, 20);
+  house.RemoveWorker(1);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(job);
+  EXPECT_EQ(house.outcomes[job].end, JobEnd::kLength);
+  EXPECT_EQ(house.workers[2]->sequences_opened(), 1);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, EveryProgressAllowsFiveMoreFailures) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 2));
+  for (int layer = 0; layer < kLayers; ++layer) {
+    for (int i = 0; i < 4; ++i) FailAt(&house, layer);
+  }
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(job);
+  EXPECT_EQ(house.outcomes[job].end, JobEnd::kLength);
+  EXPECT_EQ(house.workers[1]->sequences_opened(), 1);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, AnImpossibleProgressFailsTheStepsJobsOnly) {
+  const std::vector<BatchProgress> impossible[] = {
+      {{99, 3}}, {{1, 1}}, {{1, -1}}, {{1, kLayers + 1}}, {{1, 3}, {1, 2}}};
+  for (const std::vector<BatchProgress>& batches : impossible) {
+    SCOPED_TRACE(absl::StrCat("batch ", batches.back().batch, " at ", batches.back().next_layer));
+    House house;
+    house.AddWorker(1, 8);
+    const JobId job = house.Add(MakeJob(100, 20));
+    FailAt(&house, 2);
+    ASSERT_TRUE(house.Plan(1).has_value());
+    house.workers[1]->FailNextStepAt(3);
+    house.Work(1);
+    house.results[1][0].batches = batches;
+    house.Deliver(1);
+    EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(std::string(house.outcomes[job].status.message()), HasSubstr("step 3: it says"));
+    const JobId next = house.Add(MakeJob(10, 5));
+    ASSERT_TRUE(house.RunToEnd());
+    house.CheckOutcome(next);
+    EXPECT_EQ(house.outcomes[next].end, JobEnd::kLength);
+    house.CheckAllFree();
+  }
+}
+
+TEST(SchedulerTest, AnUnexplainedFailedPreconditionIsAnError) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 20));
+  FailAt(&house, 2);
+  house.Plan(1);
+  house.workers[1]->RefuseNextStep(absl::FailedPreconditionError("no such batch"));
+  house.Work(1);
+  house.Deliver(1);
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kInternal);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
 TEST(SchedulerTest, GivesUpAfterFiveUnavailableInARow) {
   House house;
   house.AddWorker(1, 8);
@@ -627,7 +779,7 @@ void RunRandomly(uint64_t seed) {
   WorkerId last_worker = 1;
   house.AddWorker(last_worker, random.Draw(6, 16));
   int jobs_left = random.Draw(1, 25);
-  const int unavailable_percent = random.Chance(50) ? 0 : 3;
+  const int unavailable_percent = random.Chance(50) ? 0 : random.Draw(1, 20);
   const bool workers_change = random.Chance(30);
   const int moves = random.Draw(50, 600);
   for (int move = 0; move < moves; ++move) {
@@ -664,8 +816,15 @@ void RunRandomly(uint64_t seed) {
     }
   }
   ASSERT_TRUE(house.RunToEnd());
-  for (JobId id = 1; id <= house.last_job; ++id) house.CheckOutcome(id);
+  int admitted = 0;
+  for (JobId id = 1; id <= house.last_job; ++id) {
+    house.CheckOutcome(id);
+    admitted += house.outcomes[id].admitted;
+  }
   house.CheckAllFree();
+  if (!workers_change && house.scheduler.preemptions() == 0) {
+    EXPECT_EQ(house.workers.begin()->second->sequences_opened(), admitted) << "prefilled anew";
+  }
 }
 
 TEST(SchedulerTest, AnswersDoNotDependOnTheRun) {

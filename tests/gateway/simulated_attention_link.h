@@ -79,6 +79,7 @@ class SimulatedAttentionWorker {
   size_t queued() const { return queue_.size(); }
   size_t live_sequences() const { return sequences_.size(); }
   size_t live_batches() const { return batches_.size(); }
+  int sequences_opened() const { return sequences_opened_; }
   // What the gateway did against the contract.
   const std::vector<std::string>& violations() const { return violations_; }
   // The next step fails with UNAVAILABLE before this layer.
@@ -91,6 +92,7 @@ class SimulatedAttentionWorker {
   void OpenSequence(SequenceSpec spec) {
     if (spec.sequence <= last_sequence_) Violation("sequence ids do not grow");
     if (spec.token_ids.empty()) Violation("a sequence without tokens");
+    ++sequences_opened_;
     last_sequence_ = spec.sequence;
     Sequence& sequence = sequences_[spec.sequence];
     sequence.tokens = spec.token_ids;
@@ -104,8 +106,9 @@ class SimulatedAttentionWorker {
     if (queue_.size() >= AttentionLink::kMaxOutstandingSteps) Violation("too many steps");
     if (step.advance.empty()) Violation("a step without work");
     for (const NewBatch& batch : step.new_batches) {
-      if (batch.batch <= last_batch_) Violation("batch ids do not grow");
-      last_batch_ = std::max(last_batch_, batch.batch);
+      if (refused_.erase(batch.batch) > 0) continue;  // rows of it may have died since
+      if (batch.batch <= last_sent_batch_) Violation("batch ids do not grow");
+      last_sent_batch_ = batch.batch;
       for (const RowRun& run : batch.runs) {
         if (!sequences_.contains(run.sequence)) Violation("rows of a sequence that is not open");
       }
@@ -136,6 +139,7 @@ class SimulatedAttentionWorker {
       Walk(queued.step, &result);
     } else {
       failed_ = !excused_;
+      for (const NewBatch& batch : queued.step.new_batches) refused_.insert(batch.batch);
     }
     for (const SequenceId sequence : queued.releases) Drop(sequence);
     result.free_pages = free_pages_;
@@ -192,7 +196,7 @@ class SimulatedAttentionWorker {
     const int64_t known = static_cast<int64_t>(sequence.spec.token_ids.size());
     if (run.count < 1 || run.first_position < 0) return absl::InvalidArgumentError("empty run");
     if (run.first_position != sequence.rows_at_layer[0]) {
-      return absl::InvalidArgumentError("rows out of order");
+      return absl::FailedPreconditionError("rows out of order");
     }
     if (!run.last_sampled && run.first_position + run.count > known) {
       return absl::InvalidArgumentError("rows beyond the known tokens");
@@ -214,6 +218,7 @@ class SimulatedAttentionWorker {
     std::set<SequenceId> sequences_with_rows;
     for (const NewBatch& batch : step.new_batches) {
       fresh.insert(batch.batch);
+      if (batch.batch <= last_batch_) return Refuse(absl::InvalidArgumentError("an old batch"));
       for (const RowRun& run : batch.runs) {
         if (absl::Status status = CheckRun(run); !status.ok()) return Refuse(std::move(status));
         const auto it = sequences_.find(run.sequence);
@@ -224,7 +229,8 @@ class SimulatedAttentionWorker {
         for (const auto& [id, live] : batches_) {
           for (const RowRun& other : live.batch.runs) {
             if (other.sequence == run.sequence) {
-              return Refuse(absl::InvalidArgumentError("the sequence's last batch is unfinished"));
+              return Refuse(
+                  absl::FailedPreconditionError("the sequence's last batch is unfinished"));
             }
           }
         }
@@ -235,7 +241,6 @@ class SimulatedAttentionWorker {
       if (advance.first_layer >= advance.end_layer || advance.end_layer > info_.num_layers) {
         return Refuse(absl::InvalidArgumentError("layers out of range"));
       }
-      if (advance.batch > last_batch_) return Refuse(absl::FailedPreconditionError("no batch"));
       const auto it = batches_.find(advance.batch);
       if (it == batches_.end() && !fresh.contains(advance.batch)) {
         // Fine only if its rows died while the step was on its way.
@@ -252,9 +257,7 @@ class SimulatedAttentionWorker {
     return absl::OkStatus();
   }
 
-  static int PagesOf(int64_t rows) {
-    return static_cast<int>(PagesFor(rows));
-  }
+  static int PagesOf(int64_t rows) { return static_cast<int>(PagesFor(rows)); }
 
   void TakePages(const NewBatch& batch) {
     for (const RowRun& run : batch.runs) {
@@ -268,6 +271,7 @@ class SimulatedAttentionWorker {
 
   void Walk(const Step& step, StepResult* result) {
     for (const NewBatch& batch : step.new_batches) {
+      last_batch_ = batch.batch;
       TakePages(batch);
       if (AllDead(batch)) {
         died_.insert(batch.batch);
@@ -361,8 +365,11 @@ class SimulatedAttentionWorker {
   std::map<BatchId, LiveBatch> batches_;
   std::set<BatchId> died_;  // all of their rows are dead: a step on its way may name them
   std::deque<Queued> queue_;
+  std::set<BatchId> refused_;  // new batches of refused steps: they may be sent again
   SequenceId last_sequence_ = 0;
-  BatchId last_batch_ = 0;
+  int sequences_opened_ = 0;
+  BatchId last_sent_batch_ = 0;
+  BatchId last_batch_ = 0;  // of a step that was not refused
   StepId last_step_ = 0;
   bool failed_ = false;   // the step before
   bool excused_ = false;  // the step that runs now
