@@ -1,6 +1,7 @@
 #include "gateway/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <iterator>
 #include <utility>
@@ -12,9 +13,10 @@
 namespace tandem {
 namespace {
 
-constexpr int kMaxFailures = 5;         // UNAVAILABLE answers to a step without any progress
-constexpr int kMaxLostWorkers = 5;      // per job
-constexpr int kMaxTestPreemptions = 3;  // per job, so that every test ends
+constexpr int kMaxFailures = 5;                // UNAVAILABLE answers to a step without any progress
+constexpr int kMaxLostWorkers = 5;             // per job
+constexpr int64_t kMaxStepUs = 3'600'000'000;  // that is believed: an hour
+constexpr int kMaxTestPreemptions = 3;         // per job, so that every test ends
 
 }  // namespace
 
@@ -98,6 +100,16 @@ int Scheduler::num_outstanding_steps() const {
   return static_cast<int>(steps);
 }
 
+int Scheduler::DecodeGroups(const Worker& worker) const {
+  return policy_.decode_groups != 0 ? policy_.decode_groups : worker.decode_groups.groups();
+}
+
+int Scheduler::decode_groups() const {
+  int groups = 0;
+  for (const auto& [id, worker] : workers_) groups = std::max(groups, DecodeGroups(worker));
+  return groups;
+}
+
 // ---- Where jobs are -----------------------------------------------------------------------------
 
 Scheduler::Worker* Scheduler::ChooseWorker(int64_t pages, WorkerId* id) {
@@ -169,6 +181,7 @@ void Scheduler::Detach(JobState* job, Leave how) {
   job->sequence = 0;
   job->known = job->planned = job->pages = 0;
   job->batch = 0;
+  job->group.reset();
   waiting_.insert(job->id);
 }
 
@@ -235,6 +248,7 @@ void Scheduler::RepeatStep(Worker* worker, WorkerOrders* orders) {
   }
   SentStep sent = std::move(worker->repeats.front());
   worker->repeats.pop_front();
+  sent.decode_rows = 0;  // what is left of it says nothing of how long a whole step takes
   SendStep(worker, std::move(sent), orders);
 }
 
@@ -255,21 +269,61 @@ void Scheduler::MaybeTestPreempt(Worker* worker) {
 void Scheduler::PlanStep(Worker* worker, WorkerOrders* orders) {
   // Decode rows come first, since they may preempt; what exists advances last, when it is known
   // what is still alive.
-  Step step;
-  PlanDecode(worker, orders, &step.new_batches);
-  PlanPrefill(worker, orders, &step.new_batches);
-  PlanAdvances(worker, &step);
-  if (step.advance.empty()) return;
-  SendStep(worker, {.step = std::move(step)}, orders);
+  SentStep sent;
+  sent.group = ChooseGroup(worker);
+  PlanDecode(worker, sent.group, orders, &sent.step.new_batches);
+  if (!sent.group.has_value()) PlanPrefill(worker, orders, &sent.step.new_batches);
+  PlanAdvances(worker, &sent.step);
+  if (sent.step.advance.empty()) return;
+  for (const Advance& advance : sent.step.advance) {
+    const Batch& batch = worker->batches.at(advance.batch);
+    if (!batch.decode) {
+      sent.decode_rows = 0;
+      break;
+    }
+    sent.decode_rows += static_cast<int>(batch.rows.size());
+  }
+  worker->last_group = sent.group.value_or(worker->last_group);
+  SendStep(worker, std::move(sent), orders);
 }
 
-void Scheduler::PlanDecode(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches) {
+std::optional<int> Scheduler::ChooseGroup(Worker* worker) {
+  const int groups = policy_.test_seed != 0 ? static_cast<int>(Draw(1, 2)) : DecodeGroups(*worker);
+  if (groups < 2) return std::nullopt;
+  for (const auto& [id, batch] : worker->batches) {
+    if (!batch.decode || batch.next_layer < worker->info.num_layers) return std::nullopt;
+  }
+  std::array<std::vector<JobState*>, 2> members;  // oldest first
+  for (const JobId id : worker->running) {
+    JobState& job = jobs_.at(id);
+    if (job.PrefillReady()) return std::nullopt;
+    if (!job.DecodeReady()) continue;
+    if (!job.group.has_value()) job.group = members[0].size() <= members[1].size() ? 0 : 1;
+    members[*job.group].push_back(&job);
+  }
+  if (members[0].size() + members[1].size() < 2) return std::nullopt;
+
+  // A job of the group that is outstanding stays: its next row would wait for that step.
+  std::optional<int> busy;
+  if (!worker->outstanding.empty()) busy = worker->outstanding.front().group;
+  const int larger = members[0].size() >= members[1].size() ? 0 : 1;
+  while (busy != larger && members[larger].size() > members[1 - larger].size() + 1) {
+    JobState* const job = members[larger].back();
+    members[larger].pop_back();
+    job->group = 1 - larger;
+    members[1 - larger].push_back(job);
+  }
+  return 1 - busy.value_or(worker->last_group);
+}
+
+void Scheduler::PlanDecode(Worker* worker, std::optional<int> group, WorkerOrders* orders,
+                           std::vector<NewBatch>* batches) {
   NewBatch batch;
   const std::vector<JobId> oldest_first(worker->running.begin(), worker->running.end());
   for (const JobId id : oldest_first) {
     if (!worker->running.contains(id)) break;  // preempted, as are all younger ones
     JobState& job = jobs_.at(id);
-    if (!job.DecodeReady()) continue;
+    if (!job.DecodeReady() || (group.has_value() && job.group != group)) continue;
     const int64_t missing = PagesFor(job.planned + 1) - job.pages;
     while (job.worker.has_value() && worker->free_pages - worker->reserved_pages < missing) {
       Preempt(&jobs_.at(*worker->running.rbegin()));
@@ -395,6 +449,14 @@ std::vector<SchedulerEvent> Scheduler::OnStepDone(WorkerId worker_id, StepResult
     result.status = absl::InternalError(
         absl::StrCat("step ", result.step, " was answered, not step ", sent.step.step));
     result.rows.clear();
+  }
+  result.busy_us = std::clamp<int64_t>(result.busy_us, 0, kMaxStepUs);
+  result.wait_us = std::clamp<int64_t>(result.wait_us, 0, result.busy_us);
+  busy_us_ += result.busy_us;
+  wait_us_ += result.wait_us;
+  if (result.status.ok() && sent.decode_rows > 0) {
+    worker.decode_groups.OnStep(sent.group.has_value() ? 2 : 1, sent.decode_rows, result.busy_us,
+                                result.wait_us);
   }
   // Scores first: a token may end the job.
   for (RowResult& row : result.rows) {

@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 #include "common/placement.h"
 #include "common/transport/attention_link.h"
+#include "gateway/decode_groups.h"
 #include "gateway/job.h"
 
 namespace tandem {
@@ -28,8 +29,11 @@ struct SchedulerPolicy {
   int max_running_per_worker = 64;
   int max_batch_rows = 2048;    // rows of prefill that are put into new batches in one step
   int max_layers_per_step = 0;  // that a prefill batch goes; 0: all
-  // Not 0: layer ranges, chunk sizes and preemptions are drawn from this seed, for tests. Results
-  // must not depend on it.
+  // In how many groups of sequences, whose steps alternate, a worker decodes: 1 or 2; 0: as its
+  // steps' times show to be faster (DecodeGroupChooser).
+  int decode_groups = 0;
+  // Not 0: layer ranges, chunk sizes, decode groups and preemptions are drawn from this seed, for
+  // tests. Results must not depend on it.
   uint64_t test_seed = 0;
   absl::Duration max_wait_without_worker = absl::Seconds(60);
 };
@@ -75,6 +79,10 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
 // steps that did not come to their end are sent again from where their batches stand, and no new
 // rows are planned until they have succeeded. A step that is answered so kMaxFailures times without
 // any progress fails its jobs with that status.
+//
+// With two decode groups a step takes one group's rows while the other group's step is outstanding,
+// so that the worker can run one's attention while the other waits for its experts. While there is
+// prefill, all rows go together.
 class Scheduler {
  public:
   explicit Scheduler(SchedulerPolicy policy);
@@ -110,6 +118,11 @@ class Scheduler {
   int num_running() const { return static_cast<int>(jobs_.size() - waiting_.size()); }
   int num_outstanding_steps() const;
   int64_t preemptions() const { return preemptions_; }
+  // Sums of what the steps' results said.
+  int64_t busy_us() const { return busy_us_; }
+  int64_t wait_us() const { return wait_us_; }
+  // The most that a worker is to decode in; 0: there is no worker.
+  int decode_groups() const;
   // Pages of `worker` that no sequence holds.
   int free_pages(WorkerId worker) const { return workers_.at(worker).free_pages; }
 
@@ -133,11 +146,12 @@ class Scheduler {
 
     // While it is on a worker.
     std::optional<WorkerId> worker;
-    SequenceId sequence = 0;  // 0: not opened yet
-    int64_t known = 0;        // tokens in the spec; rows from there on are last_sampled
-    int64_t planned = 0;      // rows that were put into batches
-    int64_t pages = 0;        // that these rows hold
-    BatchId batch = 0;        // that does not reach the last layer in the steps planned so far
+    SequenceId sequence = 0;   // 0: not opened yet
+    int64_t known = 0;         // tokens in the spec; rows from there on are last_sampled
+    int64_t planned = 0;       // rows that were put into batches
+    int64_t pages = 0;         // that these rows hold
+    BatchId batch = 0;         // that does not reach the last layer in the steps planned so far
+    std::optional<int> group;  // 0 or 1, once it decoded in one
 
     int64_t prompt_size() const { return static_cast<int64_t>(job.prompt.size()); }
     int64_t KnownTokens() const { return prompt_size() + static_cast<int64_t>(generated.size()); }
@@ -162,6 +176,8 @@ class Scheduler {
   };
   struct SentStep {
     Step step;
+    std::optional<int> group;    // whose decode rows alone it has
+    int decode_rows = 0;         // 0 if it has others as well
     int failures = 0;            // UNAVAILABLE answers since it last made progress
     bool after_failure = false;  // sent before it was heard that the one before it failed
   };
@@ -174,6 +190,8 @@ class Scheduler {
     absl::flat_hash_map<SequenceId, JobId> sequences;
     std::map<BatchId, Batch> batches;  // until confirmed to be finished, or all dead
     StepId next_step = 1;
+    DecodeGroupChooser decode_groups;
+    int last_group = 0;  // that a step was planned for
     std::deque<SentStep> outstanding;
     std::deque<SentStep> repeats;  // failed steps, to be sent again in this order
     bool recovering = false;       // from a failed step until nothing is outstanding or repeated
@@ -196,7 +214,12 @@ class Scheduler {
 
   void SendStep(Worker* worker, SentStep sent, WorkerOrders* orders);
   void PlanStep(Worker* worker, WorkerOrders* orders);
-  void PlanDecode(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches);
+  int DecodeGroups(const Worker& worker) const;
+  // The group whose rows alone the next step is to have, if it is to have one's alone. Gives the
+  // jobs that decode their groups.
+  std::optional<int> ChooseGroup(Worker* worker);
+  void PlanDecode(Worker* worker, std::optional<int> group, WorkerOrders* orders,
+                  std::vector<NewBatch>* batches);
   void PlanPrefill(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches);
   void PlanAdvances(Worker* worker, Step* step);
   // Puts rows [planned, planned + count) of `job` into `batch`, opening the sequence if need be.
@@ -241,6 +264,8 @@ class Scheduler {
   SequenceId next_sequence_ = 1;
   BatchId next_batch_ = 1;
   int64_t preemptions_ = 0;
+  int64_t busy_us_ = 0;
+  int64_t wait_us_ = 0;
 };
 
 }  // namespace tandem

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -12,9 +13,11 @@
 namespace tandem {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 constexpr int kLayers = 5;
 
@@ -218,6 +221,14 @@ Job MakeJob(int prompt_tokens, int max_new_tokens, uint64_t seed = 7) {
   return job;
 }
 
+// Plans two steps, lets the first one fail before `layer` and the second one meet that.
+void FailAt(House* house, int layer) {
+  house->PlanAll();
+  house->workers[1]->FailNextStepAt(layer);
+  for (int i = 0; i < 2; ++i) house->Work(1);
+  for (int i = 0; i < 2; ++i) house->Deliver(1);
+}
+
 TEST(SchedulerTest, GeneratesUntilTheLimit) {
   House house;
   house.AddWorker(1, 4);
@@ -266,6 +277,147 @@ TEST(SchedulerTest, PlansTheSecondStepWhileTheFirstRuns) {
   EXPECT_TRUE(second->new_batches[0].runs[0].last_sampled);
   EXPECT_EQ(second->new_batches[0].runs[0].first_position, 10);
   EXPECT_FALSE(house.Plan(1).has_value());  // two are outstanding
+}
+
+std::set<SequenceId> SequencesOf(const std::optional<Step>& step) {
+  std::set<SequenceId> sequences;
+  if (!step.has_value()) return sequences;
+  for (const NewBatch& batch : step->new_batches) {
+    for (const RowRun& run : batch.runs) sequences.insert(run.sequence);
+  }
+  return sequences;
+}
+
+SchedulerPolicy TwoGroups() {
+  SchedulerPolicy policy;
+  policy.decode_groups = 2;
+  return policy;
+}
+
+// Adds jobs and brings them to where they only decode, with nothing outstanding.
+void StartDecoding(House* house, int jobs, int max_new_tokens) {
+  for (int i = 0; i < jobs; ++i) house->Add(MakeJob(10, max_new_tokens, i));
+  house->Plan(1);
+  house->Work(1);
+  house->Deliver(1);
+}
+
+TEST(SchedulerTest, TwoGroupsAlternateAndShareNoSequence) {
+  House house(TwoGroups());
+  house.AddWorker(1, 20);
+  StartDecoding(&house, 5, 30);
+  const std::set<SequenceId> first = SequencesOf(house.Plan(1));
+  const std::set<SequenceId> second = SequencesOf(house.Plan(1));
+  EXPECT_THAT(first, SizeIs(AnyOf(2, 3)));
+  EXPECT_THAT(second, SizeIs(5 - first.size()));
+  for (const SequenceId sequence : first) EXPECT_FALSE(second.contains(sequence));
+  for (int i = 0; i < 3; ++i) {
+    house.Work(1);
+    house.Deliver(1);
+    EXPECT_EQ(SequencesOf(house.Plan(1)), i % 2 == 0 ? first : second);
+  }
+  ASSERT_TRUE(house.RunToEnd());
+  for (JobId id = 1; id <= 5; ++id) house.CheckOutcome(id);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, PrefillEndsAlternatingUntilItIsDone) {
+  House house(TwoGroups());
+  house.AddWorker(1, 20);
+  StartDecoding(&house, 4, 30);
+  house.PlanAll();
+  house.Add(MakeJob(100, 30, 9));
+  house.Work(1);
+  house.Deliver(1);
+  EXPECT_THAT(SequencesOf(house.Plan(1)), SizeIs(5));
+  for (int i = 0; i < 2; ++i) {
+    house.Work(1);
+    house.Deliver(1);
+  }
+  const std::set<SequenceId> first = SequencesOf(house.Plan(1));
+  const std::set<SequenceId> second = SequencesOf(house.Plan(1));
+  EXPECT_EQ(first.size() + second.size(), 5u);
+  EXPECT_THAT(first, SizeIs(AnyOf(2, 3)));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, GroupsAreBalancedAsJobsEnd) {
+  House house(TwoGroups());
+  house.AddWorker(1, 20);
+  StartDecoding(&house, 6, 60);
+  // Those of one group, whichever sequence is which job's.
+  const std::set<SequenceId> first = SequencesOf(house.Plan(1));
+  ASSERT_THAT(first, SizeIs(3));
+  for (const SequenceId sequence : first) {
+    if (sequence != *first.begin()) house.Cancel(sequence);  // ids of both count from 1 here
+  }
+  for (int i = 0; i < 4; ++i) {
+    house.PlanAll();
+    house.Work(1);
+    house.Deliver(1);
+  }
+  house.PlanAll();
+  for (int i = 0; i < 2; ++i) {
+    house.Work(1);
+    house.Deliver(1);
+    EXPECT_THAT(SequencesOf(house.Plan(1)), SizeIs(2));
+  }
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, OneSequenceIsStillPlannedAheadWithTwoGroups) {
+  House house(TwoGroups());
+  house.AddWorker(1, 20);
+  StartDecoding(&house, 1, 30);
+  EXPECT_THAT(SequencesOf(house.Plan(1)), SizeIs(1));
+  EXPECT_THAT(SequencesOf(house.Plan(1)), SizeIs(1));
+}
+
+TEST(SchedulerTest, AFailedGroupDoesNotLoseTheOther) {
+  House house(TwoGroups());
+  house.AddWorker(1, 20);
+  StartDecoding(&house, 4, 30);
+  const std::set<SequenceId> first = SequencesOf(house.Plan(1));
+  FailAt(&house, 3);
+  const auto repeated = house.Plan(1);
+  ASSERT_TRUE(repeated.has_value());
+  EXPECT_THAT(repeated->new_batches, IsEmpty());
+  ASSERT_EQ(repeated->advance.size(), 1u);
+  EXPECT_EQ(repeated->advance[0].first_layer, 3);
+  EXPECT_FALSE(house.Plan(1).has_value());
+  ASSERT_TRUE(house.RunToEnd());
+  for (JobId id = 1; id <= 4; ++id) house.CheckOutcome(id);
+  EXPECT_EQ(house.workers[1]->sequences_opened(), 4);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, DecodesInAsManyGroupsAsTheTimesShowToBeFaster) {
+  for (const int64_t group_us : {300, 600}) {
+    House house;
+    house.AddWorker(1, 100);
+    StartDecoding(&house, 4, 800);
+    EXPECT_EQ(house.scheduler.decode_groups(), 1);
+    bool tried = false;
+    for (int i = 0; i < 200; ++i) {
+      house.PlanAll();
+      house.Work(1);
+      StepResult& result = house.results[1].front();
+      const bool is_group = result.rows.size() < 4;
+      tried = tried || is_group;
+      result.busy_us = is_group ? group_us : 1000;
+      result.wait_us = is_group ? 0 : 600;
+      house.Deliver(1);
+    }
+    EXPECT_TRUE(tried);
+    EXPECT_EQ(house.scheduler.decode_groups(), group_us == 300 ? 2 : 1);
+    EXPECT_GT(house.scheduler.busy_us(), house.scheduler.wait_us());
+    EXPECT_GT(house.scheduler.wait_us(), 0);
+    ASSERT_TRUE(house.RunToEnd());
+    for (JobId id = 1; id <= 4; ++id) house.CheckOutcome(id);
+    house.CheckAllFree();
+  }
 }
 
 TEST(SchedulerTest, NeverPlansRowsBeyondTheLastToken) {
@@ -433,14 +585,6 @@ TEST(SchedulerTest, RepeatsWorkAfterUnavailable) {
   house.CheckOutcome(job);
   EXPECT_EQ(house.outcomes[job].end, JobEnd::kLength);
   house.CheckAllFree();
-}
-
-// Plans two steps, lets the first one fail before `layer` and the second one meet that.
-void FailAt(House* house, int layer) {
-  house->PlanAll();
-  house->workers[1]->FailNextStepAt(layer);
-  for (int i = 0; i < 2; ++i) house->Work(1);
-  for (int i = 0; i < 2; ++i) house->Deliver(1);
 }
 
 TEST(SchedulerTest, GoesOnFromWhereAFailedStepStood) {
@@ -758,6 +902,7 @@ SchedulerPolicy RandomPolicy(Random* random, uint64_t seed) {
   policy.max_running_per_worker = random->Draw(1, 8);
   policy.max_batch_rows = random->Chance(50) ? random->Draw(1, 200) : 2048;
   policy.max_layers_per_step = random->Draw(0, kLayers);
+  policy.decode_groups = random->Draw(0, 2);
   if (random->Chance(50)) policy.test_seed = seed + 1;
   return policy;
 }
