@@ -60,11 +60,12 @@ class GenerateCall : public StreamingCall {
     chunk.add_token_ids(id);
     chunk.add_log_probs(log_prob);
     Send(response);
-    if (text_->stopped()) CancelJob();
+    if (text_->stopped()) FinishJob();
   }
 
   void OnEnd(JobEnd end, absl::Status status) override {
-    if (!text_->stopped() && end == JobEnd::kFailed) return End(ToGrpc(status));
+    // A job that fails on the way to being finished has given its whole answer before.
+    if (end == JobEnd::kFailed && !text_->stopped()) return End(ToGrpc(status));
     v1::GenerateResponse response;
     v1::GenerateResponse::Finished& finished = *response.mutable_finished();
     finished.set_text(text_->Flush());

@@ -33,10 +33,16 @@ struct Job {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
-enum class JobEnd : uint8_t { kEos, kLength, kScored, kFailed };
+enum class JobEnd : uint8_t {
+  kEos,
+  kLength,
+  kStop,  // StepDriver::Finish
+  kScored,
+  kFailed,
+};
 
 // Receives what becomes of a job. Calls come one at a time from the driver's thread and must not
-// block; they may call StepDriver::Cancel.
+// block; they may call StepDriver::Cancel and StepDriver::Finish.
 class JobSink {
  public:
   virtual ~JobSink() = default;
@@ -46,8 +52,8 @@ class JobSink {
   virtual void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) = 0;
   // The id of an end-of-sequence token is not reported.
   virtual void OnToken(int32_t id, float log_prob) = 0;
-  // Last, exactly once per submitted job, also after Cancel. `status` is OK unless `end` is
-  // kFailed:
+  // Last, exactly once per submitted job, also after Cancel and Finish. `status` is OK unless `end`
+  // is kFailed:
   //   CANCELLED, DEADLINE_EXCEEDED
   //   UNAVAILABLE         no worker within the limit, or draining
   //   RESOURCE_EXHAUSTED  longer than any worker's cache

@@ -94,6 +94,15 @@ std::vector<SchedulerEvent> Scheduler::Cancel(JobId id) {
   return events;
 }
 
+std::vector<SchedulerEvent> Scheduler::Finish(JobId id) {
+  std::vector<SchedulerEvent> events;
+  const auto it = jobs_.find(id);
+  if (it != jobs_.end()) {
+    End(&it->second, JobEnd::kStop, absl::OkStatus(), Leave::kCancel, &events);
+  }
+  return events;
+}
+
 int Scheduler::num_outstanding_steps() const {
   size_t steps = 0;
   for (const auto& [id, worker] : workers_) steps += worker.outstanding.size();

@@ -96,8 +96,10 @@ class Scheduler {
 
   // Requires ids that grow. RESOURCE_EXHAUSTED: as many jobs wait as may.
   absl::Status Add(JobId id, Job job, absl::Time now);
-  // Unknown and ended jobs are ignored.
+  // Ends a job with CANCELLED. Unknown and ended jobs are ignored.
   std::vector<SchedulerEvent> Cancel(JobId id);
+  // Ends a job that has all that it wanted, with kStop and OK. Likewise.
+  std::vector<SchedulerEvent> Finish(JobId id);
 
   // What to tell `worker` now; may be asked at any time, and is to be asked for every worker after
   // each change, until no worker's orders changed anything. Gives no step while

@@ -34,6 +34,7 @@ class StepDriver::Impl {
 
   absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
   void Cancel(JobId job) { Enqueue(CancelJob{job}); }
+  void Finish(JobId job) { Enqueue(FinishJob{job}); }
   absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
   void RemoveWorker(WorkerId worker);
   bool HasWorker(WorkerId worker) const;
@@ -67,6 +68,9 @@ class StepDriver::Impl {
   struct CancelJob {
     JobId id;
   };
+  struct FinishJob {
+    JobId id;
+  };
   struct PeerJoined {
     std::shared_ptr<Peer> peer;
   };
@@ -83,7 +87,7 @@ class StepDriver::Impl {
     std::shared_ptr<Peer> peer;
     bool joined = false;
   };
-  using Event = std::variant<NewJob, CancelJob, PeerJoined, PeerGone, StepDone>;
+  using Event = std::variant<NewJob, CancelJob, FinishJob, PeerJoined, PeerGone, StepDone>;
 
   void Enqueue(Event event) {
     {
@@ -99,6 +103,7 @@ class StepDriver::Impl {
   bool WaitForEvents(std::vector<Event>* events);
   void Handle(NewJob event);
   void Handle(CancelJob event) { Deliver(scheduler_.Cancel(event.id)); }
+  void Handle(FinishJob event) { Deliver(scheduler_.Finish(event.id)); }
   void Handle(PeerJoined event);
   void Handle(PeerGone event);
   void Handle(StepDone event);
@@ -127,6 +132,9 @@ class StepDriver::Impl {
   int64_t jobs_running_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t steps_outstanding_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t preemptions_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t busy_us_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t wait_us_ ABSL_GUARDED_BY(mutex_) = 0;
+  int decode_groups_ ABSL_GUARDED_BY(mutex_) = 0;
 
   std::atomic<int64_t> tokens_generated_ = 0;
   std::atomic<int64_t> prompt_tokens_ = 0;
@@ -242,7 +250,10 @@ CounterSnapshot StepDriver::Impl::Counters() const {
           {"prompt_tokens_total", prompt_tokens_.load()},
           {"steps_total", steps_.load()},
           {"steps_outstanding", steps_outstanding_},
-          {"preemptions_total", preemptions_}};
+          {"preemptions_total", preemptions_},
+          {"worker_busy_us_total", busy_us_},
+          {"worker_wait_us_total", wait_us_},
+          {"decode_groups", decode_groups_}};
 }
 
 // ---- The driver's thread ------------------------------------------------------------------------
@@ -394,6 +405,9 @@ void StepDriver::Impl::Publish(int new_jobs_handled) {
   jobs_running_ = scheduler_.num_running();
   steps_outstanding_ = scheduler_.num_outstanding_steps();
   preemptions_ = scheduler_.preemptions();
+  busy_us_ = scheduler_.busy_us();
+  wait_us_ = scheduler_.wait_us();
+  decode_groups_ = scheduler_.decode_groups();
 }
 
 void StepDriver::Impl::EndEverything() {
@@ -428,6 +442,7 @@ absl::StatusOr<JobId> StepDriver::Submit(Job job, std::shared_ptr<JobSink> sink)
   return impl_->Submit(std::move(job), std::move(sink));
 }
 void StepDriver::Cancel(JobId job) { impl_->Cancel(job); }
+void StepDriver::Finish(JobId job) { impl_->Finish(job); }
 absl::Status StepDriver::AddWorker(WorkerId worker, const AttentionLinkFactory& make_link) {
   return impl_->AddWorker(worker, make_link);
 }

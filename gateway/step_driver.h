@@ -33,6 +33,8 @@ class StepDriver {
   absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
   // Ends a job with CANCELLED; unknown and ended ones are ignored.
   void Cancel(JobId job);
+  // Ends a job that has all that it wanted, with JobEnd::kStop and OK; likewise.
+  void Finish(JobId job);
 
   // A worker's sequences move to the others, by re-prefill, when its link goes down or it is
   // removed.
@@ -47,7 +49,8 @@ class StepDriver {
   bool Drain(absl::Duration grace);
 
   // jobs_total, jobs_waiting, jobs_running, tokens_generated_total, prompt_tokens_total,
-  // steps_total, steps_outstanding, preemptions_total
+  // steps_total, steps_outstanding, preemptions_total, worker_busy_us_total, worker_wait_us_total
+  // (sums over the steps' results), decode_groups (the most of any worker)
   CounterSnapshot Counters() const;
 
  private:

@@ -48,6 +48,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     MutexLock lock(mutex_);
     job_ = *id;
     if (cancelled_) driver_->Cancel(job_);
+    if (finished_) driver_->Finish(job_);
   }
 
   void Send(const google::protobuf::MessageLite& message) {
@@ -77,6 +78,13 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     if (job_ != 0) driver_->Cancel(job_);
   }
 
+  // The job has all that it wanted: it is to end as a success.
+  void FinishJob() {
+    MutexLock lock(mutex_);
+    finished_ = true;
+    if (job_ != 0) driver_->Finish(job_);
+  }
+
  private:
   void OnWriteDone(bool ok) override {
     MutexLock lock(mutex_);
@@ -103,6 +111,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);  // the first is being written
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   JobId job_ ABSL_GUARDED_BY(mutex_) = 0;
   grpc::Status status_ ABSL_GUARDED_BY(mutex_);
 };

@@ -569,6 +569,26 @@ TEST(SchedulerTest, CancelFreesThePages) {
   house.CheckAllFree();
 }
 
+TEST(SchedulerTest, FinishEndsAJobAsASuccessAndFreesThePages) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId running = house.Add(MakeJob(100, 40));
+  house.PlanAll();
+  const JobId waiting = house.Add(MakeJob(400, 40));
+  house.PlanAll();
+  EXPECT_EQ(house.scheduler.num_waiting(), 1);
+  for (const JobId job : {running, waiting}) {
+    const std::vector<SchedulerEvent> events = house.scheduler.Finish(job);
+    ASSERT_EQ(events.size(), 1u);
+    EXPECT_EQ(events[0].job, job);
+    EXPECT_EQ(events[0].end, JobEnd::kStop);
+    EXPECT_TRUE(events[0].status.ok());
+    EXPECT_THAT(house.scheduler.Finish(job), IsEmpty());
+  }
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
 TEST(SchedulerTest, RepeatsWorkAfterUnavailable) {
   House house;
   house.AddWorker(1, 8);

@@ -23,6 +23,8 @@
 namespace tandem {
 
 constexpr int32_t kSimulatedVocab = 50;
+constexpr int64_t kSimulatedBusyUs = 70;  // that a step says it took
+constexpr int64_t kSimulatedWaitUs = 40;
 
 inline uint64_t SimulatedMix(uint64_t x) {
   x += 0x9e3779b97f4a7c15;
@@ -134,6 +136,8 @@ class SimulatedAttentionWorker {
     excused_ = std::exchange(failed_, false);
     StepResult result;
     result.step = queued.step.step;
+    result.busy_us = kSimulatedBusyUs;
+    result.wait_us = kSimulatedWaitUs;
     result.status = refuse_.ok() ? Check(queued.step) : std::exchange(refuse_, absl::OkStatus());
     if (result.status.ok()) {
       Walk(queued.step, &result);

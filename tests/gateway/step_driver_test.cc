@@ -202,6 +202,37 @@ TEST_F(StepDriverTest, CancelEndsAJobOnce) {
   EXPECT_EQ(sink->done(), 1);
 }
 
+TEST_F(StepDriverTest, FinishEndsAJobAsASuccess) {
+  StepDriver driver{SchedulerPolicy{}};
+  ASSERT_TRUE(driver.AddWorker(1, Dial(200)).ok());
+  const auto sink = std::make_shared<RecordingSink>();
+  const auto id = driver.Submit(MakeJob(10, 10000, 1), sink);
+  ASSERT_TRUE(id.ok());
+  sink->WaitForTokens(3);
+  driver.Finish(*id);
+  driver.Finish(*id);
+  EXPECT_TRUE(sink->WaitForEnd().ok());
+  EXPECT_EQ(sink->end(), JobEnd::kStop);
+  EXPECT_TRUE(driver.Drain(absl::Seconds(10)));
+  EXPECT_EQ(sink->done(), 1);
+}
+
+TEST_F(StepDriverTest, CountsTheTimesOfTheWorkersSteps) {
+  SchedulerPolicy policy;
+  policy.decode_groups = 2;
+  StepDriver driver(policy);
+  EXPECT_EQ(CounterOf(driver, "decode_groups"), 0);
+  ASSERT_TRUE(driver.AddWorker(1, Dial(12)).ok());
+  const auto sink = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(driver.Submit(MakeJob(10, 5, 1), sink).ok());
+  EXPECT_TRUE(sink->WaitForEnd().ok());
+  EXPECT_EQ(CounterOf(driver, "decode_groups"), 2);
+  driver.RemoveWorker(1);  // so that what was handled before is published
+  const int64_t steps = CounterOf(driver, "steps_total");
+  EXPECT_EQ(CounterOf(driver, "worker_busy_us_total"), steps * kSimulatedBusyUs);
+  EXPECT_EQ(CounterOf(driver, "worker_wait_us_total"), steps * kSimulatedWaitUs);
+}
+
 TEST_F(StepDriverTest, RefusesJobsWhenFullOrDraining) {
   SchedulerPolicy policy;
   policy.max_waiting = 2;
