@@ -134,17 +134,18 @@ class AttentionLink {
   // Makes a sequence known. In order with Run.
   virtual void OpenSequence(SequenceSpec spec) = 0;
 
-  // Queues a step; exactly one OnStepResult answers it, unless OnDown comes first. Its status:
-  //   FAILED_PRECONDITION  a batch does not stand at first_layer, a sequence was never opened, or
-  //                        more than kMaxOutstandingSteps are outstanding
+  // Queues a step; exactly one OnStepResult answers it, unless OnDown comes first. Two outstanding
+  // steps that share no sequence may run at once; others run one after the other. Status:
+  //   FAILED_PRECONDITION  a batch does not stand at first_layer, a token that a row needs was not
+  //                        drawn, a sequence was never opened, or more than kMaxOutstandingSteps
+  //                        are outstanding
   //   INVALID_ARGUMENT     rows, layers or outputs out of range
-  //   RESOURCE_EXHAUSTED   the cache has no page left; schedulers count pages, so this is a bug
-  //                        there
-  //   UNAVAILABLE          no expert worker answered for a layer within the limit: batches stand
-  //                        where `batches` says; the step may be repeated from there
-  // A refused step (all but UNAVAILABLE) changed nothing. A step_id that was already run is
-  // answered again, not run again. Rows of sequences that were released or cancelled meanwhile are
-  // dead: they are neither computed nor answered.
+  //   RESOURCE_EXHAUSTED   the cache has no page left (schedulers count pages, so this is a bug)
+  //   UNAVAILABLE          no expert worker answered for a layer within the limit: the new batches
+  //                        exist and all stand where `batches` says; a later step goes on there
+  // A refused step (all but UNAVAILABLE) changed nothing: its new batches are unknown and may be
+  // sent again. A step_id that was already run is answered again, not run again. Rows of sequences
+  // that were released or cancelled meanwhile are dead: they are neither computed nor answered.
   virtual void Run(Step step) = 0;
 
   // Ends a sequence now: overtakes queued steps, is looked at on every layer boundary. Its rows are
