@@ -98,7 +98,6 @@ struct StepResult {
   absl::Status status;  // not OK: the step was refused or failed, see AttentionLink::Run
   std::vector<RowResult> rows;
   std::vector<BatchProgress> batches;  // every batch that the step advanced
-  int32_t free_pages = 0;
   // Time of the worker's engine from the end of the step before, or from where this one's layers
   // began if that is later, to this one's last output: what consecutive steps took adds up. wait_us
   // is the part of it in which the engine had nothing to do but wait for expert workers.

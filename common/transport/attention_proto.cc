@@ -127,7 +127,6 @@ void ToProto(const StepResult& result, v1::StepResult* out) {
     b->set_batch(batch.batch);
     b->set_next_layer(batch.next_layer);
   }
-  out->set_free_pages(result.free_pages);
   out->set_busy_us(result.busy_us);
   out->set_wait_us(result.wait_us);
 }
@@ -162,7 +161,6 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
   for (const v1::BatchProgress& batch : result.batches()) {
     out.batches.push_back({batch.batch(), batch.next_layer()});
   }
-  out.free_pages = result.free_pages();
   out.busy_us = result.busy_us();
   out.wait_us = result.wait_us();
   return out;

@@ -146,7 +146,6 @@ class SimulatedAttentionWorker {
       for (const NewBatch& batch : queued.step.new_batches) refused_.insert(batch.batch);
     }
     for (const SequenceId sequence : queued.releases) Drop(sequence);
-    result.free_pages = free_pages_;
     return result;
   }
 

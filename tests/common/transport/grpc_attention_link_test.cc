@@ -82,7 +82,6 @@ class FakeAttentionLink : public AttentionLink {
     for (const Advance& advance : step.advance) {
       result.batches.push_back({advance.batch, advance.end_layer});
     }
-    result.free_pages = 12;
     result.busy_us = 345;
     result.wait_us = 12;
     observer_->OnStepResult(std::move(result));
@@ -219,7 +218,6 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   EXPECT_EQ(results[0].rows[2].kind, RowOutputKind::kSample);
   ASSERT_EQ(results[0].batches.size(), 1u);
   EXPECT_EQ(results[0].batches[0].next_layer, 27);
-  EXPECT_EQ(results[0].free_pages, 12);
   EXPECT_EQ(results[0].busy_us, 345);
   EXPECT_EQ(results[0].wait_us, 12);
   EXPECT_EQ(results[1].status, absl::FailedPreconditionError("nothing to do"));
