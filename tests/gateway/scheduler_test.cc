@@ -784,6 +784,26 @@ TEST(SchedulerTest, ARefusedStepFailsItsJobsOnly) {
   house.CheckAllFree();
 }
 
+TEST(SchedulerTest, ARefusedStepDoesNotFailTheOtherJobsOfTheNext) {
+  House house;
+  house.AddWorker(1, 8);
+  const JobId job = house.Add(MakeJob(100, 20, 1));
+  house.Plan(1);
+  const JobId other = house.Add(MakeJob(10, 5, 2));
+  const auto second = house.Plan(1);
+  ASSERT_THAT(SequencesOf(second), SizeIs(2));
+  house.workers[1]->RefuseNextStep(absl::InvalidArgumentError("row 3 is odd"));
+  for (int i = 0; i < 2; ++i) house.Work(1);
+  EXPECT_FALSE(house.results[1][1].status.ok());
+  for (int i = 0; i < 2; ++i) house.Deliver(1);
+  EXPECT_EQ(house.outcomes[job].status.code(), absl::StatusCode::kInternal);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(other);
+  EXPECT_EQ(house.outcomes[other].end, JobEnd::kLength);
+  EXPECT_EQ(house.workers[1]->sequences_opened(), 2);
+  house.CheckAllFree();
+}
+
 TEST(SchedulerTest, ANaNFailsTheJob) {
   House house;
   house.AddWorker(1, 8);

@@ -199,7 +199,7 @@ class SimulatedAttentionWorker {
     const int64_t known = static_cast<int64_t>(sequence.spec.token_ids.size());
     if (run.count < 1 || run.first_position < 0) return absl::InvalidArgumentError("empty run");
     if (run.first_position != sequence.rows_at_layer[0]) {
-      return absl::FailedPreconditionError("rows out of order");
+      return absl::InvalidArgumentError("rows out of order");
     }
     if (!run.last_sampled && run.first_position + run.count > known) {
       return absl::InvalidArgumentError("rows beyond the known tokens");

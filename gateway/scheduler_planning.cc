@@ -1,0 +1,249 @@
+// The scheduler's half that says what a worker runs next.
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "common/check.h"
+#include "common/pages.h"
+#include "gateway/scheduler.h"
+
+namespace tandem {
+namespace {
+
+constexpr int kMaxTestPreemptions = 3;  // per job, so that every test ends
+
+}  // namespace
+
+WorkerOrders Scheduler::NextStep(WorkerId worker_id) {
+  WorkerOrders orders;
+  const auto it = workers_.find(worker_id);
+  if (it != workers_.end()) DropDeadRepeats(&it->second);
+  Admit(&orders.events);
+  if (it == workers_.end()) return orders;
+  Worker& worker = it->second;
+  if (worker.outstanding.size() < AttentionLink::kMaxOutstandingSteps) {
+    if (policy_.test_seed != 0) MaybeTestPreempt(&worker);
+    if (worker.recovering) {
+      RepeatStep(&worker, &orders);
+    } else {
+      PlanStep(&worker, &orders);
+    }
+  }
+  orders.cancels = std::exchange(worker.cancels, {});
+  orders.releases = std::exchange(worker.releases, {});
+  return orders;
+}
+
+void Scheduler::SendStep(Worker* worker, SentStep sent, WorkerOrders* orders) {
+  sent.step.step = worker->next_step++;
+  orders->step = sent.step;
+  worker->outstanding.push_back(std::move(sent));
+}
+
+void Scheduler::DropDeadRepeats(Worker* worker) {
+  const auto is_dead = [worker](const auto& of) { return !worker->batches.contains(of.batch); };
+  for (SentStep& sent : worker->repeats) {
+    std::erase_if(sent.step.new_batches, is_dead);
+    std::erase_if(sent.step.advance, is_dead);
+  }
+  std::erase_if(worker->repeats, [](const SentStep& sent) { return sent.step.advance.empty(); });
+  if (worker->repeats.empty() && worker->outstanding.empty()) worker->recovering = false;
+}
+
+void Scheduler::RepeatStep(Worker* worker, WorkerOrders* orders) {
+  DropDeadRepeats(worker);
+  if (worker->repeats.empty()) return;
+  for (const SentStep& sent : worker->outstanding) {
+    if (sent.after_failure) return;  // it may have to be repeated as well
+  }
+  SentStep sent = std::move(worker->repeats.front());
+  worker->repeats.pop_front();
+  sent.decode_rows = 0;  // what is left of it says nothing of how long a whole step takes
+  SendStep(worker, std::move(sent), orders);
+}
+
+void Scheduler::MaybeTestPreempt(Worker* worker) {
+  if (worker->running.empty() || Draw(1, 20) > 1) return;
+  std::vector<JobState*> candidates;
+  for (const JobId id : worker->running) {
+    JobState& job = jobs_.at(id);
+    if (job.batch == 0 || job.test_preemptions >= kMaxTestPreemptions) continue;
+    if (worker->batches.at(job.batch).next_layer > 0) candidates.push_back(&job);
+  }
+  if (candidates.empty()) return;
+  JobState* const job = candidates[Draw(0, static_cast<int64_t>(candidates.size()) - 1)];
+  ++job->test_preemptions;
+  Preempt(job);
+}
+
+void Scheduler::PlanStep(Worker* worker, WorkerOrders* orders) {
+  // Decode rows come first, since they may preempt; what exists advances last, when it is known
+  // what is still alive.
+  SentStep sent;
+  sent.group = ChooseGroup(worker);
+  PlanDecode(worker, sent.group, orders, &sent.step.new_batches);
+  if (!sent.group.has_value()) PlanPrefill(worker, orders, &sent.step.new_batches);
+  PlanAdvances(worker, &sent.step);
+  if (sent.step.advance.empty()) return;
+  for (const Advance& advance : sent.step.advance) {
+    const Batch& batch = worker->batches.at(advance.batch);
+    if (!batch.decode) {
+      sent.decode_rows = 0;
+      break;
+    }
+    sent.decode_rows += static_cast<int>(batch.rows.size());
+  }
+  worker->last_group = sent.group.value_or(worker->last_group);
+  SendStep(worker, std::move(sent), orders);
+}
+
+std::optional<int> Scheduler::ChooseGroup(Worker* worker) {
+  const int groups = policy_.test_seed != 0 ? static_cast<int>(Draw(1, 2)) : DecodeGroups(*worker);
+  if (groups < 2) return std::nullopt;
+  for (const auto& [id, batch] : worker->batches) {
+    if (!batch.decode || batch.next_layer < worker->info.num_layers) return std::nullopt;
+  }
+  std::array<std::vector<JobState*>, 2> members;  // oldest first
+  for (const JobId id : worker->running) {
+    JobState& job = jobs_.at(id);
+    if (job.PrefillReady()) return std::nullopt;
+    if (!job.DecodeReady()) continue;
+    if (!job.group.has_value()) job.group = members[0].size() <= members[1].size() ? 0 : 1;
+    members[*job.group].push_back(&job);
+  }
+  if (members[0].size() + members[1].size() < 2) return std::nullopt;
+
+  // A job of the group that is outstanding stays: its next row would wait for that step.
+  std::optional<int> busy;
+  if (!worker->outstanding.empty()) busy = worker->outstanding.front().group;
+  const int larger = members[0].size() >= members[1].size() ? 0 : 1;
+  while (busy != larger && members[larger].size() > members[1 - larger].size() + 1) {
+    JobState* const job = members[larger].back();
+    members[larger].pop_back();
+    job->group = 1 - larger;
+    members[1 - larger].push_back(job);
+  }
+  return 1 - busy.value_or(worker->last_group);
+}
+
+void Scheduler::PlanDecode(Worker* worker, std::optional<int> group, WorkerOrders* orders,
+                           std::vector<NewBatch>* batches) {
+  NewBatch batch;
+  const std::vector<JobId> oldest_first(worker->running.begin(), worker->running.end());
+  for (const JobId id : oldest_first) {
+    if (!worker->running.contains(id)) break;  // preempted, as are all younger ones
+    JobState& job = jobs_.at(id);
+    if (!job.DecodeReady() || (group.has_value() && job.group != group)) continue;
+    const int64_t missing = PagesFor(job.planned + 1) - job.pages;
+    while (job.worker.has_value() && worker->free_pages - worker->reserved_pages < missing) {
+      Preempt(&jobs_.at(*worker->running.rbegin()));
+    }
+    if (!job.worker.has_value()) break;
+    if (batch.batch == 0) batch.batch = next_batch_++;
+    PutRows(worker, &job, 1, &batch, orders);
+  }
+  if (batch.batch == 0) return;
+  worker->batches.at(batch.batch).decode = true;
+  batches->push_back(std::move(batch));
+}
+
+void Scheduler::PlanPrefill(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches) {
+  int64_t budget = std::max(policy_.max_batch_rows, 1);
+  NewBatch batch;
+  for (const JobId id : worker->running) {
+    if (budget == 0) break;
+    JobState& job = jobs_.at(id);
+    if (!job.PrefillReady()) continue;
+    int64_t count = std::min(job.known - job.planned, budget);
+    if (job.job.max_rows_per_batch > 0) {
+      count = std::min<int64_t>(count, job.job.max_rows_per_batch);
+    }
+    if (policy_.test_seed != 0) {
+      count = Draw(1, count);
+      if (batch.batch != 0 && Draw(0, 1) == 1) batches->push_back(std::exchange(batch, {}));
+    }
+    if (batch.batch == 0) batch.batch = next_batch_++;
+    PutRows(worker, &job, count, &batch, orders);
+    budget -= count;
+  }
+  if (batch.batch != 0) batches->push_back(std::move(batch));
+}
+
+void Scheduler::PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* batch,
+                        WorkerOrders* orders) {
+  if (job->sequence == 0) {
+    job->sequence = next_sequence_++;
+    worker->sequences[job->sequence] = job->id;
+    orders->opens.push_back(MakeSpec(*job));
+    if (!job->admitted) {
+      job->admitted = true;
+      SchedulerEvent& event = orders->events.emplace_back();
+      event.job = job->id;
+      event.kind = SchedulerEvent::Kind::kAdmitted;
+    }
+  }
+  const int64_t end = job->planned + count;
+  int32_t row = 0;  // within the batch
+  for (const RowRun& run : batch->runs) row += run.count;
+  batch->runs.push_back({.sequence = job->sequence,
+                         .first_position = static_cast<int32_t>(job->planned),
+                         .count = static_cast<int32_t>(count),
+                         .last_sampled = job->planned >= job->known});
+  size_t scored = job->next_scored;
+  for (int64_t position = job->planned; position < end; ++position, ++row) {
+    for (; scored < job->job.scored.size() && job->job.scored[scored].position <= position;
+         ++scored) {
+      const ScoredRow& wanted = job->job.scored[scored];
+      if (wanted.position < position) continue;
+      if (wanted.target >= 0) {
+        batch->outputs.push_back({row, RowOutputKind::kLogProb, wanted.target});
+      }
+      if (wanted.logits) batch->outputs.push_back({row, RowOutputKind::kLogits, 0});
+    }
+    const bool draws = position + 1 >= job->known && job->job.max_new_tokens > 0;
+    if (draws) batch->outputs.push_back({row, RowOutputKind::kSample, 0});
+  }
+
+  worker->reserved_pages -= job->Reserved();
+  worker->free_pages -= PagesFor(end) - job->pages;
+  job->pages = PagesFor(end);
+  worker->reserved_pages += job->Reserved();
+  TANDEM_CHECK(worker->free_pages >= worker->reserved_pages);
+  job->planned = end;
+  job->batch = batch->batch;
+  Batch& known_batch = worker->batches[batch->batch];
+  known_batch.rows.push_back({job->id, end});
+  ++known_batch.num_live;
+}
+
+SequenceSpec Scheduler::MakeSpec(const JobState& job) const {
+  SequenceSpec spec;
+  spec.sequence = job.sequence;
+  spec.token_ids = job.job.prompt;
+  spec.token_ids.insert(spec.token_ids.end(), job.generated.begin(), job.generated.end());
+  spec.expanded_length = job.job.expanded_length;
+  spec.sampling = job.job.sampling;
+  spec.mask_ids_without_token = job.job.mask_ids_without_token;
+  return spec;
+}
+
+void Scheduler::PlanAdvances(Worker* worker, Step* step) {
+  const int32_t num_layers = worker->info.num_layers;
+  for (auto& [id, batch] : worker->batches) {
+    if (batch.next_layer == num_layers) continue;  // in a step that is outstanding
+    int32_t end = num_layers;
+    if (policy_.test_seed != 0) {
+      end = static_cast<int32_t>(Draw(batch.next_layer + 1, num_layers));
+    } else if (!batch.decode && policy_.max_layers_per_step > 0) {
+      end = std::min(num_layers, batch.next_layer + policy_.max_layers_per_step);
+    }
+    step->advance.push_back({id, batch.next_layer, end});
+    batch.next_layer = end;
+    if (end < num_layers) continue;
+    for (const JobRows& rows : batch.rows) {
+      if (rows.job != 0) jobs_.at(rows.job).batch = 0;
+    }
+  }
+}
+
+}  // namespace tandem
