@@ -371,7 +371,6 @@ class AttentionEngine::Impl {
 
   void Answer(Session& session, StepResult result, bool counted) {
     PublishGauges();
-    result.free_pages = cache_->pool().free_pages();
     if (counted) {
       MutexLock lock(mutex_);
       --session.outstanding_steps;

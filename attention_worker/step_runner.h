@@ -25,7 +25,7 @@ struct StepJob {
   SessionState* state = nullptr;
   std::vector<Advance> advances;
   std::vector<Batch*> batches;  // of the advances
-  StepResult result;            // free_pages is left to the engine
+  StepResult result;
 };
 
 // Belongs to the engine's thread, which it never blocks but by the device's own work.
@@ -53,7 +53,7 @@ class StepRunner {
 
   enum class Progress { kMoved, kAllWait };
   // Half a layer of the oldest walk that can go on, or the end of one, whose jobs are then in
-  // `finished`, with all but free_pages of their results. The caller ends sequences between calls.
+  // `finished`, with their results. The caller ends sequences between calls.
   Progress Proceed(std::vector<StepJob>* finished);
   // When a walk that waits has something to do although nothing has changed; none: no walk.
   std::optional<Clock::time_point> wake_time() const;

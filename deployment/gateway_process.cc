@@ -260,6 +260,11 @@ void GatewayOptions::AddTo(CLI::App& app) {
                  "layers that a prefill batch goes per step, 0 for all")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  app.add_option("--decode-groups", policy.decode_groups,
+                 "groups of decoding requests in alternating steps: 1, 2, or 0 for whichever "
+                 "measures faster")
+      ->check(CLI::Range(0, 2))
+      ->capture_default_str();
   app.add_option("--test-schedule-seed", policy.test_seed,
                  "test: random layer ranges, chunks and preemptions from this seed");
   app.add_option("--grace", grace_s, "seconds that running requests get at the end")
