@@ -22,6 +22,7 @@ std::unique_ptr<RoutedExperts::Pending> LocalExperts::Begin(const ExpertBatch& b
   const int64_t num_rows = batch.rows.dim(0);
   const int64_t num_routes = batch.expert_ids.elements();
   ++layers_total_;
+  rows_total_ += num_rows;
   routes_total_ += num_routes;
   Workspace::Scope scope(batch.workspace);
   const auto expert_rows =
@@ -34,7 +35,9 @@ std::unique_ptr<RoutedExperts::Pending> LocalExperts::Begin(const ExpertBatch& b
 }
 
 CounterSnapshot LocalExperts::Counters() const {
-  return {{"local_layers_total", layers_total_.load()}, {"routes_total", routes_total_.load()}};
+  return {{"layers_total", layers_total_.load()},
+          {"rows_total", rows_total_.load()},
+          {"routes_total", routes_total_.load()}};
 }
 
 }  // namespace tandem

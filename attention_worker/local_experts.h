@@ -24,7 +24,7 @@ class LocalExperts final : public RoutedExperts {
 
   std::unique_ptr<Pending> Begin(const ExpertBatch& batch, std::function<void()> changed) override;
 
-  // local_layers_total, routes_total
+  // layers_total, rows_total, routes_total
   CounterSnapshot Counters() const override;
 
  private:
@@ -32,6 +32,7 @@ class LocalExperts final : public RoutedExperts {
   const std::vector<const kernels::ExpertLayer*> layers_;
   RoutePattern pattern_;
   std::atomic<int64_t> layers_total_{0};
+  std::atomic<int64_t> rows_total_{0};
   std::atomic<int64_t> routes_total_{0};
 };
 

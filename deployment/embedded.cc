@@ -88,9 +88,9 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   workers[0].set_id(kAttentionWorker);
   workers[0].set_kind("attention");
   AddCounters(p.attention.engine->Counters(), &workers[0]);
-  AddCounters(p.experts->Counters(), &workers[0]);
   workers[1].set_id(kExpertWorker);
   workers[1].set_kind("expert");
+  AddCounters(p.experts->Counters(), &workers[1]);
   AddCounters({{"experts_loaded", p.loaded_experts->num_loaded()},
                {"expert_bytes", p.loaded_experts->bytes()}},
               &workers[1]);

@@ -63,7 +63,8 @@ TEST_F(MembershipTest, ServesOnceExpertsHaveLoadedAndAttentionWorkersUseThePlace
   EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kUse}));
   EXPECT_FALSE(membership.serving());
   membership.Heartbeat(a, Ready(version), kStart);
-  EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kStartAttention}));
+  EXPECT_EQ(Kinds(membership.Advance(kStart)),
+            (std::vector<Kind>{Kind::kStartAttention, Kind::kUse, Kind::kUse}));
   EXPECT_TRUE(membership.serving());
   EXPECT_TRUE(membership.Advance(kStart).empty());
 }
