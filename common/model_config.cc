@@ -13,7 +13,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-// g of MODEL.md 3.6: the growth of attention logits that YaRN corrects.
+// The growth of attention logits that YaRN corrects: g(s, m) = 0.1 m ln(s) + 1 (YaRN,
+// arXiv:2309.00071).
 double YarnGrowth(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }

@@ -69,7 +69,7 @@ struct ModelConfig {
   float SoftmaxScale() const;
   // What cosines and sines are multiplied by: g(factor, mscale) / g(factor, mscale_all_dim).
   float RopeFactor() const;
-  // [qk_rope_head_dim / 2], each step rounded to f32 as the references do it (MODEL.md 3.5).
+  // [qk_rope_head_dim / 2], each step rounded to f32 as the reference does it.
   std::vector<float> RopeFrequencies() const;
 };
 

@@ -37,9 +37,9 @@ class LoadedExperts {
   absl::Status Load(const Placement& placement, WorkerId self,
                     const std::function<void(float)>& progress);
 
-  // Placements below `oldest_in_use`, and those of another gateway's life, are used no more: experts
-  // that no version in use gives to this worker are let go. Does nothing unless one is loaded that is
-  // not below. Waits until nobody uses any (Use), so for one call of an op at most.
+  // Placements below `oldest_in_use`, and those of another gateway's life, are used no more:
+  // experts that no version in use gives to this worker are let go. Does nothing unless one is
+  // loaded that is not below. Waits until nobody uses any (Use), so for one call of an op at most.
   void Retire(PlacementVersion oldest_in_use);
 
   // While it lives, no expert is let go. Not for long.

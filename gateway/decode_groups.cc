@@ -16,7 +16,9 @@ void DecodeGroupChooser::OnStep(int groups, int rows, int64_t busy_us, int64_t w
   window_.rows += rows;
   window_.busy_us += static_cast<double>(busy);
   window_.wait_us += static_cast<double>(std::clamp<int64_t>(wait_us, 0, busy));
-  if (window_.steps < kWindowSteps) return;
+  const bool lost =
+      trying_ && window_.steps >= kEarlySteps && window_.RowsPerUs() < before_.RowsPerUs();
+  if (window_.steps < kWindowSteps && !lost) return;
 
   const Window now = std::exchange(window_, {});
   if (trying_) {

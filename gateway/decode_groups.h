@@ -18,6 +18,7 @@ class DecodeGroupChooser {
  public:
   static constexpr int kWindowSteps = 32;
   static constexpr int kSkippedSteps = 4;
+  static constexpr int kEarlySteps = 8;  // of a trial that is slower already: it ends
   static constexpr int kFirstPause = 8 * kWindowSteps;  // between trials
   static constexpr int kLongestPause = 256 * kWindowSteps;
   static constexpr double kMinWaitShare = 0.25;

@@ -24,7 +24,7 @@ struct SequenceSpec {
   // All tokens known when it is opened: the prompt, then what was generated before an interruption.
   std::vector<int32_t> token_ids;
   // One form per position: positions below this are computed in the expanded form, all others in
-  // the absorbed form, always (DESIGN.md section 6). ExpandedLength(prompt) for requests.
+  // the absorbed form, always (docs/architecture.md). ExpandedLength(prompt) for requests.
   int32_t expanded_length = 0;
   SamplingParams sampling;
   bool mask_ids_without_token = true;  // draw only ids for which the tokenizer has a token

@@ -260,8 +260,8 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
   EXPECT_EQ(ready.loaded(), 1.0f);
   EXPECT_EQ(ready.placement_counter(), 3u);
   EXPECT_EQ(AskHealth(hello.address()), "\x08\x01");
-  EXPECT_THAT(diary_.entries(), UnorderedElementsAre("start", "use 3", "may start",
-                                                     "retire below 3", "load 3 as 7"));
+  EXPECT_THAT(diary_.entries(),
+              UnorderedElementsAre("start", "use 3", "may start", "retire below 3", "load 3 as 7"));
 
   kill(getpid(), SIGTERM);
   EXPECT_TRUE(WaitForEndOfWorker().ok());

@@ -66,6 +66,14 @@ TEST(DecodeGroupChooserTest, GoesBackUnlessTwoAreClearlyFaster) {
   EXPECT_EQ(chooser.groups(), 1);
 }
 
+TEST(DecodeGroupChooserTest, ATrialThatIsSlowerEndsEarly) {
+  Chooser chooser;
+  const Costs costs{.half_us = 501};
+  StepsToChange(&chooser, costs);
+  EXPECT_EQ(StepsToChange(&chooser, costs), Chooser::kSkippedSteps + Chooser::kEarlySteps);
+  EXPECT_EQ(chooser.groups(), 1);
+}
+
 TEST(DecodeGroupChooserTest, TheFirstStepsAfterAChangeDoNotCount) {
   Chooser chooser;
   StepsToChange(&chooser, {});

@@ -29,7 +29,7 @@ void AddMlp(const std::string& prefix, int64_t hidden, int64_t intermediate, Sha
   shapes->push_back({prefix + "down_proj.weight", {hidden, intermediate}});
 }
 
-// Written from MODEL.md 2.1, apart from the code that is tested with it.
+// Written from the format itself, apart from the code that is tested with it.
 Shapes TensorShapes(const ModelConfig& c) {
   Shapes shapes;
   const auto add = [&](std::string name, std::vector<int64_t> shape) {

@@ -19,7 +19,7 @@ using ::testing::HasSubstr;
 constexpr char kBos[] = "<｜begin▁of▁sentence｜>";
 constexpr char kEos[] = "<｜end▁of▁sentence｜>";
 
-// MODEL.md, section 4.4.
+// As the original checkpoints have it.
 constexpr char kLiteJinja[] =
     R"({% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + ')"
     "\n\n"
