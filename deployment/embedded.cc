@@ -9,7 +9,7 @@
 #include "deployment/load_attention.h"
 #include "expert_worker/loaded_experts.h"
 #include "gateway/inference_service.h"
-#include "gateway/placement.h"
+#include "gateway/placement_planner.h"
 #include "kernels/backend.h"
 
 namespace tandem {

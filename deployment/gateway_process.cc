@@ -15,7 +15,7 @@
 #include "common/transport/grpc_attention_link.h"
 #include "gateway/coordinator.h"
 #include "gateway/inference_service.h"
-#include "gateway/placement.h"
+#include "gateway/placement_planner.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
 #include "spdlog/spdlog.h"

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "gateway/placement.h"
+#include "gateway/placement_planner.h"
 
 namespace tandem {
 namespace {

@@ -34,7 +34,7 @@
 #include "deployment/load_attention.h"
 #include "expert_worker/engine.h"
 #include "expert_worker/loaded_experts.h"
-#include "gateway/placement.h"
+#include "gateway/placement_planner.h"
 #include "gateway/step_driver.h"
 
 namespace tandem {

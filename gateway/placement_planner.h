@@ -1,6 +1,6 @@
 // Decides which expert worker holds which experts.
-#ifndef TANDEM_GATEWAY_PLACEMENT_H_
-#define TANDEM_GATEWAY_PLACEMENT_H_
+#ifndef TANDEM_GATEWAY_PLACEMENT_PLANNER_H_
+#define TANDEM_GATEWAY_PLACEMENT_PLANNER_H_
 
 #include <vector>
 
@@ -21,4 +21,4 @@ absl::StatusOr<Placement> PlanPlacement(const ModelConfig& config,
 
 }  // namespace tandem
 
-#endif  // TANDEM_GATEWAY_PLACEMENT_H_
+#endif  // TANDEM_GATEWAY_PLACEMENT_PLANNER_H_

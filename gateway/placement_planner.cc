@@ -1,4 +1,4 @@
-#include "gateway/placement.h"
+#include "gateway/placement_planner.h"
 
 #include <cstdint>
 
