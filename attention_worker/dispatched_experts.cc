@@ -33,7 +33,7 @@ class DispatchedExperts::OneLayer final : public Pending {
       if (!events_.back()->Reached()) return std::nullopt;
       Dispatch();
     }
-    const std::optional<absl::Status> status = pending_->Poll();
+    std::optional<absl::Status> status = pending_->Poll();
     if (status.has_value() && status->ok()) PutRows(pending_->rows());
     return status;
   }

@@ -83,7 +83,10 @@ class AttentionEngine::Impl {
 
   std::shared_ptr<Session> Connect(AttentionLink::Observer* observer) {
     auto session = std::make_shared<Session>();
-    session->observer = observer;
+    {
+      MutexLock lock(session->callback_mutex);
+      session->observer = observer;
+    }
     MutexLock lock(mutex_);
     sessions_.push_back(session);
     ++counts_.sessions_live;

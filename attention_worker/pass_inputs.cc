@@ -25,6 +25,18 @@ void Check(const PassRows& rows) {
     const auto& table = rows.page_tables.at(rows.table_of_row[i]);
     TANDEM_CHECK(PagesFor(rows.lengths[i]) <= static_cast<int64_t>(table.size()));
   }
+  for (const auto& table : rows.page_tables) {
+    for (const int32_t page : table) TANDEM_CHECK(page >= 0);
+  }
+  for (const PassRows::Expanded& expanded : rows.expanded) {
+    const int32_t last = expanded.first_row + expanded.num_rows - 1;
+    TANDEM_CHECK(expanded.num_rows >= 1 && last < rows.num_rows());
+    for (int32_t i = expanded.first_row; i < last; ++i) {
+      TANDEM_CHECK(rows.positions[i] <= rows.positions[i + 1]);
+    }
+    const auto& table = rows.page_tables.at(expanded.table);
+    TANDEM_CHECK(PagesFor(rows.positions[last] + 1) <= static_cast<int64_t>(table.size()));
+  }
 }
 
 }  // namespace
@@ -51,7 +63,7 @@ void PassInputs::Put(const PassRows& rows) {
   add(rows.lengths);
   for (const auto& table : rows.page_tables) {
     staging_.insert(staging_.end(), table.begin(), table.end());
-    staging_.resize(staging_.size() + table_width - table.size(), 0);
+    staging_.resize(staging_.size() + table_width - table.size(), -1);
   }
 
   if (buffer_ == nullptr || buffer_->bytes() < staging_.size() * sizeof(int32_t)) {

@@ -134,8 +134,8 @@ void WorkerHost::RunLoads() {
       order.swap(next_);
       in_use.swap(in_use_);
     }
-    if (in_use.has_value()) role_->Retire(*in_use);
     if (order.has_value()) status = role_->Load(order->placement, order->self, report);
+    if (in_use.has_value()) role_->Retire(*in_use);
   }
 }
 

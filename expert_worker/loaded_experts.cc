@@ -80,8 +80,9 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
     kernels::ExpertTensors tensors;
     const auto load = [&](const char* projection, OwnedTensor* tensor) {
       absl::StatusOr<OwnedTensor> loaded = loader.Load(TensorName(id.layer, id.expert, projection));
-      if (loaded.ok()) *tensor = *std::move(loaded);
-      return loaded.status();
+      if (!loaded.ok()) return loaded.status();
+      *tensor = *std::move(loaded);
+      return absl::OkStatus();
     };
     TANDEM_RETURN_IF_ERROR(load(kProjections[0], &tensors.gate));
     TANDEM_RETURN_IF_ERROR(load(kProjections[1], &tensors.up));

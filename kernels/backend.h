@@ -26,13 +26,16 @@ class DeviceEvent {
   virtual bool Reached() const = 0;
   virtual void Wait() const = 0;
   // Calls `reached` once it is: from any thread, possibly before this returns. It must not block.
+  // The event's destructor returns when it has returned, or never will be called.
   virtual void WhenReached(std::function<void()> reached) = 0;
 };
 
 // Ops run in the order of the calls and, on a device with streams, may return before they are done.
-// What they read and write is this backend's memory; the host sees it through Read alone. Arguments
-// are checked on entry, once for every backend, and a violated requirement ends the process:
-// callers validate input.
+// What they read and write is this backend's memory; the host sees it through Read alone. Shapes
+// and dtypes are checked on entry, once for every backend, and a violated requirement ends the
+// process; what values in device memory must satisfy is checked by whoever puts them there. A
+// buffer may be destroyed while ops that use it are under way: its memory is given out only after
+// them.
 //
 // Thread-safety: any number of threads may call ops of one backend at once.
 class Backend {

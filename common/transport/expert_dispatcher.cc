@@ -183,9 +183,9 @@ struct ExpertDispatcher::State {
   void Measure(absl::Duration elapsed, int64_t num_routes);
   std::optional<WorkerId> Choose(Layer& layer, const Placement& placement, int expert,
                                  Clock::time_point now) const;
-  void SendWaiting(Layer& layer);
+  void SendWaiting(Layer& layer, const std::shared_ptr<const Placement>& current);
   void SendPart(Layer& layer, ExpertPart part, const Placement& placement, Clock::time_point now);
-  void GiveUpParts(Layer& layer);
+  void GiveUpParts(Layer& layer, const std::shared_ptr<const Placement>& current);
   void Collect(Layer& layer);
   void Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply);
   std::optional<absl::Status> Poll(Layer& layer);
@@ -243,10 +243,9 @@ std::optional<WorkerId> ExpertDispatcher::State::Choose(Layer& layer, const Plac
   return std::nullopt;
 }
 
-void ExpertDispatcher::State::SendWaiting(Layer& layer) {
-  if (layer.waiting.empty()) return;
-  const std::shared_ptr<const Placement> current = CurrentPlacement();
-  if (current == nullptr) return;
+void ExpertDispatcher::State::SendWaiting(Layer& layer,
+                                          const std::shared_ptr<const Placement>& current) {
+  if (layer.waiting.empty() || current == nullptr) return;
   const Clock::time_point now = Clock::now();
   layer.next_retry = Clock::time_point::max();
   ExpertSplit split = SplitRoutes(layer.batch, layer.waiting,
@@ -285,8 +284,8 @@ void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part, const Plac
 
 // Takes back parts whose link has lost them, and those at workers that the newest placement no
 // longer names: they may be the reason for it.
-void ExpertDispatcher::State::GiveUpParts(Layer& layer) {
-  const std::shared_ptr<const Placement> current = CurrentPlacement();
+void ExpertDispatcher::State::GiveUpParts(Layer& layer,
+                                          const std::shared_ptr<const Placement>& current) {
   const bool changed = current != nullptr && current->version != layer.placement;
   if (changed) layer.placement = current->version;
   const Clock::time_point now = Clock::now();
@@ -363,8 +362,10 @@ std::optional<absl::Status> ExpertDispatcher::State::Poll(Layer& layer) {
   CloseRetired();
   Collect(layer);
   if (!layer.done() && Clock::now() >= layer.deadline) return TimedOut(layer);
-  GiveUpParts(layer);
-  SendWaiting(layer);
+  // One look for both: a placement that comes in between is seen as new by the next Poll.
+  const std::shared_ptr<const Placement> current = CurrentPlacement();
+  GiveUpParts(layer, current);
+  SendWaiting(layer, current);
   if (layer.done()) return absl::OkStatus();
   return std::nullopt;
 }
@@ -468,7 +469,7 @@ std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
   }
   ++state_->counts->dispatches;
   state_->CloseRetired();
-  state_->SendWaiting(*layer);
+  state_->SendWaiting(*layer, state_->CurrentPlacement());
   return std::unique_ptr<Pending>(new Pending(state_, std::move(layer)));
 }
 

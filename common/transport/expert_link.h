@@ -19,7 +19,7 @@ namespace tandem {
 // Names one attempt at one part of one layer's dispatch; unique within a sender's life.
 struct DispatchId {
   uint64_t incarnation = 0;  // of the sending attention worker's process
-  uint64_t step = 0;         // counts the sender's dispatches' steps
+  uint64_t step = 0;         // the gateway's number; of several gateways' steps in one walk, one's
   uint32_t layer = 0;
   uint32_t part = 0;     // which worker's share of the layer
   uint32_t attempt = 0;  // 0 first
