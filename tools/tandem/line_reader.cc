@@ -17,11 +17,13 @@ namespace {
 
 constexpr int kHistoryLines = 1000;
 
-// The editor reads characters in the locale's encoding, and text is UTF-8 here.
+// The editor reads characters in the locale's encoding, and text is UTF-8 here. Nothing else in
+// this program asks for a locale. NOLINTBEGIN(concurrency-mt-unsafe)
 void UseUtf8() {
   std::setlocale(LC_CTYPE, "");
   if (std::strcmp(nl_langinfo(CODESET), "UTF-8") != 0) std::setlocale(LC_CTYPE, "C.UTF-8");
 }
+// NOLINTEND(concurrency-mt-unsafe)
 
 char* Prompt(EditLine* editor) {
   void* prompt = nullptr;
