@@ -1,6 +1,8 @@
 #include "attention_worker/pass_inputs.h"
 
 #include <algorithm>
+#include <bit>
+#include <utility>
 
 #include "common/check.h"
 #include "common/pages.h"
@@ -8,7 +10,10 @@
 namespace tandem {
 namespace {
 
-constexpr size_t kMinCapacity = 4096;  // ids
+constexpr int kColumns = 6;  // of PassRows, by row
+constexpr int64_t kMinRows = 64;
+constexpr int64_t kMinTables = 16;
+constexpr int64_t kMinPages = 16;
 
 // The device trusts what it reads there.
 void Check(const PassRows& rows) {
@@ -41,54 +46,49 @@ void Check(const PassRows& rows) {
 
 }  // namespace
 
+void PassInputs::Grow(int64_t rows, int64_t tables, int64_t pages) {
+  if (rows <= row_capacity_ && tables <= table_capacity_ && pages <= page_capacity_) return;
+  const auto grown = [](int64_t capacity, int64_t least, int64_t wanted) {
+    return std::max({capacity, least, static_cast<int64_t>(std::bit_ceil<uint64_t>(wanted))});
+  };
+  row_capacity_ = grown(row_capacity_, kMinRows, rows);
+  table_capacity_ = grown(table_capacity_, kMinTables, tables);
+  page_capacity_ = grown(page_capacity_, kMinPages, pages);
+  staging_.assign(column(kColumns) + table_capacity_ * page_capacity_, -1);
+  buffer_.reset();
+  auto buffer = backend_->Allocate(staging_.size() * sizeof(int32_t));
+  TANDEM_CHECK(buffer.ok());
+  buffer_ = *std::move(buffer);
+}
+
 void PassInputs::Put(const PassRows& rows) {
   Check(rows);
-  const int64_t num_rows = rows.num_rows();
-  const int64_t num_absorbed = rows.num_absorbed();
   const auto num_tables = static_cast<int64_t>(rows.page_tables.size());
-  int64_t table_width = 1;
+  int64_t longest = 0;
   for (const auto& table : rows.page_tables) {
-    table_width = std::max(table_width, static_cast<int64_t>(table.size()));
+    longest = std::max(longest, static_cast<int64_t>(table.size()));
   }
+  Grow(rows.num_rows(), num_tables, longest);
 
-  staging_.clear();
-  const auto add = [this](const std::vector<int32_t>& values) {
-    staging_.insert(staging_.end(), values.begin(), values.end());
-  };
-  add(rows.token_ids);
-  add(rows.positions);
-  add(rows.page_ids);
-  add(rows.slots);
-  add(rows.table_of_row);
-  add(rows.lengths);
-  for (const auto& table : rows.page_tables) {
-    staging_.insert(staging_.end(), table.begin(), table.end());
-    staging_.resize(staging_.size() + table_width - table.size(), -1);
+  const std::pair<const std::vector<int32_t>*, kernels::DeviceTensor*> columns[kColumns] = {
+      {&rows.token_ids, &token_ids},       {&rows.positions, &positions},
+      {&rows.page_ids, &page_ids},         {&rows.slots, &slots},
+      {&rows.table_of_row, &table_of_row}, {&rows.lengths, &lengths}};
+  const int64_t used = column(kColumns) + num_tables * page_capacity_;
+  const auto all = buffer_->Tensor(Dtype::kI32, {used});
+  for (int i = 0; i < kColumns; ++i) {
+    const auto& [values, tensor] = columns[i];
+    std::copy(values->begin(), values->end(), staging_.begin() + column(i));
+    *tensor = all.slice(column(i), static_cast<int64_t>(values->size()));
   }
-
-  if (buffer_ == nullptr || buffer_->bytes() < staging_.size() * sizeof(int32_t)) {
-    buffer_.reset();
-    size_t capacity = kMinCapacity;
-    while (capacity < staging_.size()) capacity *= 2;
-    auto buffer = backend_->Allocate(capacity * sizeof(int32_t));
-    TANDEM_CHECK(buffer.ok());
-    buffer_ = *std::move(buffer);
+  for (int64_t i = 0; i < num_tables; ++i) {
+    const auto& table = rows.page_tables[i];
+    const auto begin = staging_.begin() + column(kColumns) + i * page_capacity_;
+    std::fill(std::copy(table.begin(), table.end(), begin), begin + page_capacity_, -1);
   }
-  const auto size = static_cast<int64_t>(staging_.size());
-  const auto all = buffer_->Tensor(Dtype::kI32, {size});
+  page_tables = all.slice(column(kColumns), num_tables * page_capacity_)
+                    .reshaped({num_tables, page_capacity_});
   backend_->Write(staging_.data(), all);
-  int64_t next = 0;
-  const auto take = [&](int64_t count) {
-    next += count;
-    return all.slice(next - count, count);
-  };
-  token_ids = take(num_rows);
-  positions = take(num_rows);
-  page_ids = take(num_rows);
-  slots = take(num_rows);
-  table_of_row = take(num_absorbed);
-  lengths = take(num_absorbed);
-  page_tables = take(num_tables * table_width).reshaped({num_tables, table_width});
 }
 
 }  // namespace tandem

@@ -37,8 +37,10 @@ struct PassRows {
   int64_t num_expanded() const { return num_rows() - num_absorbed(); }
 };
 
-// Device buffers of a capacity that grows by doubling and is fixed in between, so that addresses
-// stay. Belongs to one thread. A device without memory for it ends the process.
+// Device buffers of fixed capacities: while rows, tables and pages of a table stay within them,
+// each tensor has the same address and page_tables the same width, whatever the pass, so that a
+// recorded pass can be run again. A capacity that is exceeded at least doubles. Belongs to one
+// thread. A device without memory for it ends the process.
 class PassInputs {
  public:
   explicit PassInputs(kernels::Backend* backend) : backend_(backend) {}
@@ -53,12 +55,19 @@ class PassInputs {
   kernels::DeviceTensor slots;
   kernels::DeviceTensor table_of_row;
   kernels::DeviceTensor lengths;
-  kernels::DeviceTensor page_tables;  // [tables, pages of the longest]
+  kernels::DeviceTensor page_tables;  // [tables, capacity in pages]; -1 behind a table's end
 
  private:
+  void Grow(int64_t rows, int64_t tables, int64_t pages);
+  // Of ids, in buffer_: each begins at a multiple of 64 bytes.
+  int64_t column(int index) const { return index * row_capacity_; }
+
   kernels::Backend* const backend_;
-  std::unique_ptr<kernels::Buffer> buffer_;
-  std::vector<int32_t> staging_;
+  int64_t row_capacity_ = 0;  // of each of the six columns; powers of two, all three
+  int64_t table_capacity_ = 0;
+  int64_t page_capacity_ = 0;                // of a table
+  std::unique_ptr<kernels::Buffer> buffer_;  // six columns, then the tables
+  std::vector<int32_t> staging_;             // likewise
 };
 
 }  // namespace tandem
