@@ -3,47 +3,17 @@
 #include <atomic>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "attention_worker/dispatched_experts.h"
-#include "common/mutex.h"
 #include "common/status.h"
 #include "common/tokenizer/tokenizer.h"
 #include "common/transport/expert_dispatcher.h"
 #include "common/transport/grpc_attention_service.h"
-#include "common/transport/grpc_expert_link.h"
+#include "common/transport/grpc_expert_links.h"
 #include "deployment/load_attention.h"
 
 namespace tandem {
 namespace {
-
-// The links to all expert workers that there ever were, for their counters.
-class ExpertLinks {
- public:
-  std::shared_ptr<ExpertLink> Dial(const Placement::Worker& worker) {
-    auto link = std::make_shared<GrpcExpertLink>(GrpcPeer{worker.address, nullptr});
-    MutexLock lock(mutex_);
-    links_.push_back(link);
-    return link;
-  }
-
-  CounterSnapshot Counters() const {
-    int64_t header_bytes = 0, payload_bytes = 0;
-    MutexLock lock(mutex_);
-    for (const auto& link : links_) {
-      for (const auto& [name, value] : link->Counters()) {
-        if (name == "header_bytes_sent_total") header_bytes += value;
-        if (name == "payload_bytes_sent_total") payload_bytes += value;
-      }
-    }
-    return {{"expert_header_bytes_sent_total", header_bytes},
-            {"expert_payload_bytes_sent_total", payload_bytes}};
-  }
-
- private:
-  mutable Mutex mutex_;
-  std::vector<std::shared_ptr<GrpcExpertLink>> links_ ABSL_GUARDED_BY(mutex_);
-};
 
 class AttentionRole : public WorkerRole {
  public:
@@ -53,7 +23,9 @@ class AttentionRole : public WorkerRole {
         options_(options),
         tokenizer_(std::move(tokenizer)),
         dispatcher_(parts.incarnation, {},
-                    [this](const Placement::Worker& worker) { return links_.Dial(worker); }),
+                    [this](const Placement::Worker& worker) {
+                      return links_.Dial({worker.address, nullptr});
+                    }),
         experts_(parts.backend, parts.checkpoint->config().experts_per_token, &dispatcher_),
         service_(
             [this](AttentionLink::Observer* observer) {
@@ -82,20 +54,12 @@ class AttentionRole : public WorkerRole {
     return absl::OkStatus();
   }
 
-  void Use(Placement placement) override {
-    const PlacementVersion version = placement.version;
-    dispatcher_.SetPlacement(std::move(placement));
-    MutexLock lock(mutex_);
-    placement_ = version;
-  }
+  void Use(Placement placement) override { dispatcher_.SetPlacement(std::move(placement)); }
 
   void Retire(PlacementVersion) override {}
 
   bool loaded() const override { return ready_ != nullptr; }
-  PlacementVersion placement() const override {
-    MutexLock lock(mutex_);
-    return placement_;
-  }
+  PlacementVersion placement() const override { return dispatcher_.oldest_in_use(); }
 
   CounterSnapshot Counters() const override {
     CounterSnapshot all;
@@ -110,11 +74,8 @@ class AttentionRole : public WorkerRole {
   const AttentionRoleOptions options_;
   const std::unique_ptr<const Tokenizer> tokenizer_;  // null: the checkpoint has none
 
-  mutable Mutex mutex_;
-  PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is in use
-
   // Each uses those above it, so they go down from the last to the first.
-  ExpertLinks links_;
+  GrpcExpertLinks links_;
   ExpertDispatcher dispatcher_;
   DispatchedExperts experts_;
   LoadedAttention attention_;

@@ -17,7 +17,7 @@ namespace tandem {
 struct WorkerHealth {
   bool ready = false;
   float loaded = 0;            // share of its weights, 0 to 1
-  PlacementVersion placement;  // newest that it has loaded (expert) or uses (attention)
+  PlacementVersion placement;  // newest loaded (expert), oldest in use (attention)
   CounterSnapshot counters;
 };
 
@@ -34,7 +34,8 @@ class RegistryClient {
     std::function<WorkerHealth()> health;
     std::function<void(WorkerId self, uint64_t gateway_incarnation)> on_accepted;
     std::function<void(Placement)> on_load;  // expert workers
-    std::function<void(Placement)> on_use;   // attention workers
+    // Attention workers: use it from now on. Expert workers: no attention worker uses an older one.
+    std::function<void(Placement)> on_use;
     // The registry will not have this worker: wrong checkpoint, mode or numerics class. Final.
     std::function<void(absl::Status)> on_refused;
   };

@@ -78,7 +78,8 @@ bool Answers(const ExpertReply& reply, const ExpertRequest& request) {
 struct ExpertDispatcher::Layer {
   struct Sent {
     ExpertPart part;
-    std::shared_ptr<ExpertLink> link;  // kept until the part is answered or given up
+    std::shared_ptr<const Placement> placement;
+    std::shared_ptr<ExpertLink> link;  // kept, like the placement, until it is answered or given up
     std::string address;
     Clock::time_point start;
     Clock::time_point give_up;
@@ -161,8 +162,8 @@ struct ExpertDispatcher::State {
   mutable Mutex mutex;
   std::shared_ptr<const Placement> placement ABSL_GUARDED_BY(mutex);  // null until set
   absl::flat_hash_map<WorkerId, Peer> peers ABSL_GUARDED_BY(mutex);
-  // Closed by the thread that polls.
-  std::vector<std::shared_ptr<ExpertLink>> retired ABSL_GUARDED_BY(mutex);
+  // All that parts which are out were sent under, oldest first.
+  std::vector<std::weak_ptr<const Placement>> placements_in_use ABSL_GUARDED_BY(mutex);
   std::vector<std::weak_ptr<Mailbox>> mailboxes ABSL_GUARDED_BY(mutex);  // of layers under way
 
   // Of the thread that polls.
@@ -176,7 +177,6 @@ struct ExpertDispatcher::State {
     return placement;
   }
   std::pair<std::shared_ptr<ExpertLink>, std::string> LinkTo(WorkerId id);
-  void CloseRetired();
   absl::Duration AttemptLimit(int64_t num_routes) const {
     return options.attempt_timeout + 8 * num_routes * least_per_route;
   }
@@ -184,7 +184,8 @@ struct ExpertDispatcher::State {
   std::optional<WorkerId> Choose(Layer& layer, const Placement& placement, int expert,
                                  Clock::time_point now) const;
   void SendWaiting(Layer& layer, const std::shared_ptr<const Placement>& current);
-  void SendPart(Layer& layer, ExpertPart part, const Placement& placement, Clock::time_point now);
+  void SendPart(Layer& layer, ExpertPart part, const std::shared_ptr<const Placement>& current,
+                Clock::time_point now);
   void GiveUpParts(Layer& layer, const std::shared_ptr<const Placement>& current);
   void Collect(Layer& layer);
   void Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply);
@@ -199,14 +200,6 @@ std::pair<std::shared_ptr<ExpertLink>, std::string> ExpertDispatcher::State::Lin
   Peer& peer = it->second;
   if (peer.link == nullptr) peer.link = make_link(peer.worker);
   return {peer.link, peer.worker.address};
-}
-
-// Closing a link can take a while, so it happens neither under the lock nor on SetPlacement's
-// thread.
-void ExpertDispatcher::State::CloseRetired() {
-  std::vector<std::shared_ptr<ExpertLink>> closing;
-  MutexLock lock(mutex);
-  closing.swap(retired);
 }
 
 // Times of large parts say most about the worker, and are the least per route.
@@ -252,17 +245,18 @@ void ExpertDispatcher::State::SendWaiting(Layer& layer,
                                   [&](int expert) { return Choose(layer, *current, expert, now); });
   layer.waiting = std::move(split.unplaced);
   layer.placement = current->version;
-  for (ExpertPart& part : split.parts) SendPart(layer, std::move(part), *current, now);
+  for (ExpertPart& part : split.parts) SendPart(layer, std::move(part), current, now);
 }
 
-void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part, const Placement& placement,
+void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part,
+                                       const std::shared_ptr<const Placement>& current,
                                        Clock::time_point now) {
   const uint32_t number = next_part++;
   const absl::Duration layer_left = absl::FromChrono(layer.deadline - now);
   ExpertRequest& request = *part.request;
   request.id = {incarnation, layer.batch.step, static_cast<uint32_t>(layer.batch.layer), number,
                 layer.next_attempt};
-  request.placement = placement.version;
+  request.placement = current->version;
   request.time_left =
       std::min(AttemptLimit(request.num_routes()) * (1 << layer.num_timeouts), layer_left);
   counts->parts += 1;
@@ -271,7 +265,7 @@ void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part, const Plac
 
   auto [link, address] = LinkTo(part.worker);
   std::shared_ptr<const ExpertRequest> sending = part.request;
-  layer.sent.emplace(number, Layer::Sent{std::move(part), link, std::move(address), now,
+  layer.sent.emplace(number, Layer::Sent{std::move(part), current, link, std::move(address), now,
                                          After(now, request.time_left + options.reply_grace)});
   if (link == nullptr) {
     layer.mailbox->Put(number, {absl::UnavailableError("it cannot be reached"), {}, nullptr});
@@ -359,7 +353,6 @@ void ExpertDispatcher::State::Accept(Layer& layer, const ExpertPart& part,
 }
 
 std::optional<absl::Status> ExpertDispatcher::State::Poll(Layer& layer) {
-  CloseRetired();
   Collect(layer);
   if (!layer.done() && Clock::now() >= layer.deadline) return TimedOut(layer);
   // One look for both: a placement that comes in between is seen as new by the next Poll.
@@ -429,11 +422,10 @@ void ExpertDispatcher::SetPlacement(Placement placement) {
       }
       peers.emplace(worker.id, std::move(peer));
     }
-    for (auto& [id, peer] : state_->peers) {
-      if (peer.link != nullptr) state_->retired.push_back(std::move(peer.link));
-    }
     state_->peers = std::move(peers);
-    state_->placement = std::move(shared);
+    state_->placement = shared;
+    std::erase_if(state_->placements_in_use, [](const auto& used) { return used.expired(); });
+    state_->placements_in_use.push_back(std::move(shared));
     for (const auto& mailbox : state_->mailboxes) {
       if (auto alive = mailbox.lock()) waiting.push_back(std::move(alive));
     }
@@ -468,9 +460,16 @@ std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
     mailboxes.push_back(layer->mailbox);
   }
   ++state_->counts->dispatches;
-  state_->CloseRetired();
   state_->SendWaiting(*layer, state_->CurrentPlacement());
   return std::unique_ptr<Pending>(new Pending(state_, std::move(layer)));
+}
+
+PlacementVersion ExpertDispatcher::oldest_in_use() const {
+  MutexLock lock(state_->mutex);
+  for (const auto& used : state_->placements_in_use) {
+    if (const auto placement = used.lock()) return placement->version;
+  }
+  return {};
 }
 
 CounterSnapshot ExpertDispatcher::Counters() const {

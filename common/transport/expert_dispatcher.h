@@ -38,7 +38,8 @@ struct ExpertRows {
   TensorView expert_rows;              // [num_rows * top_k, hidden] act; of the others
 };
 
-// Makes the link to a worker that a placement names.
+// Makes the link to a worker that a placement names. Called, and links let go, on any thread, which
+// neither may block.
 using ExpertLinkFactory = std::function<std::shared_ptr<ExpertLink>(const Placement::Worker&)>;
 
 // Time limits grow with what was measured: an attempt at n routes gets attempt_timeout plus 8 n
@@ -67,6 +68,8 @@ class ExpertDispatcher {
 
   // Takes effect at the next attempt. Links to workers that stay are kept.
   void SetPlacement(Placement placement);
+  // The oldest version under which a part is still out, or the newest that was set.
+  PlacementVersion oldest_in_use() const;
 
   // A dispatched layer; may be destroyed unanswered. Several may be under way at once.
   class Pending {

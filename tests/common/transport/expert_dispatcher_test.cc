@@ -6,6 +6,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
@@ -323,6 +324,25 @@ TEST(ExpertDispatcherTest, AWaitGoesOnUnderTheNewestPlacement) {
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
   gateway.join();
   EXPECT_EQ(out.values, routed.Expected());
+}
+
+TEST(ExpertDispatcherTest, APlacementIsInUseUntilWhatWasSentUnderItHasBeenAnswered) {
+  const Routed routed(6);
+  auto held = std::make_shared<FakeExpertLink>();
+  held->set_held(true);
+  auto dispatcher = MakeDispatcher({{1, held}});
+  EXPECT_EQ(dispatcher->oldest_in_use(), PlacementVersion{});
+  dispatcher->SetPlacement(MakePlacement(1, 1, 1, 1));
+  EXPECT_EQ(dispatcher->oldest_in_use(), (PlacementVersion{1, 1}));
+  std::optional<WaitedDispatch> pending(std::in_place, dispatcher.get(), routed.batch());
+  ASSERT_TRUE(held->WaitForRequests(1));
+  dispatcher->SetPlacement(MakePlacement(1, 1, 1, 2));
+  dispatcher->SetPlacement(MakePlacement(1, 1, 1, 3));
+  EXPECT_EQ(dispatcher->oldest_in_use(), (PlacementVersion{1, 1}));
+  held->set_held(false);
+  Output out(routed);
+  EXPECT_TRUE(pending->Wait(CombineOne, out.view()).ok());
+  EXPECT_EQ(dispatcher->oldest_in_use(), (PlacementVersion{1, 3}));
 }
 
 TEST(ExpertDispatcherTest, PollHasSomethingToDoOnlyWhenItIsToldOrItsTimeHasCome) {

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/transport/expert_frame.h"
+#include "common/transport/grpc_expert_links.h"
 #include "common/transport/grpc_expert_service.h"
 #include "tests/common/transport/fake_expert.h"
 
@@ -224,6 +225,36 @@ TEST(GrpcExpertLinkTest, ClosingALinkAnswersWhatIsOutstanding) {
   EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "streams_live") == 0; }));
   worker.engine.set_held(false);
   EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "replies_dropped_total") == 1; }));
+}
+
+TEST(GrpcExpertLinksTest, ALinkThatIsLetGoIsClosedElsewhereAndStaysCounted) {
+  Worker worker;
+  GrpcExpertLinks links;
+  const auto sent = [&] { return Counter(links.Counters(), "expert_payload_bytes_sent_total"); };
+  auto link = links.Dial(worker.peer());
+  const auto request = MakeFakeRequest(1, 8, 64);
+  ExpectAnswers(Get(SendAsync(*link, request)), *request);
+  const int64_t bytes = sent();
+  EXPECT_GT(bytes, 0);
+  EXPECT_EQ(Counter(links.Counters(), "expert_links_live"), 1);
+
+  // Let go by the callback of an answer: gRPC's own thread, which must not wait for the end.
+  worker.engine.set_held(true);
+  std::promise<void> let_go;
+  GrpcExpertLink* const raw = static_cast<GrpcExpertLink*>(link.get());
+  raw->Send(MakeFakeRequest(2, 8, 64), [&, held = std::move(link)](ExpertReply) mutable {
+    held.reset();
+    let_go.set_value();
+  });
+  ASSERT_TRUE(worker.engine.WaitForRequests(1));
+  worker.engine.set_held(false);
+  let_go.get_future().wait();
+  EXPECT_EQ(Counter(links.Counters(), "expert_links_live"), 0);
+  EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "streams_live") == 0; }));
+  EXPECT_GT(sent(), bytes);
+  const int64_t all = sent();
+  const auto second = links.Dial(worker.peer());
+  EXPECT_EQ(sent(), all);
 }
 
 TEST(GrpcExpertLinkTest, KeepalivesGoBothWaysWhileNothingElseDoes) {
