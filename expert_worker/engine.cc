@@ -189,7 +189,10 @@ void ExpertEngine::Impl::Execute(std::vector<Waiting> batch) {
       ++dropped_total_;
       status = absl::DeadlineExceededError("the request's time was up before it was computed");
     } else {
-      status = experts_.Check(request.id.layer, request.route_experts);  // may have been let go
+      status = experts_.CheckVersion(request.placement);
+      if (status.ok()) {
+        status = experts_.Check(request.id.layer, request.route_experts);  // may have been let go
+      }
     }
     if (status.ok()) {
       live.push_back(std::move(waiting));

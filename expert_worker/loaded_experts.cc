@@ -107,6 +107,7 @@ void LoadedExperts::Retire(PlacementVersion oldest_in_use) {
   if (std::none_of(in_use_versions_.begin(), in_use_versions_.end(), in_use)) return;
   std::erase_if(in_use_versions_, [&](const auto& version) { return !in_use(version); });
   std::unique_lock<std::shared_mutex> nobody(in_use_);
+  floor_ = oldest_in_use;
   for (size_t i = 0; i < bytes_of_.size(); ++i) {
     const bool wanted = std::any_of(in_use_versions_.begin(), in_use_versions_.end(),
                                     [i](const auto& version) { return version.second[i]; });
@@ -122,6 +123,12 @@ std::vector<const kernels::ExpertLayer*> LoadedExperts::Layers() const {
   std::vector<const kernels::ExpertLayer*> layers;
   for (const auto& layer : layers_) layers.push_back(layer.get());
   return layers;
+}
+
+absl::Status LoadedExperts::CheckVersion(PlacementVersion version) const {
+  if (version.epoch != floor_.epoch || version >= floor_) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "placement ", version.counter, " is used no more; the oldest in use is ", floor_.counter));
 }
 
 absl::Status LoadedExperts::Check(int64_t layer, absl::Span<const int32_t> experts) const {

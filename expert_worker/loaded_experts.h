@@ -38,14 +38,17 @@ class LoadedExperts {
                     const std::function<void(float)>& progress);
 
   // Placements below `oldest_in_use`, and those of another gateway's life, are used no more:
-  // experts that no version in use gives to this worker are let go. Does nothing unless one is
-  // loaded that is not below. Waits until nobody uses any (Use), so for one call of an op at most.
+  // experts that no version in use gives to this worker are let go, and work under an older version
+  // is refused. Does nothing unless one is loaded that is not below. Waits until nobody uses any
+  // (Use), so for one call of an op at most.
   void Retire(PlacementVersion oldest_in_use);
 
   // While it lives, no expert is let go. Not for long.
   std::shared_lock<std::shared_mutex> Use() const {
     return std::shared_lock<std::shared_mutex>(in_use_);
   }
+  // FAILED_PRECONDITION for a version that has been retired. Requires Use.
+  absl::Status CheckVersion(PlacementVersion version) const;
   // INVALID_ARGUMENT for a layer without experts or an expert that the model has not, NOT_FOUND for
   // one that is not loaded. Certain only within Use.
   absl::Status Check(int64_t layer, absl::Span<const int32_t> experts) const;
@@ -83,6 +86,7 @@ class LoadedExperts {
   std::vector<int64_t> bytes_of_ ABSL_GUARDED_BY(changing_);  // [num_layers * num_experts]
 
   mutable std::shared_mutex in_use_;  // exclusive while experts are let go
+  PlacementVersion floor_;            // guarded by in_use_
   // [num_layers * num_experts]; set after the expert is there, cleared before it goes.
   std::unique_ptr<std::atomic<bool>[]> loaded_;
   std::atomic<int64_t> num_loaded_{0};

@@ -69,7 +69,7 @@ class ExpertLink {
   // returns: with the rows, or with an error. Never later than request->time_left plus a second.
   // `done` must not block.
   //   NOT_FOUND            the worker has not loaded one of the experts
-  //   FAILED_PRECONDITION  the placement's version is below the worker's floor
+  //   FAILED_PRECONDITION  the placement's version has been retired at the worker
   //   DEADLINE_EXCEEDED    time_left ran out, at the worker or on the way
   //   RESOURCE_EXHAUSTED   too many bytes are outstanding on this link
   //   UNAVAILABLE          the worker cannot be reached, or the connection broke

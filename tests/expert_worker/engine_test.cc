@@ -227,6 +227,11 @@ TEST_P(ExpertEngineTest, LetsGoOfWhatNoVersionInUseNames) {
   EXPECT_EQ(experts->num_loaded(), num_experts_);
   EXPECT_EQ(Counter(engine.Counters(), "expert_bytes"), bytes / 2);
   EXPECT_EQ(Send(engine, odd).status.code(), absl::StatusCode::kNotFound);
+  even->placement = {1, 1};
+  EXPECT_EQ(Send(engine, even).status.code(), absl::StatusCode::kFailedPrecondition);
+  even->placement = {1, 2};
+  EXPECT_EQ(Bytes(Send(engine, even).rows), of_even);
+  even->placement = {9, 1};  // of a gateway's life that came or went: its experts are there
   EXPECT_EQ(Bytes(Send(engine, even).rows), of_even);
 
   ASSERT_TRUE(experts->Load(again, 1, nullptr).ok());
