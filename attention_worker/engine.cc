@@ -1,5 +1,7 @@
 #include "attention_worker/engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <optional>
 #include <thread>
@@ -15,6 +17,7 @@
 #include "common/check.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "common/work_clock.h"
 
 namespace tandem {
 namespace {
@@ -63,6 +66,7 @@ class AttentionEngine::Impl {
                 &counts_, [this] { Wake(); }) {
     counts_.pages_free = cache_->pool().free_pages();
     thread_ = std::thread([this] { RunThread(); });
+    pthread_setname_np(thread_.native_handle(), "engine");
   }
 
   ~Impl() {
@@ -102,7 +106,7 @@ class AttentionEngine::Impl {
       const SequenceId id = sequence->spec.sequence;
       if (!session.cancellable.emplace(id, sequence).second) return;
       session.inbox.push_back({std::move(sequence), std::nullopt, false, 0});
-      work_ = true;
+      SignalWork();
     }
     wake_.NotifyOne();
   }
@@ -113,7 +117,7 @@ class AttentionEngine::Impl {
       const bool one_too_many = session.outstanding_steps >= AttentionLink::kMaxOutstandingSteps;
       if (!one_too_many) ++session.outstanding_steps;
       session.inbox.push_back({nullptr, std::move(step), one_too_many, 0});
-      work_ = true;
+      SignalWork();
     }
     wake_.NotifyOne();
   }
@@ -122,7 +126,7 @@ class AttentionEngine::Impl {
     {
       MutexLock lock(mutex_);
       session.inbox.push_back({nullptr, std::nullopt, false, sequence});
-      work_ = true;
+      SignalWork();
     }
     wake_.NotifyOne();
   }
@@ -149,7 +153,7 @@ class AttentionEngine::Impl {
       session->inbox.clear();
       for (const auto& [id, sequence] : session->cancellable) CancelLocked(session, sequence);
       session->cancellable.clear();
-      work_ = true;
+      SignalWork();
     }
     wake_.NotifyOne();
   }
@@ -169,8 +173,11 @@ class AttentionEngine::Impl {
             {"sampled_total", c.sampled_total},
             {"scored_total", c.scored_total},
             {"cancels_total", c.cancels_total},
-            {"cancel_layers_max", c.cancel_layers_max}};
+            {"cancel_layers_max", c.cancel_layers_max},
+            {"busy_ms", absl::ToInt64Milliseconds(busy_for())}};
   }
+
+  absl::Duration busy_for() const { return work_clock_.elapsed(); }
 
  private:
   void CancelLocked(const std::shared_ptr<Session>& session,
@@ -180,13 +187,18 @@ class AttentionEngine::Impl {
     sequence->cancelled = true;
     cancelled_.emplace_back(session, sequence);
     ++counts_.cancels_total;
+    SignalWork();
+  }
+
+  void SignalWork() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     work_ = true;
+    work_clock_.Given();
   }
 
   void Wake() {
     {
       MutexLock lock(mutex_);
-      work_ = true;
+      SignalWork();
     }
     wake_.NotifyOne();
   }
@@ -195,6 +207,7 @@ class AttentionEngine::Impl {
 
   void RunThread() {
     while (true) {
+      work_clock_.Begin();
       {
         MutexLock lock(mutex_);
         if (stopping_) return;
@@ -218,6 +231,7 @@ class AttentionEngine::Impl {
     const StepRunner::Clock::time_point start = StepRunner::Clock::now();
     {
       MutexLock lock(mutex_);
+      if (!work_) work_clock_.Rest();
       const auto work = [this]()
                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return work_ || stopping_; };
       if (until.has_value()) {
@@ -416,6 +430,7 @@ class AttentionEngine::Impl {
   }
 
   EngineCounts counts_;
+  WorkClock work_clock_;
   const std::unique_ptr<LatentCache> cache_;
 
   const std::unique_ptr<kernels::Buffer> ids_with_token_;  // [vocab] u8; null: all have one
@@ -479,5 +494,6 @@ std::unique_ptr<AttentionLink> AttentionEngine::Connect(AttentionLink::Observer*
 }
 
 CounterSnapshot AttentionEngine::Counters() const { return impl_->Counters(); }
+absl::Duration AttentionEngine::busy_for() const { return impl_->busy_for(); }
 
 }  // namespace tandem

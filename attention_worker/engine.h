@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/transport/attention_link.h"
 #include "kernels/backend.h"
@@ -42,8 +43,10 @@ class AttentionEngine {
   // sequences_live, batches_live, rows_live, pages_total, pages_free, sessions_live, steps_total,
   // layers_total (layer passes run), expanded_row_layers_total, absorbed_row_layers_total,
   // sampled_total, scored_total, cancels_total, cancel_layers_max (most layer passes that were
-  // still run over a row after its cancel arrived)
+  // still run over a row after its cancel arrived), busy_ms
   CounterSnapshot Counters() const;
+  // How long the engine's thread has been at one layer, message or answer; zero while it waits.
+  absl::Duration busy_for() const;
 
  private:
   class Impl;

@@ -3,7 +3,6 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 
@@ -11,8 +10,6 @@ namespace tandem {
 namespace {
 
 constexpr char kEmbedding[] = "model.embed_tokens.weight";
-
-bool IsRoutedExpert(const std::string& name) { return absl::StrContains(name, ".mlp.experts."); }
 
 class Loader {
  public:

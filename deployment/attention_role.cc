@@ -11,6 +11,7 @@
 #include "common/transport/grpc_attention_service.h"
 #include "common/transport/grpc_expert_links.h"
 #include "deployment/load_attention.h"
+#include "deployment/memory_needs.h"
 
 namespace tandem {
 namespace {
@@ -41,6 +42,11 @@ class AttentionRole : public WorkerRole {
   grpc::Service* service() override { return service_.service(); }
 
   absl::Status LoadAtStart(const std::function<void(float)>& progress) override {
+    const Checkpoint& checkpoint = *parts_.checkpoint;
+    TANDEM_RETURN_IF_ERROR(
+        CheckMemory({OtherBytes(checkpoint, parts_.format),
+                     CacheBytes(checkpoint.config(), parts_.dtype, options_.cache_tokens)},
+                    ReadMachineLimits()));
     TANDEM_ASSIGN_OR_RETURN(
         attention_, LoadAttention({parts_.backend, parts_.checkpoint, tokenizer_.get(), &experts_,
                                    parts_.dtype, parts_.format, options_.cache_tokens},
@@ -61,6 +67,10 @@ class AttentionRole : public WorkerRole {
   bool loaded() const override { return ready_ != nullptr; }
   PlacementVersion placement() const override { return dispatcher_.oldest_in_use(); }
 
+  absl::Duration busy_for() const override {
+    const AttentionEngine* engine = ready_;
+    return engine == nullptr ? absl::ZeroDuration() : engine->busy_for();
+  }
   CounterSnapshot Counters() const override {
     CounterSnapshot all;
     if (AttentionEngine* engine = ready_) all = engine->Counters();

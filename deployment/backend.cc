@@ -1,6 +1,8 @@
 #include "deployment/backend.h"
 
 #include "absl/strings/str_cat.h"
+#include "common/machine.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -13,14 +15,20 @@ void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
   app.add_option("--device", device,
                  absl::StrCat(when, "what to compute on; this build has: ", kDevices))
       ->capture_default_str();
-  app.add_option("--threads", threads, absl::StrCat(when, "compute threads, 0 for one per core"))
+  app.add_option("--threads", threads,
+                 absl::StrCat(when, "compute threads, 0 for one per usable core"))
       ->check(CLI::Range(0, 1024));
   app.add_option("--weights", weights,
                  absl::StrCat(when, "format of the weights, f32 or bf16; default: --dtype's"));
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options) {
-  if (options.device == "cpu") return kernels::CreateCpuBackend(options.threads);
+  if (options.device == "cpu") {
+    if (options.threads > 0) return kernels::CreateCpuBackend(options.threads);
+    const MachineLimits limits = ReadMachineLimits();
+    spdlog::info("compute threads: {}, by {}", limits.cpus, limits.cpus_from);
+    return kernels::CreateCpuBackend(limits.cpus);
+  }
   return absl::InvalidArgumentError(
       absl::StrCat("--device is \"", options.device, "\", but this build has only: ", kDevices));
 }

@@ -15,7 +15,7 @@ namespace tandem {
 // What a process computes with.
 struct BackendOptions {
   std::string device = "cpu";
-  int threads = 0;      // of the CPU, 0: one per core
+  int threads = 0;      // of the CPU, 0: one per core that this process may use
   std::string weights;  // their format; empty: the mode's
 
   // --device, --threads and --weights; `when` begins their descriptions: "with --model: ".

@@ -7,6 +7,7 @@
 #include "common/checkpoint/checkpoint.h"
 #include "common/status.h"
 #include "deployment/load_attention.h"
+#include "deployment/memory_needs.h"
 #include "expert_worker/loaded_experts.h"
 #include "gateway/inference_service.h"
 #include "gateway/placement_planner.h"
@@ -55,6 +56,10 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
 
   TANDEM_ASSIGN_OR_RETURN(const WeightFormat format,
                           ParseWeightFormat(options.backend.weights, options.dtype));
+  TANDEM_RETURN_IF_ERROR(
+      CheckMemory({OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format),
+                   CacheBytes(p.model.config, options.dtype, options.cache_tokens)},
+                  ReadMachineLimits()));
   TANDEM_ASSIGN_OR_RETURN(p.loaded_experts,
                           LoadedExperts::Create(p.checkpoint.get(), p.backend.get(), format));
   p.experts = std::make_unique<LocalExperts>(p.backend.get(), p.model.config.experts_per_token,

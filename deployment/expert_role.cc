@@ -1,20 +1,35 @@
 #include "deployment/expert_role.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/transport/grpc_expert_service.h"
+#include "deployment/memory_needs.h"
 #include "expert_worker/engine.h"
 #include "expert_worker/loaded_experts.h"
 
 namespace tandem {
 namespace {
 
+// Of all experts, those that a placement gives to `self`; they are all of one size.
+double ShareOf(const Placement& placement, WorkerId self) {
+  int64_t all = 0, given = 0;
+  for (const auto& holders : placement.holders) {
+    if (holders.empty()) continue;
+    ++all;
+    given += std::count(holders.begin(), holders.end(), self);
+  }
+  return all == 0 ? 0 : static_cast<double>(given) / static_cast<double>(all);
+}
+
 class ExpertRole : public WorkerRole {
  public:
   ExpertRole(const WorkerParts& parts, std::unique_ptr<LoadedExperts> experts)
-      : experts_(std::move(experts)),
+      : checkpoint_(*parts.checkpoint),
+        format_(parts.format),
+        experts_(std::move(experts)),
         engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
         service_(&engine_) {}
 
@@ -29,6 +44,11 @@ class ExpertRole : public WorkerRole {
 
   absl::Status Load(const Placement& placement, WorkerId self,
                     const std::function<void(float)>& progress) override {
+    TANDEM_RETURN_IF_ERROR(
+        CheckMemory({static_cast<int64_t>(ShareOf(placement, self) *
+                                          static_cast<double>(ExpertBytes(checkpoint_, format_))),
+                     0},
+                    ReadMachineLimits()));
     TANDEM_RETURN_IF_ERROR(experts_->Load(placement, self, progress));
     MutexLock lock(mutex_);
     placement_ = placement.version;
@@ -44,6 +64,7 @@ class ExpertRole : public WorkerRole {
     return placement_;
   }
 
+  absl::Duration busy_for() const override { return engine_.busy_for(); }
   CounterSnapshot Counters() const override {
     CounterSnapshot all = engine_.Counters();
     for (auto& counter : service_.Counters()) all.push_back(std::move(counter));
@@ -51,6 +72,9 @@ class ExpertRole : public WorkerRole {
   }
 
  private:
+  const Checkpoint& checkpoint_;
+  const WeightFormat format_;
+
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
 

@@ -96,6 +96,7 @@ class Gateway {
     membership.digest = model_.digest;
     membership.dtype = options_.dtype;
     membership.epoch = NewIncarnation();
+    membership.busy_limit = absl::Seconds(options_.hang_limit_s);
     auto coordinator = std::make_unique<Coordinator>(
         &model_.config, membership, &driver_,
         [this, epoch = membership.epoch](
@@ -156,6 +157,7 @@ class Gateway {
   CounterSnapshot Counters() const {
     CounterSnapshot all = driver_.Counters();
     for (auto& counter : inference_.Counters()) all.push_back(std::move(counter));
+    for (auto& counter : host_->Counters()) all.push_back(std::move(counter));
     all.emplace_back("loaded_percent", static_cast<int64_t>(progress_.share() * 100));
     return all;
   }
@@ -267,6 +269,11 @@ void GatewayOptions::AddTo(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--test-schedule-seed", policy.test_seed,
                  "test: random layer ranges, chunks and preemptions from this seed");
+  app.add_option(
+         "--hang-limit", hang_limit_s,
+         "with --registry: seconds that a worker may be at one layer before it counts as lost")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str();
   app.add_option("--grace", grace_s, "seconds that running requests get at the end")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

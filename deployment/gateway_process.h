@@ -22,6 +22,7 @@ struct GatewayOptions {
   std::string dtype = "bf16";
   SchedulerPolicy policy;
   double grace_s = 20;
+  double hang_limit_s = 120;
 
   void AddTo(CLI::App& app);
 };

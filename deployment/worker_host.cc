@@ -3,6 +3,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/checkpoint/digest.h"
 #include "common/mode.h"
@@ -32,6 +33,8 @@ WorkerHost::~WorkerHost() = default;
 absl::Status WorkerHost::Serve() {
   TANDEM_ASSIGN_OR_RETURN(parts_.dtype, ParseMode(options_.dtype));
   TANDEM_ASSIGN_OR_RETURN(parts_.format, ParseWeightFormat(options_.backend.weights, parts_.dtype));
+  TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.registry));
+  if (!options_.advertise.empty()) TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.advertise));
   TANDEM_ASSIGN_OR_RETURN(backend_, MakeBackend(options_.backend));
   TANDEM_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
   TANDEM_ASSIGN_OR_RETURN(parts_.digest, CheckpointDigest(*checkpoint_));
@@ -45,6 +48,10 @@ absl::Status WorkerHost::Serve() {
   progress_ = std::make_unique<LoadProgress>(names.weights);
   TANDEM_ASSIGN_OR_RETURN(host_,
                           ServiceHost::Start(options_.listen, {role_->service()}, {names.health}));
+  if (const absl::Status dialled = CheckDialAddress(Hello().address()); !dialled.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        dialled.message(), ": pass --advertise with the address that others reach this worker at"));
+  }
   spdlog::info("{} on {} ({})", names.worker, host_->address(), backend_->Description());
   TANDEM_ASSIGN_OR_RETURN(
       metrics_, MetricsHost::Start(options_.listen, names.metrics, [this] { return Counters(); }));
@@ -82,7 +89,7 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
   callbacks.health = [this] {
     const PlacementVersion placement = role_->placement();
     return WorkerHealth{role_->loaded() && placement.counter > 0, progress_->share(), placement,
-                        Counters()};
+                        role_->busy_for(), Counters()};
   };
   const auto self = std::make_shared<WorkerId>(0);  // of the client's thread, as what follows
   callbacks.on_accepted = [self](WorkerId id, uint64_t) { *self = id; };
@@ -107,6 +114,7 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
 
 CounterSnapshot WorkerHost::Counters() const {
   CounterSnapshot all = role_->Counters();
+  for (auto& counter : host_->Counters()) all.push_back(std::move(counter));
   all.emplace_back("mapped_tensors", checkpoint_->mapped_tensors());
   all.emplace_back("mapped_bytes", checkpoint_->mapped_bytes());
   all.emplace_back("loaded_percent", static_cast<int64_t>(progress_->share() * 100));

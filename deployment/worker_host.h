@@ -85,8 +85,11 @@ class WorkerRole {
 
   // Whether it has loaded what it needs to serve; once true always true.
   virtual bool loaded() const = 0;
-  // The newest that it has loaded (expert) or uses (attention), counter 0 for none.
+  // The newest that it has loaded (expert), the oldest that it uses (attention); counter 0 for
+  // none.
   virtual PlacementVersion placement() const = 0;
+  // How long the engine has been at one piece of work; zero while it waits or there is none yet.
+  virtual absl::Duration busy_for() const = 0;
   virtual CounterSnapshot Counters() const = 0;
 };
 

@@ -1,5 +1,7 @@
 #include "expert_worker/engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -12,6 +14,7 @@
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/transport/host_rows.h"
+#include "common/work_clock.h"
 
 namespace tandem {
 namespace {
@@ -39,11 +42,13 @@ class ExpertEngine::Impl {
        ExpertEngineOptions options)
       : backend_(*backend), config_(*config), experts_(*experts), options_(options) {
     thread_ = std::thread([this] { Run(); });
+    pthread_setname_np(thread_.native_handle(), "engine");
   }
   ~Impl();
 
   void Send(std::shared_ptr<const ExpertRequest> request, Done done);
   CounterSnapshot Counters() const;
+  absl::Duration busy_for() const { return work_clock_.elapsed(); }
 
  private:
   absl::Status Validate(const ExpertRequest& request) const;
@@ -63,6 +68,7 @@ class ExpertEngine::Impl {
   const LoadedExperts& experts_;
   const ExpertEngineOptions options_;
 
+  WorkClock work_clock_;
   std::atomic<int64_t> requests_total_{0};
   std::atomic<int64_t> merged_requests_total_{0};
   std::atomic<int64_t> rows_total_{0};
@@ -130,6 +136,7 @@ absl::Status ExpertEngine::Impl::Enqueue(std::shared_ptr<const ExpertRequest> re
     waiting_bytes_ += bytes;
     waiting_.push_back({std::move(request), std::move(*done), deadline});
     ++requests_live_;
+    work_clock_.Given();
   }
   changed_.NotifyOne();
   return absl::OkStatus();
@@ -141,11 +148,13 @@ void ExpertEngine::Impl::Run() {
   while (true) {
     {
       MutexLock lock(mutex_);
+      if (waiting_.empty()) work_clock_.Rest();
       changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
         return stop_ || !waiting_.empty();
       });
       if (stop_) return;
     }
+    work_clock_.Begin();
     Execute(TakeOldestLayer());
   }
 }
@@ -349,7 +358,8 @@ CounterSnapshot ExpertEngine::Impl::Counters() const {
           {"dropped_total", dropped_total_.load()},
           {"requests_live", requests_live_.load()},
           {"experts_loaded", experts_.num_loaded()},
-          {"expert_bytes", experts_.bytes()}};
+          {"expert_bytes", experts_.bytes()},
+          {"busy_ms", absl::ToInt64Milliseconds(busy_for())}};
 }
 
 ExpertEngine::ExpertEngine(kernels::Backend* backend, const ModelConfig* config,
@@ -362,5 +372,6 @@ void ExpertEngine::Send(std::shared_ptr<const ExpertRequest> request, Done done)
 }
 
 CounterSnapshot ExpertEngine::Counters() const { return impl_->Counters(); }
+absl::Duration ExpertEngine::busy_for() const { return impl_->busy_for(); }
 
 }  // namespace tandem

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/model_config.h"
 #include "common/transport/expert_link.h"
@@ -31,8 +32,10 @@ class ExpertEngine : public ExpertLink {
   void Send(std::shared_ptr<const ExpertRequest> request, Done done) override;
 
   // requests_total, merged_requests_total, rows_total, routes_total, dropped_total, requests_live,
-  // experts_loaded, expert_bytes
+  // experts_loaded, expert_bytes, busy_ms
   CounterSnapshot Counters() const;
+  // How long the engine's thread has been at one merged call; zero while it waits.
+  absl::Duration busy_for() const;
 
  private:
   class Impl;

@@ -40,6 +40,7 @@ absl::StatusOr<JoinRequest> FromProto(const v1::WorkerHello& hello) {
   request.dtype = hello.dtype();
   request.numerics_class = hello.numerics_class();
   request.device = hello.device();
+  request.busy = absl::Milliseconds(hello.busy_ms());
   return request;
 }
 
@@ -48,6 +49,7 @@ MemberHealth FromProto(const v1::WorkerHeartbeat& heartbeat) {
   health.ready = heartbeat.ready();
   health.loaded = heartbeat.loaded();
   health.placement = {heartbeat.placement_epoch(), heartbeat.placement_counter()};
+  health.busy = absl::Milliseconds(heartbeat.busy_ms());
   health.counters.assign(heartbeat.counters().begin(), heartbeat.counters().end());
   std::sort(health.counters.begin(), health.counters.end());
   return health;
@@ -251,7 +253,8 @@ class Coordinator::Impl {
       }
       case Kind::kDrop:
         if (stream == streams_.end()) return;
-        stream->second->End(grpc::Status(grpc::DEADLINE_EXCEEDED, "no heartbeat within the lease"));
+        spdlog::warn("worker {} is let go: {}", action.worker, action.why);
+        stream->second->End(grpc::Status(grpc::DEADLINE_EXCEEDED, action.why));
         streams_.erase(stream);
         return;
       case Kind::kStartAttention: {

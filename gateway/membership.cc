@@ -16,6 +16,17 @@ absl::Status Mismatch(const JoinRequest& request, const char* what, const std::s
                                                     ", but this deployment serves ", ours));
 }
 
+std::string Silent(const JoinRequest& worker, absl::Duration lease) {
+  return absl::StrCat(WorkerKindName(worker.kind), " worker at ", worker.address,
+                      " has sent no heartbeat for ", absl::FormatDuration(lease));
+}
+
+std::string Hangs(const JoinRequest& worker, absl::Duration busy) {
+  return absl::StrCat(WorkerKindName(worker.kind), " worker at ", worker.address,
+                      " hangs: its engine has made no progress for ",
+                      absl::FormatDuration(absl::Trunc(busy, absl::Seconds(1))));
+}
+
 }  // namespace
 
 const char* WorkerKindName(WorkerKind kind) {
@@ -38,6 +49,9 @@ absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time
   if (!options_.numerics_class.empty() && request.numerics_class != options_.numerics_class) {
     return Mismatch(request, "the numerics class", request.numerics_class, options_.numerics_class);
   }
+  if (request.busy > options_.busy_limit) {
+    return absl::UnavailableError(Hangs(request, request.busy));
+  }
   // A worker that lost its connection and dials again replaces what it was before.
   for (const auto& [id, member] : members_) {
     if (member.join.address == request.address && member.join.kind == request.kind) {
@@ -57,6 +71,7 @@ absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time
   member.join = request;
   member.last_seen = now;
   members_[member.id] = member;
+  let_go_.erase(request.address);
   options_.numerics_class = request.numerics_class;
   if (request.kind == WorkerKind::kExpert) experts_changed_ = true;
   return member.id;
@@ -73,7 +88,7 @@ void Membership::Leave(WorkerId worker) {
   const auto it = members_.find(worker);
   if (it == members_.end()) return;
   if (it->second.serving) {
-    departures_.push_back({MembershipAction::Kind::kStopAttention, worker, ""});
+    departures_.push_back({MembershipAction::Kind::kStopAttention, worker, "", ""});
   }
   if (it->second.join.kind == WorkerKind::kExpert) experts_changed_ = true;
   members_.erase(it);
@@ -88,12 +103,18 @@ void Membership::SessionLost(WorkerId worker) {
 
 std::vector<MembershipAction> Membership::Advance(absl::Time now) {
   using Kind = MembershipAction::Kind;
-  std::vector<WorkerId> expired;
+  std::vector<MembershipAction> drops;
   for (const auto& [id, member] : members_) {
-    if (now - member.last_seen > options_.lease) expired.push_back(id);
+    if (now - member.last_seen > options_.lease) {
+      drops.push_back({Kind::kDrop, id, "", Silent(member.join, options_.lease)});
+    } else if (member.health.busy > options_.busy_limit) {
+      drops.push_back({Kind::kDrop, id, "", Hangs(member.join, member.health.busy)});
+    }
   }
-  for (WorkerId id : expired) {
-    departures_.push_back({Kind::kDrop, id, ""});
+  for (MembershipAction& drop : drops) {
+    const WorkerId id = drop.worker;
+    let_go_[members_.at(id).join.address] = drop.why;
+    departures_.push_back(std::move(drop));
     Leave(id);
   }
   std::vector<MembershipAction> actions = std::exchange(departures_, {});
@@ -107,21 +128,21 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
   for (auto& [id, member] : members_) {
     if (member.join.kind == WorkerKind::kExpert) {
       if (std::exchange(load_sent_[id], current) != current) {
-        actions.push_back({Kind::kLoad, id, ""});
+        actions.push_back({Kind::kLoad, id, "", ""});
       }
       if (used && std::exchange(use_sent_[id], current) != current) {
-        actions.push_back({Kind::kUse, id, ""});
+        actions.push_back({Kind::kUse, id, "", ""});
       }
       continue;
     }
     if (loaded && std::exchange(use_sent_[id], current) != current) {
-      actions.push_back({Kind::kUse, id, ""});
+      actions.push_back({Kind::kUse, id, "", ""});
     }
     const bool can_start = member.health.ready && member.health.placement.counter > 0 &&
                            member.health.placement.epoch == options_.epoch;
     if (can_start && !member.serving) {
       member.serving = true;
-      actions.push_back({Kind::kStartAttention, id, member.join.address});
+      actions.push_back({Kind::kStartAttention, id, member.join.address, ""});
     }
   }
   return actions;
@@ -139,8 +160,11 @@ std::string Membership::Detail() const {
   const int attention = Count(WorkerKind::kAttention);
   const int expert = Count(WorkerKind::kExpert);
   if (attention < options_.attention_workers || expert < options_.expert_workers) {
-    return absl::StrCat("waiting for workers: ", attention, " of ", options_.attention_workers,
-                        " attention, ", expert, " of ", options_.expert_workers, " expert");
+    std::string detail =
+        absl::StrCat("waiting for workers: ", attention, " of ", options_.attention_workers,
+                     " attention, ", expert, " of ", options_.expert_workers, " expert");
+    for (const auto& [address, why] : let_go_) absl::StrAppend(&detail, "; ", why);
+    return detail;
   }
   float loaded = 1;
   bool ready = true;

@@ -27,12 +27,14 @@ struct JoinRequest {
   std::string dtype;
   std::string numerics_class;
   std::string device;
+  absl::Duration busy;  // as in MemberHealth
 };
 
 struct MemberHealth {
   bool ready = false;
   float loaded = 0;
   PlacementVersion placement;
+  absl::Duration busy;  // how long its engine has been at one piece of work
   CounterSnapshot counters;
 };
 
@@ -53,6 +55,7 @@ struct MembershipOptions {
   // Of the first worker that joined, unless given; classes never mix.
   std::string numerics_class;
   absl::Duration lease = absl::Seconds(3);
+  absl::Duration busy_limit = absl::Seconds(120);  // a worker that is busy for longer hangs
   uint64_t epoch = 0;
 };
 
@@ -64,11 +67,12 @@ struct MembershipAction {
                       // uses it; an expert worker, once all attention workers do
     kStartAttention,  // dial `worker` at `address` and give it steps
     kStopAttention,   // it is gone: give it no more steps
-    kDrop,            // its lease ran out: close its stream
+    kDrop,            // its lease ran out, or it hangs: close its stream, saying `why`
   };
   Kind kind;
   WorkerId worker = 0;
   std::string address;
+  std::string why;
 };
 
 class Membership {
@@ -77,6 +81,7 @@ class Membership {
 
   //   FAILED_PRECONDITION  another checkpoint, mode or numerics class; both sides are named
   //   INVALID_ARGUMENT     no address
+  //   UNAVAILABLE          its engine hangs
   //   RESOURCE_EXHAUSTED   the topology has all the workers of that kind that it wants
   absl::StatusOr<WorkerId> Join(const JoinRequest& request, absl::Time now);
   void Heartbeat(WorkerId worker, MemberHealth health, absl::Time now);
@@ -92,7 +97,8 @@ class Membership {
   const std::map<WorkerId, Member>& members() const { return members_; }
   // Whether requests can be served.
   bool serving() const;
-  // For people: what is waited for, as in "waiting for workers: 1 of 2 attention, 0 of 1 expert".
+  // For people: what is waited for, as in "waiting for workers: 1 of 2 attention, 0 of 1 expert",
+  // and which workers were let go and why.
   std::string Detail() const;
 
  private:
@@ -110,7 +116,8 @@ class Membership {
   bool experts_changed_ = true;             // since placement_ was planned
   std::map<WorkerId, uint64_t> load_sent_;  // newest placement counter sent to each
   std::map<WorkerId, uint64_t> use_sent_;
-  std::vector<MembershipAction> departures_;  // to be said at the next Advance
+  std::vector<MembershipAction> departures_;   // to be said at the next Advance
+  std::map<std::string, std::string> let_go_;  // by address, a sentence; until it joins again
 };
 
 }  // namespace tandem

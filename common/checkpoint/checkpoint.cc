@@ -215,6 +215,8 @@ absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name) {
   return weight;
 }
 
+bool IsRoutedExpert(const std::string& name) { return absl::StrContains(name, ".mlp.experts."); }
+
 int64_t TensorBytes(const Checkpoint& checkpoint,
                     const std::function<bool(const std::string&)>& wanted) {
   int64_t total = 0;

@@ -77,6 +77,9 @@ class CheckpointLoader {
   int64_t done_bytes_ = 0;
 };
 
+// Whether a tensor belongs to one of the routed experts.
+bool IsRoutedExpert(const std::string& name);
+
 // Bytes in the files of the needed tensors whose names `wanted` accepts.
 int64_t TensorBytes(const Checkpoint& checkpoint,
                     const std::function<bool(const std::string&)>& wanted);

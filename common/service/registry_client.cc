@@ -26,6 +26,7 @@ v1::WorkerReport HeartbeatReport(const WorkerHealth& health, int64_t number) {
   heartbeat.set_loaded(health.loaded);
   heartbeat.set_placement_epoch(health.placement.epoch);
   heartbeat.set_placement_counter(health.placement.counter);
+  heartbeat.set_busy_ms(absl::ToInt64Milliseconds(health.busy));
   for (const auto& [name, value] : health.counters) (*heartbeat.mutable_counters())[name] = value;
   (*heartbeat.mutable_counters())["reports_total"] = number;
   return report;
@@ -123,6 +124,7 @@ class RegistryClient::Impl {
     auto stream = stub_->Join(&context);
     v1::WorkerReport first;
     *first.mutable_hello() = hello_;
+    first.mutable_hello()->set_busy_ms(absl::ToInt64Milliseconds(callbacks_.health().busy));
     bool accepted = false;
     std::thread beats;
     bool stream_ended = false;  // guarded by mutex_

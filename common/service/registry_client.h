@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/placement.h"
 #include "proto/registry.pb.h"
@@ -18,6 +19,7 @@ struct WorkerHealth {
   bool ready = false;
   float loaded = 0;            // share of its weights, 0 to 1
   PlacementVersion placement;  // newest loaded (expert), oldest in use (attention)
+  absl::Duration busy;         // how long its engine has been at one piece of work
   CounterSnapshot counters;
 };
 
@@ -30,7 +32,7 @@ v1::PlacementOrder PlacementToProto(const Placement& placement);
 class RegistryClient {
  public:
   struct Callbacks {
-    // At every heartbeat, from a thread of its own.
+    // At every hello and heartbeat, from the client's thread or one beside it.
     std::function<WorkerHealth()> health;
     std::function<void(WorkerId self, uint64_t gateway_incarnation)> on_accepted;
     std::function<void(Placement)> on_load;  // expert workers

@@ -23,7 +23,7 @@
 namespace tandem {
 namespace {
 
-// Splits host:port at the last colon, so that [::1]:80 works.
+// Splits host:port at the last colon; an IPv6 host keeps its brackets.
 absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& address) {
   const size_t colon = address.rfind(':');
   int port = 0;
@@ -31,7 +31,13 @@ absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& addr
       !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
     return absl::InvalidArgumentError(absl::StrCat("address \"", address, "\" is not host:port"));
   }
-  return std::make_pair(address.substr(0, colon), port);
+  std::string host = address.substr(0, colon);
+  if (absl::StrContains(host, ':') && (host.front() != '[' || host.back() != ']')) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("address \"", address, "\": an IPv6 address is written in brackets, as in [",
+                     host, "]:", port));
+  }
+  return std::make_pair(std::move(host), port);
 }
 
 bool IsLoopback(const std::string& host) {
@@ -96,6 +102,19 @@ absl::Status CheckListenAddress(const std::string& address, bool insecure) {
   return absl::OkStatus();
 }
 
+absl::Status CheckDialAddress(const std::string& address) {
+  TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(address));
+  const auto& [host, port] = host_port;
+  if (host == "0.0.0.0" || host == "[::]") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "address \"", address, "\" stands for all of a machine's addresses and cannot be dialled"));
+  }
+  if (port == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("address \"", address, "\" has no port"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
     const ListenOptions& options, const std::vector<grpc::Service*>& services,
     const std::vector<std::string>& health_names) {
@@ -103,24 +122,30 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
   TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(options.listen));
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  auto host = std::unique_ptr<ServiceHost>(new ServiceHost);
+  TANDEM_ASSIGN_OR_RETURN(host->listener_, Listener::Open(host_port.first, host_port.second));
   grpc::ServerBuilder builder;
-  int port = 0;
-  // Two servers must never share a port silently.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  // Clients and meshes send keepalives as they were set up to; a strike would cut their streams
+  // off.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.SetMaxReceiveMessageSize(-1);
   builder.SetMaxSendMessageSize(-1);
   for (grpc::Service* service : services) builder.RegisterService(service);
-  auto host = std::unique_ptr<ServiceHost>(new ServiceHost);
+  host->acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+      grpc::InsecureServerCredentials());
   host->server_ = builder.BuildAndStart();
-  if (host->server_ == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen,
-                                               ": the address is taken or not this machine's"));
-  }
-  host->address_ = absl::StrCat(host_port.first, ":", port);
+  if (host->server_ == nullptr) return absl::InternalError("gRPC does not start a server");
+  host->address_ = absl::StrCat(host_port.first, ":", host->listener_->port());
   host->health_names_ = health_names;
   host->health_names_.push_back("");  // the server as a whole
   host->SetServing(false);
+  host->listener_->Start([acceptor = host->acceptor_.get()](int fd) {
+    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+    connection.fd = fd;
+    acceptor->HandleNewConnection(&connection);
+  });
   return host;
 }
 
@@ -130,6 +155,10 @@ void ServiceHost::SetServing(bool serving) {
   for (const std::string& name : health_names_) {
     server_->GetHealthCheckService()->SetServingStatus(name, serving);
   }
+}
+
+CounterSnapshot ServiceHost::Counters() const {
+  return {{"connections_refused_total", listener_->refused()}};
 }
 
 std::shared_ptr<grpc::Channel> ServiceHost::InProcessChannel() {
@@ -142,6 +171,7 @@ std::shared_ptr<grpc::Channel> ServiceHost::InProcessChannel() {
 // The server itself lives as long as the host: other threads may still say SetServing.
 void ServiceHost::Shutdown(absl::Duration grace) {
   if (server_ == nullptr) return;  // Start failed
+  listener_->Stop();
   server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   server_->Wait();
 }
@@ -174,6 +204,7 @@ absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
 
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
+  RaiseDescriptorLimit();
   try {  // CLI11 reports by exceptions; none leaves this function
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

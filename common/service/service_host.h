@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/counters.h"
+#include "common/service/listener.h"
 
 namespace tandem {
 
@@ -28,16 +29,22 @@ struct ListenOptions {
 // --listen, --metrics-listen and --insecure-listen.
 void AddListenFlags(CLI::App& app, ListenOptions* options);
 
-// INVALID_ARGUMENT unless `address` is host:port; FAILED_PRECONDITION if the host is not loopback
-// and `insecure` does not allow it.
+// INVALID_ARGUMENT unless `address` is host:port, an IPv6 host in brackets; FAILED_PRECONDITION if
+// the host is not loopback and `insecure` does not allow it.
 absl::Status CheckListenAddress(const std::string& address, bool insecure);
 
-// A running gRPC server. Messages of any size are accepted; every service starts NOT_SERVING.
+// INVALID_ARGUMENT unless others can dial `address`: host:port, not port 0, and not the host that
+// stands for all of a machine's addresses.
+absl::Status CheckDialAddress(const std::string& address);
+
+// A running gRPC server. It permits keepalive pings at any rate, also without calls. Messages of
+// any size are accepted; every service starts NOT_SERVING.
 class ServiceHost {
  public:
   // Starts listening. `services` must outlive the host; they are named in health checks by their
   // full protobuf names (`health_names`).
-  //   UNAVAILABLE  the address cannot be bound
+  //   INVALID_ARGUMENT, FAILED_PRECONDITION  as CheckListenAddress
+  //   UNAVAILABLE                            the address cannot be bound
   static absl::StatusOr<std::unique_ptr<ServiceHost>> Start(
       const ListenOptions& options, const std::vector<grpc::Service*>& services,
       const std::vector<std::string>& health_names);
@@ -47,6 +54,8 @@ class ServiceHost {
   void SetServing(bool serving);
   // host:port with the port that was really taken.
   const std::string& address() const { return address_; }
+  // connections_refused_total: for want of descriptors
+  CounterSnapshot Counters() const;
   // A channel to this server that stays within the process.
   std::shared_ptr<grpc::Channel> InProcessChannel();
   // Takes no new calls, and ends those that still run after `grace`. Idempotent. SetServing has no
@@ -55,6 +64,8 @@ class ServiceHost {
 
  private:
   ServiceHost() = default;
+  std::unique_ptr<Listener> listener_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::Server> server_;
   std::vector<std::string> health_names_;
   std::string address_;
@@ -75,8 +86,8 @@ class MetricsHost {
   std::unique_ptr<Impl> impl_;
 };
 
-// What runs in every main: logs to standard error, prints one sentence for a bad command line.
-// Returns the exit code to end with, or nothing.
+// What runs in every main: logs to standard error, allows as many descriptors as there may be,
+// prints one sentence for a bad command line. Returns the exit code to end with, or nothing.
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv);
 
 // What every main ends with: 0, or 1 after logging the error's sentence.

@@ -93,6 +93,7 @@ class FakeRole : public WorkerRole {
     std::lock_guard lock(mutex_);
     return placement_;
   }
+  absl::Duration busy_for() const override { return absl::ZeroDuration(); }
   CounterSnapshot Counters() const override { return {{"fakes_total", 42}}; }
 
  private:

@@ -30,7 +30,7 @@ class FakeMember {
     RegistryClient::Callbacks callbacks;
     callbacks.health = [this] {
       std::lock_guard lock(mutex_);
-      return WorkerHealth{version_.counter > 0, 1, version_, {}};
+      return WorkerHealth{version_.counter > 0, 1, version_, {}, {}};
     };
     callbacks.on_accepted = [](WorkerId, uint64_t) {};
     callbacks.on_load = callbacks.on_use = [this](Placement placement) {

@@ -31,11 +31,11 @@ class MembershipTest : public testing::Test {
   }
 
   static JoinRequest Request(WorkerKind kind, const std::string& address) {
-    return {kind, address, 1, "d", "f32", "cpu-1", "cpu"};
+    return {kind, address, 1, "d", "f32", "cpu-1", "cpu", {}};
   }
 
   // A worker that has done what it was told.
-  static MemberHealth Ready(PlacementVersion version) { return {true, 1, version, {}}; }
+  static MemberHealth Ready(PlacementVersion version) { return {true, 1, version, {}, {}}; }
 
   static std::vector<Kind> Kinds(const std::vector<MembershipAction>& actions) {
     std::vector<Kind> kinds;
@@ -67,6 +67,44 @@ TEST_F(MembershipTest, ServesOnceExpertsHaveLoadedAndAttentionWorkersUseThePlace
             (std::vector<Kind>{Kind::kStartAttention, Kind::kUse, Kind::kUse}));
   EXPECT_TRUE(membership.serving());
   EXPECT_TRUE(membership.Advance(kStart).empty());
+}
+
+TEST_F(MembershipTest, AWorkerThatHangsIsLetGoThoughItsHeartbeatsGoOn) {
+  Membership membership(&config_, Options(1, 1));
+  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+  const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  membership.Advance(kStart);
+  const PlacementVersion version = membership.placement().version;
+  membership.Heartbeat(e, Ready(version), kStart);
+  membership.Heartbeat(a, Ready(version), kStart);
+  membership.Advance(kStart);
+  ASSERT_TRUE(membership.serving());
+
+  MemberHealth busy = Ready(version);
+  busy.busy = absl::Seconds(120);  // a long layer
+  membership.Heartbeat(e, busy, kStart);
+  membership.Heartbeat(a, busy, kStart);
+  EXPECT_THAT(membership.Advance(kStart), IsEmpty());
+  busy.busy += absl::Seconds(1);
+  membership.Heartbeat(e, busy, kStart);
+  const auto actions = membership.Advance(kStart);
+  ASSERT_EQ(Kinds(actions), std::vector<Kind>{Kind::kDrop});
+  EXPECT_EQ(actions[0].worker, e);
+  EXPECT_THAT(actions[0].why, HasSubstr("expert worker at e:1 hangs"));
+  EXPECT_THAT(actions[0].why, HasSubstr("2m1s"));
+  EXPECT_THAT(membership.Detail(), HasSubstr("0 of 1 expert; expert worker at e:1 hangs"));
+
+  // It dials again, still hanging; then another comes in its place.
+  JoinRequest again = Request(WorkerKind::kExpert, "e:1");
+  again.busy = absl::Minutes(3);
+  EXPECT_EQ(membership.Join(again, kStart).status().code(), absl::StatusCode::kUnavailable);
+  membership.Heartbeat(a, busy, kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)),
+            (std::vector<Kind>{Kind::kDrop, Kind::kStopAttention}));
+  again.busy = absl::ZeroDuration();
+  EXPECT_TRUE(membership.Join(again, kStart).ok());
+  EXPECT_THAT(membership.Detail(), testing::Not(HasSubstr("e:1")));
+  EXPECT_THAT(membership.Detail(), HasSubstr("attention worker at a:1 hangs"));
 }
 
 TEST_F(MembershipTest, RefusesAnotherCheckpointModeOrNumericsClass) {

@@ -138,9 +138,9 @@ void Deployment::RestartGateway() {
 }
 
 void Deployment::StartGateway(const std::string& registry) {
-  std::vector<std::string> command = {
-      Binary("tandem-gateway"), "--model",  options_.model, "--dtype",
-      options_.dtype,           "--listen", "127.0.0.1:0"};
+  std::vector<std::string> command = options_.gateway_prefix;
+  command.insert(command.end(), {Binary("tandem-gateway"), "--model", options_.model, "--dtype",
+                                 options_.dtype, "--listen", "127.0.0.1:0"});
   if (options_.attention_workers > 0) {
     command.insert(command.end(), {"--registry", registry, "--attention-workers",
                                    std::to_string(options_.attention_workers), "--expert-workers",

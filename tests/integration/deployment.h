@@ -40,6 +40,7 @@ class Process {
   // The exit code, or -signal; -1000 if it still ran after `limit`.
   int Wait(absl::Duration limit);
   bool running();
+  pid_t pid() const { return pid_; }
   std::string Output() const;
   // The word behind `marker` in the output, once it is there; empty after `limit` or if the process
   // ended without it.
@@ -64,6 +65,7 @@ struct DeploymentOptions {
   std::string dtype = "f32";
   int attention_workers = 0;  // 0: all in the gateway's process
   int expert_workers = 0;
+  std::vector<std::string> gateway_prefix;  // a command that starts the gateway: taskset, prlimit
   std::vector<std::string> gateway_flags;
   std::vector<std::string> worker_flags;
 };

@@ -27,6 +27,56 @@ TEST(ServiceHostTest, OnlyLoopbackMayBePlainTextWithoutAFlag) {
   }
 }
 
+TEST(ServiceHostTest, AnAddressThatIsWrongIsSaidToBeSo) {
+  const absl::Status brackets = CheckListenAddress("::1:0", false);
+  EXPECT_EQ(brackets.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(brackets.message()), HasSubstr("in brackets, as in [::1]:0"));
+  for (const char* address : {"10.0.0.1:80", "[::1]:80", "expert-0.experts:9000"}) {
+    EXPECT_TRUE(CheckDialAddress(address).ok()) << address;
+  }
+  for (const char* address : {"0.0.0.0:80", "[::]:80", "localhost:0", "localhost", "fe80::1:80"}) {
+    EXPECT_EQ(CheckDialAddress(address).code(), absl::StatusCode::kInvalidArgument) << address;
+  }
+}
+
+TEST(ServiceHostTest, AHostWithoutAddressIsOneSentence) {
+  v1::Inference::Service service;
+  const auto host = ServiceHost::Start({"no-such-host.invalid:80", "", true}, {&service}, {});
+  EXPECT_EQ(host.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(host.status().message()), HasSubstr("no-such-host.invalid"));
+}
+
+TEST(ServiceHostTest, PermitsKeepalivesAlsoWithoutCalls) {
+  v1::Inference::Service service;
+  auto host = ServiceHost::Start({"127.0.0.1:0", "", false}, {&service}, {"tandem.v1.Inference"});
+  ASSERT_TRUE(host.ok()) << host.status();
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  const auto channel =
+      grpc::CreateCustomChannel((*host)->address(), grpc::InsecureChannelCredentials(), arguments);
+  const auto in = [](int ms) {
+    return std::chrono::system_clock::now() + std::chrono::milliseconds(ms);
+  };
+  ASSERT_TRUE(channel->WaitForConnected(in(10'000)));
+  // Fifty pings, of which a stock server takes two.
+  EXPECT_FALSE(channel->WaitForStateChange(GRPC_CHANNEL_READY, in(1000)));
+}
+
+TEST(ServiceHostTest, ListensOnBothLoopbacks) {
+  v1::Inference::Service service;
+  auto host = ServiceHost::Start({"[::]:0", "", true}, {&service}, {"tandem.v1.Inference"});
+  if (!host.ok()) GTEST_SKIP() << "no IPv6 here: " << host.status();
+  const std::string port = (*host)->address().substr((*host)->address().rfind(':'));
+  for (const std::string name : {"127.0.0.1", "[::1]"}) {
+    const auto channel = grpc::CreateChannel(name + port, grpc::InsecureChannelCredentials());
+    EXPECT_TRUE(
+        channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(10)))
+        << name;
+  }
+}
+
 TEST(ServiceHostTest, ATakenPortIsOneSentence) {
   v1::Inference::Service service;
   ListenOptions options{"127.0.0.1:0", "", false};

@@ -1,0 +1,27 @@
+// What this process may use of its machine, by its affinity and its control groups (cgroups v1 and
+// v2): a container sees all cores and all memory of its host otherwise.
+#ifndef TANDEM_COMMON_MACHINE_H_
+#define TANDEM_COMMON_MACHINE_H_
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+namespace tandem {
+
+struct MachineLimits {
+  int cpus = 1;  // the least of: those in the affinity mask; the CPU quota, rounded up
+  int64_t memory_bytes = std::numeric_limits<int64_t>::max();  // the machine's, or a group's limit
+  // What sets them, for people: "affinity", "cgroup cpu quota"; "the machine", "cgroup memory
+  // limit".
+  std::string cpus_from;
+  std::string memory_from;
+};
+
+// What cannot be read does not limit. `root` is the folder below which proc/ and sys/ lie, for
+// tests.
+MachineLimits ReadMachineLimits(const std::string& root = "/");
+
+}  // namespace tandem
+
+#endif  // TANDEM_COMMON_MACHINE_H_

@@ -1,0 +1,64 @@
+#include "deployment/memory_needs.h"
+
+#include <functional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/pages.h"
+#include "spdlog/spdlog.h"
+
+namespace tandem {
+namespace {
+
+// As Checkpoint::Load leaves it: mapped as it lies, or converted.
+int64_t LoadedBytes(const SafetensorsEntry& entry, WeightFormat format) {
+  const auto in_file = static_cast<int64_t>(entry.end - entry.begin);
+  if (entry.dtype == "F32" && format == WeightFormat::kBF16) return in_file / 2;
+  if (entry.dtype == "F16" && format == WeightFormat::kF32) return in_file * 2;
+  return in_file;
+}
+
+int64_t Sum(const Checkpoint& checkpoint, WeightFormat format, bool routed_experts) {
+  int64_t bytes = 0;
+  for (const auto& [name, location] : checkpoint.tensors()) {
+    if (IsRoutedExpert(name) == routed_experts) bytes += LoadedBytes(location.entry, format);
+  }
+  return bytes;
+}
+
+std::string GiB(int64_t bytes) {
+  return absl::StrFormat("%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+}
+
+}  // namespace
+
+int64_t ExpertBytes(const Checkpoint& checkpoint, WeightFormat format) {
+  return Sum(checkpoint, format, true);
+}
+
+int64_t OtherBytes(const Checkpoint& checkpoint, WeightFormat format) {
+  return Sum(checkpoint, format, false);
+}
+
+int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens) {
+  return PagesFor(tokens) * kPageTokens * config.num_layers * config.cache_row_width() *
+         static_cast<int64_t>(DtypeBytes(mode));
+}
+
+absl::Status CheckMemory(const MemoryNeeds& needs, const MachineLimits& limits) {
+  std::string what = absl::StrCat("weights need ", GiB(needs.weights));
+  if (needs.cache > 0) absl::StrAppend(&what, " and the latent cache ", GiB(needs.cache));
+  absl::StrAppend(&what, " of ", GiB(limits.memory_bytes), " (", limits.memory_from, ")");
+  if (needs.weights + needs.cache <= limits.memory_bytes) {
+    spdlog::info("memory: {}", what);
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat("not enough memory: ", what, "; ",
+                   needs.cache > 0 && needs.weights < limits.memory_bytes
+                       ? "a smaller --cache-tokens would fit"
+                       : "a smaller --weights format or more expert workers would need less here"));
+}
+
+}  // namespace tandem

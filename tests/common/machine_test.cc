@@ -1,0 +1,110 @@
+#include "common/machine.h"
+
+#include <gtest/gtest.h>
+#include <sched.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+namespace tandem {
+namespace {
+
+namespace fs = std::filesystem;
+
+class MachineTest : public ::testing::Test {
+ protected:
+  MachineTest() {
+    fs::remove_all(root_);
+    Write("proc/meminfo", "MemTotal:       1000000 kB\nMemFree:          100 kB\n");
+  }
+  ~MachineTest() override { fs::remove_all(root_); }
+  void Write(const std::string& path, const std::string& text) {
+    fs::create_directories((root_ / path).parent_path());
+    std::ofstream(root_ / path) << text;
+  }
+  MachineLimits Read() const { return ReadMachineLimits(root_.string()); }
+
+  const fs::path root_ =
+      fs::temp_directory_path() /
+      ("machine-test-" + std::to_string(std::hash<std::thread::id>()(std::this_thread::get_id())) +
+       ::testing::UnitTest::GetInstance()->current_test_info()->name());
+};
+
+int Affinity() {
+  cpu_set_t set;
+  sched_getaffinity(0, sizeof(set), &set);
+  return CPU_COUNT(&set);
+}
+
+TEST_F(MachineTest, WithoutGroupsTheMachineAndTheAffinityLimit) {
+  const MachineLimits limits = Read();
+  EXPECT_EQ(limits.cpus, Affinity());
+  EXPECT_EQ(limits.cpus_from, "affinity");
+  EXPECT_EQ(limits.memory_bytes, 1'024'000'000);
+  EXPECT_EQ(limits.memory_from, "the machine");
+}
+
+TEST_F(MachineTest, TheAffinityMaskCounts) {
+  cpu_set_t before, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &before)) {
+      CPU_SET(cpu, &one);
+      break;
+    }
+  }
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  EXPECT_EQ(Read().cpus, 1);
+  sched_setaffinity(0, sizeof(before), &before);
+}
+
+TEST_F(MachineTest, GroupsOfV2) {
+  Write("proc/self/cgroup", "0::/kubepods/pod1/container\n");
+  Write("sys/fs/cgroup/kubepods/pod1/container/cpu.max", "max 100000\n");
+  Write("sys/fs/cgroup/kubepods/pod1/container/memory.max", "max\n");
+  Write("sys/fs/cgroup/kubepods/pod1/cpu.max", "50000 100000\n");  // half a core counts as one
+  Write("sys/fs/cgroup/kubepods/pod1/memory.max", "500000000\n");
+  Write("sys/fs/cgroup/kubepods/memory.max", "600000000\n");
+  const MachineLimits limits = Read();
+  EXPECT_EQ(limits.cpus, 1);
+  EXPECT_EQ(limits.cpus_from, Affinity() == 1 ? "affinity" : "cgroup cpu quota");
+  EXPECT_EQ(limits.memory_bytes, 500'000'000);
+  EXPECT_EQ(limits.memory_from, "cgroup memory limit");
+}
+
+TEST_F(MachineTest, GroupsOfV1AndAContainerThatSeesItsOwnGroupAtTheTop) {
+  Write("proc/self/cgroup", "5:memory:/docker/0123\n4:cpu,cpuacct:/docker/0123\n0::/\n");
+  Write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "100000\n");
+  Write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+  Write("sys/fs/cgroup/memory/memory.limit_in_bytes", "300000000\n");
+  const MachineLimits limits = Read();
+  EXPECT_EQ(limits.cpus, 1);
+  EXPECT_EQ(limits.memory_bytes, 300'000'000);
+}
+
+TEST_F(MachineTest, AQuotaIsRoundedUpAndNeverRaisesTheNumber) {
+  Write("proc/self/cgroup", "0::/\n");
+  Write("sys/fs/cgroup/cpu.max", "100001 100000\n");
+  EXPECT_EQ(Read().cpus, std::min(2, Affinity()));
+  Write("sys/fs/cgroup/cpu.max", "100000000 100000\n");
+  EXPECT_EQ(Read().cpus, Affinity());
+  Write("sys/fs/cgroup/memory.max", "9223372036854775807\n");
+  EXPECT_EQ(Read().memory_bytes, 1'024'000'000);
+}
+
+TEST_F(MachineTest, WhatCannotBeReadDoesNotLimit) {
+  Write("proc/meminfo", "");
+  Write("proc/self/cgroup", "nonsense\n0::\n7:cpu:/a\n6:memory:/../../x\n");
+  Write("sys/fs/cgroup/cpu.max", "-1 x\n");
+  Write("sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "-1\n");
+  Write("sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000\n");
+  Write("sys/fs/cgroup/memory/memory.limit_in_bytes", "18446744073709551615\n");
+  const MachineLimits limits = Read();
+  EXPECT_EQ(limits.cpus, Affinity());
+  EXPECT_EQ(limits.memory_bytes, std::numeric_limits<int64_t>::max());
+}
+
+}  // namespace
+}  // namespace tandem

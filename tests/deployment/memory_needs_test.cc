@@ -1,0 +1,59 @@
+#include "deployment/memory_needs.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace tandem {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+TEST(MemoryNeedsTest, CountsWeightsAsTheirFormatHasThem) {
+  const auto checkpoint = Checkpoint::Open(std::string(TANDEM_SOURCE_DIR) + "/tests/golden/tiny");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto& all = [](const std::string&) { return true; };
+  const int64_t in_files = TensorBytes(**checkpoint, all);
+  int64_t elements = 0;
+  for (const auto& [name, location] : (*checkpoint)->tensors()) {
+    int64_t count = 1;
+    for (const int64_t dim : location.entry.shape) count *= dim;
+    elements += count;
+  }
+  const auto bytes = [&](WeightFormat format) {
+    return ExpertBytes(**checkpoint, format) + OtherBytes(**checkpoint, format);
+  };
+  EXPECT_EQ(bytes(WeightFormat::kF32), in_files);
+  EXPECT_EQ(bytes(WeightFormat::kBF16), 2 * elements);
+  EXPECT_EQ(ExpertBytes(**checkpoint, WeightFormat::kF32),
+            TensorBytes(**checkpoint, IsRoutedExpert));
+}
+
+TEST(MemoryNeedsTest, TheRealModelsCacheIs31104BytesAToken) {
+  ModelConfig config;
+  config.num_layers = 27;
+  config.kv_lora_rank = 512;
+  config.qk_rope_head_dim = 64;
+  EXPECT_EQ(CacheBytes(config, Dtype::kBF16, 6400), 6400 * 31104);
+  EXPECT_EQ(CacheBytes(config, Dtype::kBF16, 1), 64 * 31104);
+}
+
+TEST(MemoryNeedsTest, WhatDoesNotFitIsRefusedAndSaysWhatWould) {
+  MachineLimits limits;
+  limits.memory_bytes = 24 * kGiB;
+  limits.memory_from = "cgroup memory limit";
+  EXPECT_TRUE(CheckMemory({20 * kGiB, 4 * kGiB}, limits).ok());
+  const absl::Status cache = CheckMemory({20 * kGiB, 4 * kGiB + 1}, limits);
+  EXPECT_EQ(cache.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(cache.message()),
+              HasSubstr("weights need 20.00 GiB and the latent cache 4.00 GiB of 24.00 GiB (cgroup "
+                        "memory limit); a smaller --cache-tokens would fit"));
+  const absl::Status weights = CheckMemory({30 * kGiB, 0}, limits);
+  EXPECT_THAT(std::string(weights.message()), HasSubstr("--weights"));
+}
+
+}  // namespace
+}  // namespace tandem
