@@ -2,6 +2,7 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <malloc.h>
 #include <prometheus/collectable.h>
 #include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
@@ -52,6 +53,13 @@ sigset_t EndSignals() {
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
   return set;
+}
+
+// Batches come in all sizes, and each thread's heap would keep its largest blocks, in pieces, for
+// good: a server grew by a third over 14,000 requests.
+void GiveFreedMemoryBack() {
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);  // larger blocks are mapped alone; also stops its growth
+  mallopt(M_ARENA_MAX, 2);
 }
 
 class CounterCollectable : public prometheus::Collectable {
@@ -204,6 +212,7 @@ absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
 
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
+  GiveFreedMemoryBack();
   RaiseDescriptorLimit();
   try {  // CLI11 reports by exceptions; none leaves this function
     app.parse(argc, argv);

@@ -86,7 +86,8 @@ class MetricsHost {
   std::unique_ptr<Impl> impl_;
 };
 
-// What runs in every main: logs to standard error, allows as many descriptors as there may be,
+// What runs in every main: logs to standard error, gives freed memory back to the system, allows as
+// many descriptors as there may be,
 // prints one sentence for a bad command line. Returns the exit code to end with, or nothing.
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv);
 

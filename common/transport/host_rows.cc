@@ -10,13 +10,14 @@ OwnedTensor HostRowsPool::Take(Dtype dtype, std::initializer_list<int64_t> dims)
   Block block;
   {
     MutexLock lock(free_->mutex);
-    const auto fits = [&](const Block& b) { return b.bytes >= view.bytes(); };
-    const auto it = std::find_if(free_->blocks.begin(), free_->blocks.end(), fits);
-    if (it != free_->blocks.end()) {
+    std::vector<Block>& blocks = free_->blocks;  // smallest first
+    const auto it = std::find_if(blocks.begin(), blocks.end(),
+                                 [&](const Block& b) { return b.bytes >= view.bytes(); });
+    if (it != blocks.end()) {
       block = std::move(*it);
-      free_->blocks.erase(it);
-    } else if (free_->blocks.size() == kMaxFree) {
-      free_->blocks.erase(free_->blocks.begin());  // all are too small: make way for a larger one
+      blocks.erase(it);
+    } else if (blocks.size() == kMaxFree) {
+      blocks.erase(blocks.begin());  // all are too small: make way for a larger one
     }
   }
   if (block.memory == nullptr)
@@ -27,7 +28,11 @@ OwnedTensor HostRowsPool::Take(Dtype dtype, std::initializer_list<int64_t> dims)
   std::byte* const memory = shared->memory.get();
   return {view, std::shared_ptr<const void>(memory, [free = free_, shared](const void*) {
             MutexLock lock(free->mutex);
-            if (free->blocks.size() < kMaxFree) free->blocks.push_back(std::move(*shared));
+            if (free->blocks.size() == kMaxFree) return;
+            const auto behind =
+                std::find_if(free->blocks.begin(), free->blocks.end(),
+                             [&](const Block& b) { return b.bytes >= shared->bytes; });
+            free->blocks.insert(behind, std::move(*shared));
           })};
 }
 

@@ -28,7 +28,7 @@ class HostRowsPool {
   };
   struct Free {
     Mutex mutex;
-    std::vector<Block> blocks ABSL_GUARDED_BY(mutex);  // at most kMaxFree
+    std::vector<Block> blocks ABSL_GUARDED_BY(mutex);  // at most kMaxFree, smallest first
   };
 
   const std::shared_ptr<Free> free_;

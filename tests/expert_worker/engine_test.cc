@@ -392,6 +392,49 @@ TEST_P(ExpertEngineTest, WhatWaitsForALayerIsMergedAndKeepsItsBits) {
   EXPECT_EQ(Counter(engine->Counters(), "requests_live"), 0);
 }
 
+TEST_P(ExpertEngineTest, TwentyThousandRowsMayAllTakeTheSameExperts) {
+  auto engine = MakeEngine();
+  constexpr int kRows = 20000, kDifferent = 7;
+  const auto few = MakeRequest(kDifferent, 2, 12);
+  auto many = std::make_shared<ExpertRequest>(*few);
+  auto memory = std::make_shared<std::vector<std::byte>>();
+  many->route_offsets = {0};
+  many->route_experts.clear();
+  many->route_weights.clear();
+  many->combined.clear();
+  const size_t row_bytes = hidden_ * DtypeBytes(GetParam());
+  for (int i = 0; i < kRows; ++i) {
+    const int row = i % kDifferent;
+    const auto* bytes = reinterpret_cast<const std::byte*>(few->rows.row(row));
+    memory->insert(memory->end(), bytes, bytes + row_bytes);
+    for (int k = 0; k < kTopK; ++k) {
+      few->route_experts[row * kTopK + k] = 20 + k;
+      many->route_experts.push_back(20 + k);
+      many->route_weights.push_back(few->route_weights[row * kTopK + k]);
+    }
+    many->route_offsets.push_back((i + 1) * kTopK);
+    many->combined.push_back(few->combined[row]);
+  }
+  many->rows = TensorView(memory->data(), GetParam(), {kRows, hidden_});
+  many->rows_owner = memory;
+  const ExpertReply expected = Send(*engine, few), reply = Send(*engine, many);
+  ASSERT_TRUE(expected.status.ok() && reply.status.ok()) << reply.status;
+  ASSERT_EQ(reply.rows.rows(), many->num_output_rows());
+  int64_t next = 0;
+  std::vector<int64_t> first(kDifferent + 1);  // output row of each row of `few`
+  for (int row = 0; row < kDifferent; ++row) {
+    first[row + 1] = first[row] + (few->combined[row] ? 1 : kTopK);
+  }
+  for (int i = 0; i < kRows; ++i) {
+    const int row = i % kDifferent;
+    const int64_t count = first[row + 1] - first[row];
+    ASSERT_EQ(std::memcmp(reply.rows.row(next), expected.rows.row(first[row]), count * row_bytes),
+              0)
+        << i;
+    next += count;
+  }
+}
+
 TEST_P(ExpertEngineTest, WorkWhoseTimeIsUpIsDroppedAndCounted) {
   auto engine = MakeEngine();
   const auto request = MakeRequest(2, 1, 30);

@@ -110,7 +110,8 @@ Deployment::Deployment(const DeploymentOptions& options) : options_(options) {
   StartGateway("127.0.0.1:0");
   if (options.attention_workers > 0) {
     registry_ = gateway_->WaitForWord("registry on ", kStartLimit);
-    const auto start = [&](const std::string& binary, int index) {
+    const auto start = [&](const std::string& binary, int index,
+                           const std::vector<std::string>& flags) {
       std::vector<std::string> worker = {Binary(binary),
                                          "--model",
                                          options.model,
@@ -123,11 +124,14 @@ Deployment::Deployment(const DeploymentOptions& options) : options_(options) {
                                          "--threads",
                                          "1"};
       worker.insert(worker.end(), options.worker_flags.begin(), options.worker_flags.end());
+      worker.insert(worker.end(), flags.begin(), flags.end());
       workers_.push_back(
           std::make_unique<Process>(worker, absl::StrCat(dir_.path(), "/", binary, index, ".log")));
     };
-    for (int i = 0; i < options.attention_workers; ++i) start("tandem-attention-worker", i);
-    for (int i = 0; i < options.expert_workers; ++i) start("tandem-expert-worker", i);
+    for (int i = 0; i < options.attention_workers; ++i) {
+      start("tandem-attention-worker", i, options.attention_flags);
+    }
+    for (int i = 0; i < options.expert_workers; ++i) start("tandem-expert-worker", i, {});
   }
   ExpectServing();
 }

@@ -68,6 +68,7 @@ struct DeploymentOptions {
   std::vector<std::string> gateway_prefix;  // a command that starts the gateway: taskset, prlimit
   std::vector<std::string> gateway_flags;
   std::vector<std::string> worker_flags;
+  std::vector<std::string> attention_flags;  // besides worker_flags
 };
 
 // A gateway with its workers, serving when the constructor returns (or the test has failed).
