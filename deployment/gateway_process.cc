@@ -29,7 +29,8 @@ class Gateway {
   explicit Gateway(GatewayOptions options)
       : options_(std::move(options)),
         driver_(options_.policy),
-        inference_(&driver_, [this] { return Status(); }) {}
+        inference_(
+            &driver_, [this] { return Status(); }, options_.live_calls) {}
 
   absl::Status Serve() {
     TANDEM_ASSIGN_OR_RETURN(options_.embedded.dtype, ParseMode(options_.dtype));
@@ -273,6 +274,10 @@ void GatewayOptions::AddTo(CLI::App& app) {
          "--hang-limit", hang_limit_s,
          "with --registry: seconds that a worker may be at one layer before it counts as lost")
       ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--max-unread-bytes", live_calls.unread_bytes,
+                 "bytes of answers that may wait for their clients to read them")
+      ->check(CLI::Range(int64_t{1} << 16, int64_t{1} << 40))
       ->capture_default_str();
   app.add_option("--grace", grace_s, "seconds that running requests get at the end")
       ->check(CLI::NonNegativeNumber)

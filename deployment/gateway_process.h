@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "common/service/service_host.h"
 #include "deployment/embedded.h"
+#include "gateway/live_calls.h"
 #include "gateway/scheduler.h"
 
 namespace tandem {
@@ -23,6 +24,7 @@ struct GatewayOptions {
   SchedulerPolicy policy;
   double grace_s = 20;
   double hang_limit_s = 120;
+  LiveCallLimits live_calls;
 
   void AddTo(CLI::App& app);
 };

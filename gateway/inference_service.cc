@@ -34,19 +34,30 @@ class GenerateCall : public StreamingCall {
  public:
   using StreamingCall::StreamingCall;
 
-  void Start(const ServedModel& model, ValidRequest request) {
+  // Errors: ValidateGenerate's.
+  absl::Status Start(const v1::GenerateRequest& request, const ServedModel& model,
+                     absl::Time deadline) {
+    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateGenerate(request, model));
+    valid.job.deadline = deadline;
     submitted_ = absl::Now();
-    prompt_tokens_ = static_cast<uint32_t>(request.job.prompt.size());
-    text_.emplace(model.tokenizer.get(), std::move(request.stop));
+    prompt_tokens_ = static_cast<uint32_t>(valid.job.prompt.size());
+    text_.emplace(model.tokenizer.get(), std::move(valid.stop));
     v1::GenerateResponse response;
     response.mutable_started()->set_model(model.name);
     response.mutable_started()->set_prompt_tokens(prompt_tokens_);
-    response.mutable_started()->set_seed(request.job.sampling.seed);
+    response.mutable_started()->set_seed(valid.job.sampling.seed);
     Send(response);
-    Submit(std::move(request.job));
+    Submit(std::move(valid.job));
+    return absl::OkStatus();
   }
 
  private:
+  v1::GenerateResponse::FinishReason Reason(JobEnd end) const {
+    if (end == JobEnd::kStop || text_->stopped()) return v1::GenerateResponse::FINISH_REASON_STOP;
+    return end == JobEnd::kEos ? v1::GenerateResponse::FINISH_REASON_EOS
+                               : v1::GenerateResponse::FINISH_REASON_LENGTH;
+  }
+
   void OnAdmitted() override { admitted_ = absl::Now(); }
   void OnScored(const ScoredRow&, float, std::vector<float>) override {}
 
@@ -69,9 +80,7 @@ class GenerateCall : public StreamingCall {
     v1::GenerateResponse response;
     v1::GenerateResponse::Finished& finished = *response.mutable_finished();
     finished.set_text(text_->Flush());
-    finished.set_reason(text_->stopped()      ? v1::GenerateResponse::FINISH_REASON_STOP
-                        : end == JobEnd::kEos ? v1::GenerateResponse::FINISH_REASON_EOS
-                                              : v1::GenerateResponse::FINISH_REASON_LENGTH);
+    finished.set_reason(Reason(end));
     finished.set_prompt_tokens(prompt_tokens_);
     finished.set_completion_tokens(completion_tokens_);
     finished.set_queue_us(Microseconds(admitted_ - submitted_));
@@ -91,15 +100,27 @@ class ScoreCall : public StreamingCall {
  public:
   using StreamingCall::StreamingCall;
 
-  // `wants_last`: the last position is asked for; without logits nothing is computed of it.
-  void Start(Job job, bool wants_last) {
+  // Errors: ValidateScore's.
+  absl::Status Start(const v1::ScoreRequest& request, const ServedModel& model,
+                     absl::Time deadline) {
+    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateScore(request, model));
+    Job& job = valid.job;
+    job.deadline = deadline;
+    // Of the last position nothing is computed without logits.
+    const bool wants_last =
+        request.positions().empty() ||
+        request.positions(request.positions_size() - 1) + 1 == job.prompt.size();
     v1::ScoreResponse response;
     response.set_prompt_tokens(static_cast<uint32_t>(job.prompt.size()));
     Send(response);
     const int32_t last = static_cast<int32_t>(job.prompt.size()) - 1;
     if (wants_last && (job.scored.empty() || job.scored.back().position != last)) last_ = last;
-    if (job.scored.empty()) return OnEnd(JobEnd::kScored, absl::OkStatus());
-    Submit(std::move(job));
+    if (job.scored.empty()) {
+      OnEnd(JobEnd::kScored, absl::OkStatus());
+    } else {
+      Submit(std::move(job));
+    }
+    return absl::OkStatus();
   }
 
  private:
@@ -159,14 +180,9 @@ absl::StatusOr<std::vector<int32_t>> TokenizeRequested(const v1::TokenizeRequest
 }  // namespace
 
 InferenceService::InferenceService(StepDriver* driver,
-                                   std::function<v1::GetStatusResponse()> status)
-    : driver_(driver), status_(std::move(status)) {}
-
-CounterSnapshot InferenceService::Counters() const {
-  return {{"requests_live", live_.live},
-          {"requests_total", live_.total},
-          {"requests_failed_total", live_.failed}};
-}
+                                   std::function<v1::GetStatusResponse()> status,
+                                   LiveCallLimits limits)
+    : driver_(driver), status_(std::move(status)), live_(limits) {}
 
 absl::StatusOr<const ServedModel*> InferenceService::Model() const {
   const ServedModel* model = model_;
@@ -174,54 +190,57 @@ absl::StatusOr<const ServedModel*> InferenceService::Model() const {
   return model;
 }
 
+template <typename Call, typename Request>
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartCall(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
+  const absl::StatusOr<const ServedModel*> model = Model();
+  if (!model.ok()) return new RefusedCall(model.status());
+  absl::StatusOr<Request> parsed = Parse<Request>(buffer);
+  if (!parsed.ok()) return new RefusedCall(parsed.status());
+  const auto request = std::make_shared<const Request>(*std::move(parsed));
+  const auto call = std::make_shared<Call>(driver_, &live_, context);
+  call->KeepAlive();
+  const absl::Status taken = text_work_.Do(
+      TextBytes(*request), [call, request, &model = **model, deadline = Deadline(*context)] {
+        const absl::Status started = call->cancelled() ? absl::CancelledError("the client is gone")
+                                                       : call->Start(*request, model, deadline);
+        if (!started.ok()) call->End(ToGrpc(started));
+      });
+  if (!taken.ok()) call->End(ToGrpc(taken));
+  return call.get();
+}
+
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  const auto start = [&]() -> absl::StatusOr<grpc::ServerWriteReactor<grpc::ByteBuffer>*> {
-    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
-    TANDEM_ASSIGN_OR_RETURN(const auto request, Parse<v1::GenerateRequest>(buffer));
-    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateGenerate(request, *model));
-    valid.job.deadline = Deadline(*context);
-    const auto call = std::make_shared<GenerateCall>(driver_, &live_);
-    call->KeepAlive();
-    call->Start(*model, std::move(valid));
-    return call.get();
-  };
-  const auto call = start();
-  return call.ok() ? *call : new RefusedCall(call.status());
+  return StartCall<GenerateCall, v1::GenerateRequest>(context, buffer);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Score(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  const auto start = [&]() -> absl::StatusOr<grpc::ServerWriteReactor<grpc::ByteBuffer>*> {
-    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
-    TANDEM_ASSIGN_OR_RETURN(const auto request, Parse<v1::ScoreRequest>(buffer));
-    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateScore(request, *model));
-    valid.job.deadline = Deadline(*context);
-    const bool wants_last =
-        request.positions().empty() ||
-        request.positions(request.positions_size() - 1) + 1 == valid.job.prompt.size();
-    const auto call = std::make_shared<ScoreCall>(driver_, &live_);
-    call->KeepAlive();
-    call->Start(std::move(valid.job), wants_last);
-    return call.get();
-  };
-  const auto call = start();
-  return call.ok() ? *call : new RefusedCall(call.status());
+  return StartCall<ScoreCall, v1::ScoreRequest>(context, buffer);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* buffer,
                                                      grpc::ByteBuffer* response) {
-  const auto tokenize = [&]() -> absl::Status {
-    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
-    TANDEM_ASSIGN_OR_RETURN(const auto request, Parse<v1::TokenizeRequest>(buffer));
-    TANDEM_ASSIGN_OR_RETURN(const auto ids, TokenizeRequested(request, *model));
-    v1::TokenizeResponse answer;
-    answer.mutable_ids()->Add(ids.begin(), ids.end());
-    *response = SerializeMessage(answer);
-    return absl::OkStatus();
-  };
-  return Finished(context, tokenize());
+  const absl::StatusOr<const ServedModel*> model = Model();
+  if (!model.ok()) return Finished(context, model.status());
+  absl::StatusOr<v1::TokenizeRequest> parsed = Parse<v1::TokenizeRequest>(buffer);
+  if (!parsed.ok()) return Finished(context, parsed.status());
+  const auto request = std::make_shared<const v1::TokenizeRequest>(*std::move(parsed));
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  const absl::Status taken =
+      text_work_.Do(TextBytes(*request), [reactor, request, response, &model = **model] {
+        const absl::StatusOr<std::vector<int32_t>> ids = TokenizeRequested(*request, model);
+        if (ids.ok()) {
+          v1::TokenizeResponse answer;
+          answer.mutable_ids()->Add(ids->begin(), ids->end());
+          *response = SerializeMessage(answer);
+        }
+        reactor->Finish(ToGrpc(ids.status()));
+      });
+  if (!taken.ok()) reactor->Finish(ToGrpc(taken));
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,

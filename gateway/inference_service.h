@@ -8,15 +8,17 @@
 #include <functional>
 #include <memory>
 
+#include "gateway/live_calls.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
+#include "gateway/text_work.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace tandem {
 
-// gRPC's callback threads only validate, tokenize and enqueue here. The methods with text are raw:
-// gRPC answers a request that it cannot parse, one with invalid UTF-8 for example, with an empty
-// UNIMPLEMENTED, where INVALID_ARGUMENT and a sentence are due.
+// gRPC's callback threads only validate, tokenize short texts and enqueue here. The methods with
+// text are raw: gRPC answers a request that it cannot parse, one with invalid UTF-8 for example,
+// with an empty UNIMPLEMENTED, where INVALID_ARGUMENT and a sentence are due.
 class InferenceService final
     : public v1::Inference::WithRawCallbackMethod_Generate<
           v1::Inference::WithRawCallbackMethod_Score<v1::Inference::WithRawCallbackMethod_Tokenize<
@@ -25,14 +27,15 @@ class InferenceService final
                       v1::Inference::WithCallbackMethod_GetStatus<v1::Inference::Service>>>>>> {
  public:
   // `driver` must outlive the service. `status` fills in the deployment's state.
-  InferenceService(StepDriver* driver, std::function<v1::GetStatusResponse()> status);
+  InferenceService(StepDriver* driver, std::function<v1::GetStatusResponse()> status,
+                   LiveCallLimits limits = {});
 
   // Requests are UNAVAILABLE before this, and answered from then on. `model` must outlive the
   // service.
   void SetModel(const ServedModel* model) { model_ = model; }
 
-  // requests_live, requests_total, requests_failed_total
-  CounterSnapshot Counters() const;
+  // LiveCalls'
+  CounterSnapshot Counters() const { return live_.Counters(); }
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -51,17 +54,17 @@ class InferenceService final
                                       const v1::GetStatusRequest* request,
                                       v1::GetStatusResponse* response) override;
 
-  struct Live {
-    std::atomic<int64_t> live = 0, total = 0, failed = 0;
-  };
-
  private:
   absl::StatusOr<const ServedModel*> Model() const;
+  template <typename Call, typename Request>
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* StartCall(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* buffer);
 
   StepDriver* const driver_;
   const std::function<v1::GetStatusResponse()> status_;
   std::atomic<const ServedModel*> model_ = nullptr;
-  Live live_;
+  LiveCalls live_;
+  TextWork text_work_;
 };
 
 }  // namespace tandem

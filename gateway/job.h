@@ -25,7 +25,8 @@ struct Job {
   std::vector<int32_t> prompt;
   int32_t expanded_length = 0;    // as in SequenceSpec
   int32_t max_new_tokens = 0;     // 0: only score
-  std::vector<int32_t> stop_ids;  // end-of-sequence ids; empty: ignore them
+  std::vector<int32_t> eos_ids;   // end-of-sequence ids; empty: ignore them
+  std::vector<int32_t> stop_ids;  // other ids that end the job
   SamplingParams sampling;
   bool mask_ids_without_token = true;
   std::vector<ScoredRow> scored;   // ascending by position; all below prompt.size()
@@ -36,7 +37,7 @@ struct Job {
 enum class JobEnd : uint8_t {
   kEos,
   kLength,
-  kStop,  // StepDriver::Finish
+  kStop,  // one of stop_ids, or StepDriver::Finish
   kScored,
   kFailed,
 };
@@ -50,7 +51,7 @@ class JobSink {
   virtual void OnAdmitted() = 0;
   // In the order of positions. `logits` is empty unless wanted.
   virtual void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) = 0;
-  // The id of an end-of-sequence token is not reported.
+  // An id that ends the job is not reported.
   virtual void OnToken(int32_t id, float log_prob) = 0;
   // Last, exactly once per submitted job, also after Cancel and Finish. `status` is OK unless `end`
   // is kFailed:

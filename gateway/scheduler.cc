@@ -137,13 +137,13 @@ void Scheduler::Admit(std::vector<SchedulerEvent>* events) {
   }
   while (!waiting_.empty()) {
     JobState& job = jobs_.at(*waiting_.begin());
-    const int64_t tokens = job.prompt_size() + job.job.max_new_tokens;
+    const int64_t tokens = job.EndRow();
     if (PagesFor(tokens) > most_pages) {
       Fail(&job,
-           absl::ResourceExhaustedError(absl::StrCat(
-               "the prompt and max_new_tokens come to ", tokens, " tokens, which take ",
-               PagesFor(tokens), " pages of the cache, but no attention worker has more than ",
-               most_pages)),
+           absl::ResourceExhaustedError(
+               absl::StrCat("the prompt and max_tokens keep ", tokens,
+                            " tokens in the cache, which take ", PagesFor(tokens),
+                            " pages of it, but no attention worker has more than ", most_pages)),
            events);
       continue;
     }

@@ -167,9 +167,12 @@ void Scheduler::TakeToken(JobState* job, const RowResult& row,
                           std::vector<SchedulerEvent>* events) {
   const int64_t index = row.position + 1 - job->prompt_size();
   if (index != static_cast<int64_t>(job->generated.size())) return;  // FinishRows sees what lacks
-  const std::vector<int32_t>& stops = job->job.stop_ids;
-  if (std::find(stops.begin(), stops.end(), row.token) != stops.end()) {
-    End(job, JobEnd::kEos, absl::OkStatus(), Leave::kRelease, events);
+  const auto is_one_of = [&](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), row.token) != ids.end();
+  };
+  if (const bool eos = is_one_of(job->job.eos_ids); eos || is_one_of(job->job.stop_ids)) {
+    const JobEnd end = eos ? JobEnd::kEos : JobEnd::kStop;
+    End(job, end, absl::OkStatus(), Leave::kRelease, events);
     return;
   }
   job->generated.push_back(row.token);

@@ -5,13 +5,13 @@
 #include <google/protobuf/message_lite.h>
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <deque>
 #include <memory>
-#include <utility>
 
 #include "common/mutex.h"
-#include "common/service/grpc_status.h"
-#include "gateway/inference_service.h"
+#include "common/work_clock.h"
+#include "gateway/live_calls.h"
 #include "gateway/step_driver.h"
 
 namespace tandem {
@@ -30,84 +30,63 @@ inline grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& me
 }
 
 // A call that is a job: writes are queued, one is on its way at a time, and a client that goes away
-// cancels the job. The queue is bounded by the job itself: at most one message per row of it. Keeps
-// itself alive until gRPC is done with it; the driver keeps it until the job is done.
+// cancels the job. What is queued is bounded by the job itself, at most one message per row of it,
+// and with that of all other calls by LiveCalls. Keeps itself alive until gRPC is done with it; the
+// driver keeps it until the job is done.
 class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                       public JobSink,
+                      public LiveCall,
                       public std::enable_shared_from_this<StreamingCall> {
  public:
-  StreamingCall(StepDriver* driver, InferenceService::Live* live) : driver_(driver), live_(live) {
-    ++live_->live;
-    ++live_->total;
-  }
-
-  // Hands the job in; ends the call if the driver does not take it.
-  void Submit(Job job) {
-    const absl::StatusOr<JobId> id = driver_->Submit(std::move(job), shared_from_this());
-    if (!id.ok()) return End(ToGrpc(id.status()));
-    MutexLock lock(mutex_);
-    job_ = *id;
-    if (cancelled_) driver_->Cancel(job_);
-    if (finished_) driver_->Finish(job_);
-  }
-
-  void Send(const google::protobuf::MessageLite& message) {
-    grpc::ByteBuffer buffer = SerializeMessage(message);
-    MutexLock lock(mutex_);
-    if (ended_) return;
-    queue_.push_back(std::move(buffer));
-    if (queue_.size() == 1) StartWrite(&queue_.front());
-  }
-
-  // After everything that was sent. Once; later calls are ignored.
-  void End(grpc::Status status) {
-    if (!status.ok()) ++live_->failed;
-    MutexLock lock(mutex_);
-    if (std::exchange(ended_, true)) return;
-    status_ = std::move(status);
-    if (queue_.empty()) Finish(status_);
+  StreamingCall(StepDriver* driver, LiveCalls* live, grpc::CallbackServerContext* context)
+      : driver_(driver), live_(live), context_(context) {
+    live_->Add(this);
   }
 
   // Must be called once, before gRPC can be done with the call.
   void KeepAlive() { self_ = shared_from_this(); }
 
- protected:
-  void CancelJob() {
+  // Hands the job in; ends the call if the driver does not take it.
+  void Submit(Job job);
+  void Send(const google::protobuf::MessageLite& message);
+  // After everything that was sent. Once; later calls are ignored.
+  void End(grpc::Status status);
+
+  // The client is gone, or the call was shed.
+  bool cancelled() const {
     MutexLock lock(mutex_);
-    cancelled_ = true;
-    if (job_ != 0) driver_->Cancel(job_);
+    return cancelled_;
   }
 
+  int64_t unread_bytes() const override { return shed_ ? 0 : unread_bytes_.load(); }
+  absl::Duration stalled_for() const override { return write_clock_.elapsed(); }
+  void Shed(const absl::Status& why) override;
+
+ protected:
   // The job has all that it wanted: it is to end as a success.
-  void FinishJob() {
-    MutexLock lock(mutex_);
-    finished_ = true;
-    if (job_ != 0) driver_->Finish(job_);
-  }
+  void FinishJob();
 
  private:
-  void OnWriteDone(bool ok) override {
-    MutexLock lock(mutex_);
-    queue_.pop_front();
-    if (!ok) queue_.clear();  // the client is gone: OnCancel says so to the driver
-    if (!queue_.empty()) {
-      StartWrite(&queue_.front());
-    } else if (ended_) {
-      Finish(status_);
-    }
-  }
+  void CancelJob();
+  void CountUnread(int64_t bytes);
+  // Drops the first message of the queue, or all but it.
+  void DropFirst() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropRest() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WriteFirst() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  void OnWriteDone(bool ok) override;
   void OnCancel() override { CancelJob(); }
-  void OnDone() override {
-    CancelJob();
-    --live_->live;  // here, since the driver may hold on to this object for longer than the service
-    const std::shared_ptr<StreamingCall> last = std::move(self_);
-  }
+  void OnDone() override;
 
   StepDriver* const driver_;
-  InferenceService::Live* const live_;
+  LiveCalls* const live_;
+  grpc::CallbackServerContext* const context_;  // until OnDone
   std::shared_ptr<StreamingCall> self_;
+  std::atomic<int64_t> unread_bytes_ = 0;
+  std::atomic<bool> shed_ = false;
+  WorkClock write_clock_;
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);  // the first is being written
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;

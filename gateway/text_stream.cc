@@ -2,42 +2,68 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
 namespace tandem {
 
 TextStream::TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop)
-    : stop_(std::move(stop)) {
+    : tokenizer_(tokenizer), stop_(std::move(stop)) {
   if (tokenizer != nullptr) detokenizer_.emplace(tokenizer, /*skip_special=*/true);
 }
 
 std::string TextStream::Push(int32_t id) {
   if (!detokenizer_ || stopped_) return "";
-  return Release(detokenizer_->Push(id));
+  Append(detokenizer_->Push(id), true);
+  if (tokenizer_->IsSpecial(id)) Append(tokenizer_->TokenBytes(id), false);
+  return Release();
 }
 
 std::string TextStream::Flush() {
   if (!detokenizer_ || stopped_) return "";
-  std::string text = Release(detokenizer_->Flush());
-  if (!stopped_) text += std::exchange(held_, "");
+  Append(detokenizer_->Flush(), true);
+  std::string text = Release();
+  if (!stopped_) text += Take(held_.size());
   return text;
 }
 
-std::string TextStream::Release(std::string text) {
-  held_ += text;
-  size_t cut = std::string::npos;
-  for (const std::string& stop : stop_) cut = std::min(cut, held_.find(stop));
-  if (cut != std::string::npos) {
-    stopped_ = true;
-    return held_.substr(0, cut);
+void TextStream::Append(absl::string_view text, bool visible) {
+  absl::StrAppend(&held_, text);
+  visible_.append(text.size(), static_cast<char>(visible));
+}
+
+std::string TextStream::Take(size_t bytes) {
+  std::string text;
+  for (size_t i = 0; i < bytes; ++i) {
+    if (visible_[i]) text += held_[i];
+  }
+  held_.erase(0, bytes);
+  visible_.erase(0, bytes);
+  searched_ -= std::min(searched_, bytes);
+  return text;
+}
+
+std::string TextStream::Release() {
+  const absl::string_view held = held_;
+  for (; searched_ < held.size(); ++searched_) {
+    size_t longest = 0;
+    for (const std::string& stop : stop_) {
+      if (stop.size() > longest && absl::EndsWith(held.substr(0, searched_ + 1), stop)) {
+        longest = stop.size();
+      }
+    }
+    if (longest > 0) {
+      stopped_ = true;
+      return Take(searched_ + 1 - longest);
+    }
   }
   size_t keep = 0;
   for (const std::string& stop : stop_) {
-    for (size_t n = std::min(stop.size() - 1, held_.size()); n > keep; --n) {
-      if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) keep = n;
+    for (size_t n = std::min(stop.size() - 1, held.size()); n > keep; --n) {
+      if (absl::EndsWith(held, absl::string_view(stop).substr(0, n))) keep = n;
     }
   }
-  std::string released = held_.substr(0, held_.size() - keep);
-  held_.erase(0, held_.size() - keep);
-  return released;
+  return Take(held.size() - keep);
 }
 
 }  // namespace tandem

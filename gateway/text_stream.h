@@ -1,4 +1,5 @@
-// Text out of generated ids: whole characters only, and nothing of a stop string.
+// Text out of generated ids: whole characters only, and nothing of a stop string. Special tokens
+// have no text for the client, but may end the stream: stop strings see them as they are written.
 #ifndef TANDEM_GATEWAY_TEXT_STREAM_H_
 #define TANDEM_GATEWAY_TEXT_STREAM_H_
 
@@ -7,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "common/tokenizer/incremental_detokenizer.h"
 
 namespace tandem {
@@ -24,12 +26,19 @@ class TextStream {
   bool stopped() const { return stopped_; }
 
  private:
-  // Cuts at the first stop string, holds back the longest tail that may become one.
-  std::string Release(std::string text);
+  void Append(absl::string_view text, bool visible);
+  // Cuts before the stop string that is complete first (of several, the longest), holds back the
+  // longest tail that may become one: what comes out does not depend on how tokens split the text.
+  std::string Release();
+  // Takes the first `bytes` of what is held; returns what the client sees of them.
+  std::string Take(size_t bytes);
 
+  const Tokenizer* const tokenizer_;
   std::optional<IncrementalDetokenizer> detokenizer_;
   const std::vector<std::string> stop_;
   std::string held_;
+  std::string visible_;  // by byte of held_: 1 if the client sees it
+  size_t searched_ = 0;  // no stop string ends within so many first bytes of held_
   bool stopped_ = false;
 };
 

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "common/transport/attention_link.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -14,14 +16,32 @@ namespace {
 constexpr int kDefaultMaxTokens = 1024;
 constexpr int kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
+constexpr int kMaxStopIds = 64;
 constexpr float kMaxTemperature = 100;
-// Of a score's answer: rows of logits wait for the client in memory.
-constexpr int64_t kMaxLogitsBytes = int64_t{1} << 30;
+// Of a score's answer: rows of logits wait for the client in memory, half of LiveCalls' bound.
+constexpr int64_t kMaxLogitsBytes = int64_t{1} << 29;
 
-absl::Status CheckIds(absl::Span<const int32_t> ids, const ServedModel& model) {
+size_t ChatBytes(const v1::Chat& chat) {
+  size_t bytes = 0;
+  for (const v1::ChatMessage& message : chat.messages()) bytes += message.content().size();
+  return bytes;
+}
+
+// Before the text is tokenized: no token has more bytes than the longest.
+absl::Status CheckTextBytes(size_t bytes, const ServedModel& model) {
+  if (model.tokenizer == nullptr) return absl::OkStatus();
+  const auto context = static_cast<size_t>(model.config.max_position_embeddings);
+  const size_t longest = model.tokenizer->max_token_bytes();
+  if (bytes <= context * longest) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the prompt has ", bytes, " bytes of text, but the model's context is ", context,
+                   " tokens, which are at most ", longest, " bytes each"));
+}
+
+absl::Status CheckIds(const char* field, absl::Span<const int32_t> ids, const ServedModel& model) {
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= model.config.vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat("token_ids[", i, "] is ", ids[i],
+      return absl::InvalidArgumentError(absl::StrCat(field, "[", i, "] is ", ids[i],
                                                      ", but the vocabulary is 0 to ",
                                                      model.config.vocab_size - 1));
     }
@@ -29,24 +49,43 @@ absl::Status CheckIds(absl::Span<const int32_t> ids, const ServedModel& model) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<int32_t>> TextIds(const std::string& text, bool match_added_tokens,
-                                             const ServedModel& model) {
+// Request is GenerateRequest or ScoreRequest, as below.
+template <typename Request>
+absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const ServedModel& model) {
   TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
-  if (text.empty()) return absl::InvalidArgumentError("text is empty");
-  return tokenizer->Encode(
-      text, match_added_tokens ? Tokenizer::AddedTokens::kMatch : Tokenizer::AddedTokens::kPlain,
-      tokenizer->add_bos());
+  if (request.text().empty()) return absl::InvalidArgumentError("text is empty");
+  const bool add_bos = request.has_add_bos() ? request.add_bos() : tokenizer->add_bos();
+  TANDEM_ASSIGN_OR_RETURN(
+      std::vector<int32_t> ids,
+      tokenizer->Encode(request.text(),
+                        request.match_added_tokens() ? Tokenizer::AddedTokens::kMatch
+                                                     : Tokenizer::AddedTokens::kPlain,
+                        add_bos));
+  if (add_bos && ids.size() > 1 && ids[1] == ids[0]) {
+    static std::once_flag said;
+    std::call_once(said, [] {
+      spdlog::warn(
+          "a prompt's text begins with the begin-of-sequence token, and another one was put in "
+          "front "
+          "of it: add_bos = false leaves that out (said once)");
+    });
+  }
+  return ids;
 }
 
-// The prompt's ids from whichever field holds them. Request is GenerateRequest or ScoreRequest.
+// The prompt's ids from whichever field holds them.
 template <typename Request>
 absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const ServedModel& model) {
   std::vector<int32_t> ids;
+  TANDEM_RETURN_IF_ERROR(CheckTextBytes(TextBytes(request), model));
+  if (request.has_add_bos() && !request.has_text()) {
+    return absl::InvalidArgumentError("add_bos is set, but it goes with text only");
+  }
   if (request.has_text()) {
-    TANDEM_ASSIGN_OR_RETURN(ids, TextIds(request.text(), request.match_added_tokens(), model));
+    TANDEM_ASSIGN_OR_RETURN(ids, TextIds(request, model));
   } else if (request.has_token_ids()) {
     ids.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
-    TANDEM_RETURN_IF_ERROR(CheckIds(ids, model));
+    TANDEM_RETURN_IF_ERROR(CheckIds("token_ids", ids, model));
   } else if constexpr (requires { request.chat(); }) {
     if (!request.has_chat()) {
       return absl::InvalidArgumentError("prompt is missing: set text, token_ids or chat");
@@ -93,6 +132,14 @@ absl::StatusOr<SamplingParams> ValidateSampling(const v1::Sampling& sampling,
 
 }  // namespace
 
+size_t TextBytes(const v1::GenerateRequest& request) {
+  return request.text().size() + ChatBytes(request.chat());
+}
+size_t TextBytes(const v1::ScoreRequest& request) { return request.text().size(); }
+size_t TextBytes(const v1::TokenizeRequest& request) {
+  return request.text().size() + ChatBytes(request.chat());
+}
+
 absl::Status ValidateModelName(const std::string& name, const ServedModel& model) {
   if (name.empty() || name == model.name) return absl::OkStatus();
   return absl::NotFoundError(absl::StrCat(
@@ -132,6 +179,13 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
     valid.stop.push_back(stop);
   }
   if (!valid.stop.empty()) TANDEM_RETURN_IF_ERROR(NeedTokenizer(model).status());
+  if (request.stop_token_ids_size() > kMaxStopIds) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("stop_token_ids has ", request.stop_token_ids_size(), " ids, but at most ",
+                     kMaxStopIds, " are allowed"));
+  }
+  job.stop_ids.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
+  TANDEM_RETURN_IF_ERROR(CheckIds("stop_token_ids", job.stop_ids, model));
   if (request.has_max_tokens() && request.max_tokens() == 0) {
     return absl::InvalidArgumentError("max_tokens is 0, but must be at least 1");
   }
@@ -147,7 +201,7 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   }
   job.max_new_tokens = static_cast<int32_t>(wanted);
   job.expanded_length = SequenceSpec::ExpandedLength(prompt);
-  if (!request.ignore_eos()) job.stop_ids = model.eos_ids;
+  if (!request.ignore_eos()) job.eos_ids = model.eos_ids;
   return valid;
 }
 

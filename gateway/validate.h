@@ -18,6 +18,11 @@ struct ValidRequest {
   std::vector<std::string> stop;  // none empty
 };
 
+// Of the texts in a request: what its tokenizing costs goes by them.
+size_t TextBytes(const v1::GenerateRequest& request);
+size_t TextBytes(const v1::ScoreRequest& request);
+size_t TextBytes(const v1::TokenizeRequest& request);
+
 // All return
 //   INVALID_ARGUMENT     the field and its limit
 //   NOT_FOUND            another model than the one that is served

@@ -47,6 +47,9 @@ bool IsLoopback(const std::string& host) {
   return absl::StartsWith(host, "127.") && host.find_first_not_of("0123456789.") == host.npos;
 }
 
+// Of a message that comes in; a prompt as long as the real model's context is 20 MB at most.
+constexpr int kMaxMessageBytes = 64 << 20;
+
 sigset_t EndSignals() {
   sigset_t set;
   sigemptyset(&set);
@@ -137,7 +140,7 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
   // off.
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.SetMaxReceiveMessageSize(-1);
+  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(-1);
   for (grpc::Service* service : services) builder.RegisterService(service);
   host->acceptor_ = builder.experimental().AddExternalConnectionAcceptor(

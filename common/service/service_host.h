@@ -37,8 +37,8 @@ absl::Status CheckListenAddress(const std::string& address, bool insecure);
 // stands for all of a machine's addresses.
 absl::Status CheckDialAddress(const std::string& address);
 
-// A running gRPC server. It permits keepalive pings at any rate, also without calls. Messages of
-// any size are accepted; every service starts NOT_SERVING.
+// A running gRPC server. It permits keepalive pings at any rate, also without calls, sends messages
+// of any size and takes them up to 64 MiB; every service starts NOT_SERVING.
 class ServiceHost {
  public:
   // Starts listening. `services` must outlive the host; they are named in health checks by their

@@ -102,6 +102,9 @@ Tokenizer::Tokenizer(TokenizerFile file, PreTokenizer pre_tokenizer)
       pre_tokenizer_(std::move(pre_tokenizer)),
       bpe_(file.byte_ids, file.merges, token_bytes_),
       chat_template_(MakeChatTemplate(TokenizerConfig())) {
+  for (const std::string& bytes : token_bytes_) {
+    max_token_bytes_ = std::max(max_token_bytes_, bytes.size());
+  }
   for (AddedToken& token : file.added_tokens) {
     is_special_[token.id] = token.special;
     const uint8_t first_byte = static_cast<uint8_t>(token.content[0]);

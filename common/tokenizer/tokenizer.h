@@ -73,6 +73,9 @@ class Tokenizer {
   // All tokens have ids in [0, vocab_size()).
   int32_t vocab_size() const { return static_cast<int32_t>(token_bytes_.size()); }
 
+  // Of any token, added ones included.
+  size_t max_token_bytes() const { return max_token_bytes_; }
+
   std::optional<int32_t> bos_id() const { return bos_id_; }
   std::optional<int32_t> eos_id() const { return eos_id_; }
 
@@ -106,6 +109,7 @@ class Tokenizer {
 
   std::vector<std::string> token_bytes_;  // by id; empty: no token
   std::vector<bool> is_special_;          // by id
+  size_t max_token_bytes_ = 0;
   // By first byte, longest first.
   std::array<std::vector<AddedToken>, 256> added_tokens_;
   PreTokenizer pre_tokenizer_;

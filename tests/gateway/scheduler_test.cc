@@ -164,7 +164,7 @@ class House {
   int max_rows = 0;  // of prefill in one step
 
  private:
-  static int32_t StopOf(const Job& job) { return job.stop_ids.empty() ? -2 : job.stop_ids[0]; }
+  static int32_t StopOf(const Job& job) { return job.eos_ids.empty() ? -2 : job.eos_ids[0]; }
 
   void Take(std::vector<SchedulerEvent> events) {
     for (SchedulerEvent& event : events) {
@@ -245,7 +245,7 @@ TEST(SchedulerTest, EndsAtAStopIdWithoutReportingIt) {
   house.AddWorker(1, 4);
   Job job = MakeJob(10, 20);
   const std::vector<int32_t> answer = SimulatedAnswer(job.prompt, KeyOf(job), 20, -2);
-  job.stop_ids = {answer[5]};
+  job.eos_ids = {answer[5]};
   const JobId id = house.Add(std::move(job));
   ASSERT_TRUE(house.RunToEnd());
   house.CheckOutcome(id);
@@ -493,8 +493,8 @@ TEST(SchedulerTest, FailsAJobThatIsLongerThanEveryCache) {
   House house;
   house.AddWorker(1, 3);
   house.AddWorker(2, 2);
-  const JobId too_long = house.Add(MakeJob(100, 93));
-  const JobId fits = house.Add(MakeJob(100, 92));
+  const JobId too_long = house.Add(MakeJob(100, 94));
+  const JobId fits = house.Add(MakeJob(100, 93));  // the last token takes no row
   ASSERT_TRUE(house.RunToEnd());
   EXPECT_EQ(house.outcomes[too_long].status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(house.outcomes[too_long].status.message()), HasSubstr("193 tokens"));
@@ -920,7 +920,7 @@ Job RandomJob(Random* random) {
   Job job = MakeJob(random->Chance(20) ? random->Draw(100, 350) : random->Draw(1, 140),
                     random->Chance(20) ? 0 : random->Draw(1, random->Chance(20) ? 150 : 30),
                     random->Draw(0, 1 << 20));
-  if (random->Chance(50)) job.stop_ids = {random->Draw(0, kSimulatedVocab - 1)};
+  if (random->Chance(50)) job.eos_ids = {random->Draw(0, kSimulatedVocab - 1)};
   if (random->Chance(20)) job.max_rows_per_batch = random->Draw(1, 100);
   job.sampling.temperature = static_cast<float>(random->Draw(0, 3));
   job.sampling.top_k = random->Draw(0, 3);

@@ -21,7 +21,12 @@ using testing::AnyOf;
 using testing::HasSubstr;
 
 constexpr absl::Duration kLimit = absl::Seconds(60);
-constexpr int kTokens = 3000;  // long enough to be seen by a heartbeat
+// Long enough to be seen by a heartbeat.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int kTokens = 300;
+#else
+constexpr int kTokens = 3000;
+#endif
 
 // The thread of a process by its name; 0 if there is none.
 pid_t FindThread(pid_t process, const std::string& name) {

@@ -157,6 +157,8 @@ void SamplingOptions::AddTo(CLI::App& app) {
   app.add_flag("--ignore-eos", ignore_eos, "go on after an end-of-sequence token");
   app.add_option("--stop", stop, "end before this text; may be given several times")
       ->allow_extra_args(false);
+  app.add_option("--stop-id", stop_ids, "end before this token; may be given several times")
+      ->allow_extra_args(false);
 }
 
 void SamplingOptions::Fill(v1::GenerateRequest& request) const {
@@ -168,6 +170,7 @@ void SamplingOptions::Fill(v1::GenerateRequest& request) const {
   if (max_tokens_given->count() > 0) request.set_max_tokens(max_tokens);
   request.set_ignore_eos(ignore_eos);
   for (const std::string& text : stop) request.add_stop(text);
+  request.mutable_stop_token_ids()->Add(stop_ids.begin(), stop_ids.end());
 }
 
 }  // namespace tandem::tool

@@ -92,6 +92,7 @@ struct SamplingOptions {
   uint32_t max_tokens = 0;
   bool ignore_eos = false;
   std::vector<std::string> stop;
+  std::vector<int32_t> stop_ids;
 
   void AddTo(CLI::App& app);
   void Fill(v1::GenerateRequest& request) const;

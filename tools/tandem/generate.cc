@@ -17,6 +17,7 @@ struct Options {
   std::string prompt;
   std::string ids_file;
   bool match_added_tokens = false;
+  std::optional<bool> add_bos;
 };
 
 nlohmann::json ToJson(const Completion& completion) {
@@ -38,6 +39,7 @@ absl::Status Run(const Options& options) {
   v1::GenerateRequest request;
   options.sampling.Fill(request);
   request.set_match_added_tokens(options.match_added_tokens);
+  if (options.add_bos) request.set_add_bos(*options.add_bos);
   if (!options.ids_file.empty()) {
     TANDEM_ASSIGN_OR_RETURN(const auto ids, ReadIdsFile(options.ids_file));
     request.mutable_token_ids()->mutable_ids()->Add(ids.begin(), ids.end());
@@ -72,6 +74,10 @@ Command AddGenerate(CLI::App& root) {
   prompt->excludes(ids);
   app->add_flag("--match-added-tokens", options->match_added_tokens,
                 "names of added tokens in the prompt become these tokens");
+  app->add_option(
+      "--add-bos", options->add_bos,
+      "true or false: whether the begin-of-sequence token goes before the prompt's text; "
+      "default: as the tokenizer says");
   options->connect.AddTo(*app);
   options->sampling.AddTo(*app);
   return {app, [options] { return Run(*options); }};

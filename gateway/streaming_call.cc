@@ -1,0 +1,102 @@
+#include "gateway/streaming_call.h"
+
+#include <grpc/grpc.h>
+
+#include <string>
+#include <utility>
+
+#include "common/service/grpc_status.h"
+
+namespace tandem {
+
+void StreamingCall::Submit(Job job) {
+  const absl::StatusOr<JobId> id = driver_->Submit(std::move(job), shared_from_this());
+  if (!id.ok()) return End(ToGrpc(id.status()));
+  MutexLock lock(mutex_);
+  job_ = *id;
+  if (cancelled_) driver_->Cancel(job_);
+  if (finished_) driver_->Finish(job_);
+}
+
+void StreamingCall::Send(const google::protobuf::MessageLite& message) {
+  grpc::ByteBuffer buffer = SerializeMessage(message);
+  {
+    MutexLock lock(mutex_);
+    if (ended_ || shed_) return;
+    CountUnread(static_cast<int64_t>(buffer.Length()));
+    queue_.push_back(std::move(buffer));
+    if (queue_.size() == 1) WriteFirst();
+  }
+  live_->Enforce();
+}
+
+void StreamingCall::End(grpc::Status status) {
+  if (!status.ok()) live_->CountFailure();
+  MutexLock lock(mutex_);
+  if (std::exchange(ended_, true)) return;
+  status_ = std::move(status);
+  if (queue_.empty()) Finish(status_);
+}
+
+// Flow control holds a message back that the client does not read, and with it the status behind
+// it; cancelling the call sends a status of its own past both.
+void StreamingCall::Shed(const absl::Status& why) {
+  MutexLock lock(mutex_);
+  if (shed_.exchange(true)) return;
+  DropRest();
+  const grpc::Status status = ToGrpc(why);
+  grpc_call_cancel_with_status(context_->c_call(),
+                               static_cast<grpc_status_code>(status.error_code()),
+                               status.error_message().c_str(), nullptr);
+}
+
+void StreamingCall::CancelJob() {
+  MutexLock lock(mutex_);
+  cancelled_ = true;
+  if (job_ != 0) driver_->Cancel(job_);
+}
+
+void StreamingCall::FinishJob() {
+  MutexLock lock(mutex_);
+  finished_ = true;
+  if (job_ != 0) driver_->Finish(job_);
+}
+
+void StreamingCall::CountUnread(int64_t bytes) {
+  unread_bytes_ += bytes;
+  live_->Unread(bytes);
+}
+
+void StreamingCall::DropFirst() {
+  CountUnread(-static_cast<int64_t>(queue_.front().Length()));
+  queue_.pop_front();
+}
+
+void StreamingCall::DropRest() {
+  while (queue_.size() > 1) {
+    CountUnread(-static_cast<int64_t>(queue_.back().Length()));
+    queue_.pop_back();
+  }
+}
+
+void StreamingCall::WriteFirst() {
+  write_clock_.Begin();
+  StartWrite(&queue_.front());
+}
+
+void StreamingCall::OnWriteDone(bool ok) {
+  MutexLock lock(mutex_);
+  if (!ok) DropRest();  // the client is gone: OnCancel says so to the driver
+  DropFirst();
+  if (!queue_.empty()) return WriteFirst();
+  write_clock_.Rest();
+  if (ended_) Finish(status_);
+}
+
+void StreamingCall::OnDone() {
+  CancelJob();
+  live_->Remove(this);  // here, since the driver may hold on to this for longer than the service
+  const std::shared_ptr<StreamingCall> last = std::move(self_);
+}
+
+}  // namespace tandem
