@@ -423,9 +423,9 @@ void ExpertDispatcher::SetPlacement(Placement placement) {
       peers.emplace(worker.id, std::move(peer));
     }
     state_->peers = std::move(peers);
-    state_->placement = shared;
     std::erase_if(state_->placements_in_use, [](const auto& used) { return used.expired(); });
-    state_->placements_in_use.push_back(std::move(shared));
+    state_->placements_in_use.push_back(shared);
+    state_->placement = std::move(shared);
     for (const auto& mailbox : state_->mailboxes) {
       if (auto alive = mailbox.lock()) waiting.push_back(std::move(alive));
     }
