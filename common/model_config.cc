@@ -112,6 +112,13 @@ class Reader {
                                          supported ? "true" : "false", " is supported"));
   }
 
+  // Up to the rounding of whoever wrote it.
+  absl::Status MustBeNumber(const char* key, double supported) const {
+    TANDEM_ASSIGN_OR_RETURN(const double value, Number(key, supported, -1e12, 1e12));
+    if (std::abs(value - supported) <= 1e-6 * std::abs(supported)) return absl::OkStatus();
+    return Unsupported(key, absl::StrCat("is ", value, ", but only ", supported, " is supported"));
+  }
+
   absl::string_view source() const { return source_; }
 
  private:
@@ -187,36 +194,45 @@ absl::Status ParseExperts(const Reader& r, ModelConfig* c) {
   return absl::OkStatus();
 }
 
-absl::Status ParseRope(const Reader& r, ModelConfig* c) {
-  // transformers 5 writes rope_parameters, with rope_theta inside.
-  const Json* scaling = r.Find("rope_parameters");
-  if (scaling == nullptr) scaling = r.Find("rope_scaling");
-  if (scaling != nullptr && !scaling->is_object()) {
-    return r.Invalid("rope_scaling", "is not an object");
+struct Rope {
+  double theta = 0;
+  std::optional<YarnScaling> yarn;
+  bool operator==(const Rope&) const = default;
+};
+
+// The kind of scaling; empty: none is named. "deepseek_yarn" is what other servers write for
+// DeepSeek's own YaRN, which is the only one here.
+absl::StatusOr<std::string> RopeType(const Reader& r, const std::string& key, const Reader& s) {
+  TANDEM_ASSIGN_OR_RETURN(std::string old_type, s.String("type", ""));
+  TANDEM_ASSIGN_OR_RETURN(std::string type, s.String("rope_type", old_type.c_str()));
+  for (std::string* name : {&old_type, &type}) {
+    if (*name == "deepseek_yarn") *name = "yarn";
   }
-  const Json none = Json::object();
-  const Reader s(scaling == nullptr ? none : *scaling, r.source());
+  if (!old_type.empty() && type != old_type) {
+    return r.Invalid(key, "has a type and a rope_type that differ");
+  }
+  return type;
+}
+
+// Of rope_scaling or of rope_parameters, `key`; theta may stand beside it.
+absl::StatusOr<Rope> ParseRopeObject(const Reader& r, const std::string& key, const Json& object) {
+  if (!object.is_object()) return r.Invalid(key, "is not an object");
+  const Reader s(object, r.source());
+  Rope rope;
   std::optional<double> outer_theta;
   if (r.Find("rope_theta") != nullptr || s.Find("rope_theta") == nullptr) {
     TANDEM_ASSIGN_OR_RETURN(outer_theta, r.Number("rope_theta", {}, kMinTheta, 1e12));
   }
-  TANDEM_ASSIGN_OR_RETURN(c->rope_theta, s.Number("rope_theta", outer_theta, kMinTheta, 1e12));
-  if (scaling == nullptr) return absl::OkStatus();
-  TANDEM_ASSIGN_OR_RETURN(const std::string old_type, s.String("type", ""));
-  TANDEM_ASSIGN_OR_RETURN(std::string type, s.String("rope_type", old_type.c_str()));
-  if (!old_type.empty() && type != old_type) {
-    return r.Invalid("rope_scaling", "has a type and a rope_type that differ");
-  }
+  TANDEM_ASSIGN_OR_RETURN(rope.theta, s.Number("rope_theta", outer_theta, kMinTheta, 1e12));
+  TANDEM_ASSIGN_OR_RETURN(std::string type, RopeType(r, key, s));
+  TANDEM_RETURN_IF_ERROR(s.MustBeNumber("partial_rotary_factor", 1));
   if (type.empty() && s.Find("factor") == nullptr) type = "default";
-  if (type == "default") return absl::OkStatus();
+  if (type == "default") return rope;
   if (type != "yarn") {
     return r.Unsupported(
-        "rope_scaling", absl::StrCat("has the type ", Brief(type), ", but only yarn is supported"));
+        key, absl::StrCat("has the type ", Brief(type), ", but only yarn is supported"));
   }
-  // Keys of the general YaRN that DeepSeek-V2's own code does not know, and that would change it.
-  if (s.Find("attention_factor") != nullptr) {
-    return r.Unsupported("rope_scaling", "has an attention_factor, which is not supported");
-  }
+  // A key of the general YaRN that DeepSeek-V2's own code does not know, and that would change it.
   TANDEM_RETURN_IF_ERROR(s.MustBe("truncate", true));
   YarnScaling yarn;
   TANDEM_ASSIGN_OR_RETURN(yarn.factor, s.Number("factor", {}, 1, 1e6));
@@ -226,7 +242,39 @@ absl::Status ParseRope(const Reader& r, ModelConfig* c) {
   TANDEM_ASSIGN_OR_RETURN(yarn.beta_slow, s.Number("beta_slow", 1, 1e-6, 1e6));
   TANDEM_ASSIGN_OR_RETURN(yarn.mscale, s.Number("mscale", 1, 0, 1e3));
   TANDEM_ASSIGN_OR_RETURN(yarn.mscale_all_dim, s.Number("mscale_all_dim", 0, 0, 1e3));
-  c->yarn = yarn;
+  // The general YaRN's factor of cosine and sine, which DeepSeek's derives from the two mscales.
+  TANDEM_RETURN_IF_ERROR(s.MustBeNumber(
+      "attention_factor",
+      YarnGrowth(yarn.factor, yarn.mscale) / YarnGrowth(yarn.factor, yarn.mscale_all_dim)));
+  rope.yarn = yarn;
+  return rope;
+}
+
+absl::Status ParseRope(const Reader& r, ModelConfig* c) {
+  // The pairs that are rotated lie side by side in DeepSeek-V2.
+  TANDEM_RETURN_IF_ERROR(r.MustBe("rope_interleave", true));
+  TANDEM_RETURN_IF_ERROR(r.MustBeNumber("partial_rotary_factor", 1));
+  // transformers 5 writes rope_parameters, with rope_theta inside; tools that know both write both.
+  const Json* const parameters = r.Find("rope_parameters");
+  const Json* const scaling = r.Find("rope_scaling");
+  const Json none = Json::object();
+  const bool newer = parameters != nullptr;
+  TANDEM_ASSIGN_OR_RETURN(const Rope rope,
+                          ParseRopeObject(r, newer ? "rope_parameters" : "rope_scaling",
+                                          newer                ? *parameters
+                                          : scaling != nullptr ? *scaling
+                                                               : none));
+  if (newer && scaling != nullptr) {
+    // What rope_scaling leaves out about theta, rope_parameters says.
+    Json older = *scaling;
+    if (older.is_object() && !older.contains("rope_theta")) older["rope_theta"] = rope.theta;
+    TANDEM_ASSIGN_OR_RETURN(const Rope other, ParseRopeObject(r, "rope_scaling", older));
+    if (!(other == rope)) {
+      return r.Invalid("rope_scaling", "and rope_parameters are both there and differ");
+    }
+  }
+  c->rope_theta = rope.theta;
+  c->yarn = rope.yarn;
   return absl::OkStatus();
 }
 

@@ -22,6 +22,7 @@ struct YarnScaling {
   double beta_slow = 1;
   double mscale = 1;
   double mscale_all_dim = 0;
+  bool operator==(const YarnScaling&) const = default;
 };
 
 // Plain data, immutable once parsed. Names follow config.json, with "num_" for counts.

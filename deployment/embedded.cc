@@ -1,11 +1,13 @@
 #include "deployment/embedded.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "attention_worker/local_experts.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/status.h"
+#include "deployment/checkpoint_watch.h"
 #include "deployment/load_attention.h"
 #include "deployment/memory_needs.h"
 #include "expert_worker/loaded_experts.h"
@@ -30,6 +32,7 @@ struct EmbeddedDeployment::Parts {
   StepDriver* driver = nullptr;
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<Checkpoint> checkpoint;
+  std::optional<CheckpointWatch> watch;
   ServedModel model;
   std::unique_ptr<LoadedExperts> loaded_experts;
   std::unique_ptr<LocalExperts> experts;
@@ -50,7 +53,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   p.driver = driver;
   const auto progress = options.progress ? options.progress : [](float) {};
   TANDEM_ASSIGN_OR_RETURN(p.backend, MakeBackend(options.backend));
-  TANDEM_ASSIGN_OR_RETURN(p.checkpoint, Checkpoint::Open(options.model_dir));
+  TANDEM_ASSIGN_OR_RETURN(p.checkpoint, Checkpoint::Open(options.model_dir, options.stop));
+  p.watch.emplace(p.checkpoint.get());
   TANDEM_ASSIGN_OR_RETURN(p.model, LoadServedModel(*p.checkpoint, options.model_dir, options.dtype,
                                                    options.served_name));
 
@@ -102,6 +106,7 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   AddCounters({{"mapped_tensors", p.checkpoint->mapped_tensors()},
                {"mapped_bytes", p.checkpoint->mapped_bytes()}},
               &workers[0]);
+  AddCounters(p.watch->Counters(), &workers[0]);
   for (v1::WorkerStatus& worker : workers) {
     worker.set_state("ready");
     worker.set_loaded(1);

@@ -4,6 +4,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -24,8 +25,9 @@ struct EmbeddedOptions {
   std::string served_name;  // empty: DefaultServedName
   Dtype dtype = Dtype::kBF16;
   BackendOptions backend;
-  int64_t cache_tokens = 65536;         // rounded up to pages
-  std::function<void(float)> progress;  // share of the weights that is loaded
+  int64_t cache_tokens = 65536;             // rounded up to pages
+  std::function<void(float)> progress;      // share of the weights that is loaded
+  const std::atomic<bool>* stop = nullptr;  // once true, loading ends with CANCELLED
 };
 
 // Attention worker and experts of one checkpoint, given to a step driver.

@@ -45,9 +45,10 @@ class Gateway {
                                                          [this] { return Counters(); }));
     std::thread starting([this] {
       const absl::Status status = options_.registry.empty() ? StartEmbedded() : StartRegistry();
-      if (!status.ok()) Fail(status);
+      if (!status.ok() && !absl::IsCancelled(status)) Fail(status);
     });
     const bool asked_to_end = WaitForEnd([this] { return failed_.load(); });
+    stopping_ = true;
     starting.join();
     SetDraining();
     if (asked_to_end && !driver_.Drain(absl::Seconds(options_.grace_s))) {
@@ -68,6 +69,7 @@ class Gateway {
   absl::Status StartEmbedded() {
     EmbeddedOptions options = options_.embedded;
     options.progress = [this](float share) { progress_.Report(share); };
+    options.stop = &stopping_;
     TANDEM_ASSIGN_OR_RETURN(auto deployment, EmbeddedDeployment::Create(options, &driver_));
     progress_.Report(1);
     const ServedModel* model = &deployment->model();
@@ -82,7 +84,7 @@ class Gateway {
 
   absl::Status StartRegistry() {
     const std::string& dir = options_.embedded.model_dir;
-    TANDEM_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(dir));
+    TANDEM_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(dir, &stopping_));
     TANDEM_ASSIGN_OR_RETURN(
         ServedModel loaded,
         LoadServedModel(*checkpoint, dir, options_.embedded.dtype, options_.embedded.served_name));
@@ -189,7 +191,19 @@ class Gateway {
       status.set_detail(absl::StrCat("loading ", options_.embedded.model_dir, ": ",
                                      static_cast<int>(progress_.share() * 100), "%"));
     }
+    SayWhatChanged(&status);
     return status;
+  }
+
+  static void SayWhatChanged(v1::GetStatusResponse* status) {
+    for (const v1::WorkerStatus& worker : status->workers()) {
+      const auto changed = worker.counters().find("checkpoint_changed");
+      if (changed == worker.counters().end() || changed->second == 0) continue;
+      status->set_detail(absl::StrCat(
+          status->detail(), "; the checkpoint's files were changed under the ", worker.kind(),
+          " worker", worker.address().empty() ? "" : absl::StrCat(" at ", worker.address()),
+          ", whose answers may be wrong until it is started again"));
+    }
   }
 
   static void AddMembers(const Coordinator::View& view, v1::GetStatusResponse* status) {
@@ -215,7 +229,8 @@ class Gateway {
   std::unique_ptr<ServiceHost> host_;
   std::unique_ptr<MetricsHost> metrics_;
   std::atomic<bool> failed_ = false;
-  ServedModel model_;  // of a deployment with a registry
+  std::atomic<bool> stopping_ = false;  // what loads is to end
+  ServedModel model_;                   // of a deployment with a registry
 
   mutable Mutex mutex_;
   absl::Status error_ ABSL_GUARDED_BY(mutex_);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/checkpoint/digest.h"
 #include "common/mode.h"
@@ -14,6 +15,8 @@ namespace tandem {
 namespace {
 
 constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
+constexpr absl::Duration kQuick =
+    absl::Milliseconds(500);  // what is said to be done only once it is
 
 }  // namespace
 
@@ -36,8 +39,12 @@ absl::Status WorkerHost::Serve() {
   TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.registry));
   if (!options_.advertise.empty()) TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.advertise));
   TANDEM_ASSIGN_OR_RETURN(backend_, MakeBackend(options_.backend));
-  TANDEM_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
-  TANDEM_ASSIGN_OR_RETURN(parts_.digest, CheckpointDigest(*checkpoint_));
+  TANDEM_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir, &stopping_));
+  watch_.emplace(checkpoint_.get());
+  parts_.digest = [this] {
+    MutexLock lock(mutex_);
+    return digest_;
+  };
   parts_.options = &options_;
   parts_.backend = backend_.get();
   parts_.checkpoint = checkpoint_.get();
@@ -48,7 +55,7 @@ absl::Status WorkerHost::Serve() {
   progress_ = std::make_unique<LoadProgress>(names.weights);
   TANDEM_ASSIGN_OR_RETURN(host_,
                           ServiceHost::Start(options_.listen, {role_->service()}, {names.health}));
-  if (const absl::Status dialled = CheckDialAddress(Hello().address()); !dialled.ok()) {
+  if (const absl::Status dialled = CheckDialAddress(Address()); !dialled.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(
         dialled.message(), ": pass --advertise with the address that others reach this worker at"));
   }
@@ -56,28 +63,48 @@ absl::Status WorkerHost::Serve() {
   TANDEM_ASSIGN_OR_RETURN(
       metrics_, MetricsHost::Start(options_.listen, names.metrics, [this] { return Counters(); }));
   std::thread loading([this] { RunLoads(); });
-  {
-    RegistryClient registry(options_.registry, Hello(), Callbacks());
-    WaitForEnd([this] { return failed_.load(); });
-  }
-  host_->SetServing(false);
-  host_->Shutdown(kShutdownGrace);
+  WaitForEnd([this] { return failed_.load(); });
+  stopping_ = true;
+  std::unique_ptr<RegistryClient> registry;
   {
     MutexLock lock(mutex_);
     ended_ = true;
+    registry = std::move(registry_);
   }
   wake_.NotifyAll();
+  registry.reset();
+  host_->SetServing(false);
+  host_->Shutdown(kShutdownGrace);
   loading.join();
   MutexLock lock(mutex_);
   return error_;
 }
 
+// Reads what names the checkpoint, and dials the registry.
+absl::Status WorkerHost::Join() {
+  LoadProgress progress("digest");
+  const absl::Time start = absl::Now();
+  TANDEM_ASSIGN_OR_RETURN(std::string digest, CheckpointDigest(*checkpoint_, [&](float share) {
+                            if (absl::Now() - start > kQuick) progress.Report(share);
+                          }));
+  MutexLock lock(mutex_);
+  digest_ = std::move(digest);
+  if (!ended_) {
+    registry_ = std::make_unique<RegistryClient>(options_.registry, Hello(), Callbacks());
+  }
+  return absl::OkStatus();
+}
+
+std::string WorkerHost::Address() const {
+  return options_.advertise.empty() ? host_->address() : options_.advertise;
+}
+
 v1::WorkerHello WorkerHost::Hello() const {
   v1::WorkerHello hello;
   hello.set_kind(role_->names().kind);
-  hello.set_address(options_.advertise.empty() ? host_->address() : options_.advertise);
+  hello.set_address(Address());
   hello.set_incarnation(parts_.incarnation);
-  hello.set_digest(parts_.digest);
+  hello.set_digest(digest_);
   hello.set_dtype(options_.dtype);
   hello.set_numerics_class(NumericsClass(*backend_, parts_.dtype, parts_.format));
   hello.set_device(backend_->Description());
@@ -115,6 +142,7 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
 CounterSnapshot WorkerHost::Counters() const {
   CounterSnapshot all = role_->Counters();
   for (auto& counter : host_->Counters()) all.push_back(std::move(counter));
+  for (auto& counter : watch_->Counters()) all.push_back(std::move(counter));
   all.emplace_back("mapped_tensors", checkpoint_->mapped_tensors());
   all.emplace_back("mapped_bytes", checkpoint_->mapped_bytes());
   all.emplace_back("loaded_percent", static_cast<int64_t>(progress_->share() * 100));
@@ -123,8 +151,10 @@ CounterSnapshot WorkerHost::Counters() const {
 
 void WorkerHost::RunLoads() {
   const auto report = [this](float share) { progress_->Report(share); };
-  absl::Status status = role_->LoadAtStart(report);
+  absl::Status status = Join();
+  if (status.ok()) status = role_->LoadAtStart(report);
   while (true) {
+    if (absl::IsCancelled(status)) return;  // the worker ends
     if (!status.ok()) {
       Fail(status);
     } else if (role_->loaded()) {

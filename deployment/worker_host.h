@@ -25,6 +25,7 @@
 #include "common/service/service_host.h"
 #include "common/tensor.h"
 #include "deployment/backend.h"
+#include "deployment/checkpoint_watch.h"
 #include "kernels/backend.h"
 #include "proto/registry.pb.h"
 
@@ -49,8 +50,8 @@ struct WorkerParts {
   const Checkpoint* checkpoint = nullptr;
   Dtype dtype = Dtype::kBF16;  // mode
   WeightFormat format = WeightFormat::kBF16;
-  std::string digest;        // of the checkpoint
-  uint64_t incarnation = 0;  // names this process's life
+  std::function<std::string()> digest;  // of the checkpoint; known before the worker joins
+  uint64_t incarnation = 0;             // names this process's life
 };
 
 // How a kind of worker is called.
@@ -111,7 +112,9 @@ class WorkerHost {
     WorkerId self = 0;
   };
 
-  v1::WorkerHello Hello() const;
+  absl::Status Join();
+  std::string Address() const;  // that others dial
+  v1::WorkerHello Hello() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   RegistryClient::Callbacks Callbacks();
   CounterSnapshot Counters() const;
   void RunLoads();
@@ -120,17 +123,21 @@ class WorkerHost {
   const WorkerOptions options_;
   const WorkerRoleFactory make_role_;
 
-  std::atomic<bool> failed_ = false;  // error_ is set
+  std::atomic<bool> failed_ = false;    // error_ is set
+  std::atomic<bool> stopping_ = false;  // what loads is to end
   Mutex mutex_;
   CondVar wake_;
   std::optional<LoadOrder> next_ ABSL_GUARDED_BY(mutex_);  // only the newest is carried out
   std::optional<PlacementVersion> in_use_ ABSL_GUARDED_BY(mutex_);  // not yet told to Retire
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Status error_ ABSL_GUARDED_BY(mutex_);  // the first
+  std::string digest_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<RegistryClient> registry_ ABSL_GUARDED_BY(mutex_);  // once the digest is known
+  absl::Status error_ ABSL_GUARDED_BY(mutex_);                        // the first
 
   // In the order in which they come up; they go down in the reverse order.
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Checkpoint> checkpoint_;
+  std::optional<CheckpointWatch> watch_;
   WorkerParts parts_;
   std::unique_ptr<WorkerRole> role_;
   std::unique_ptr<LoadProgress> progress_;

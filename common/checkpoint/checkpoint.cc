@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/checkpoint/convert.h"
 #include "common/checkpoint/read_file.h"
 #include "common/checkpoint/tensor_table.h"
@@ -54,12 +57,57 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
   return names;
 }
 
+// Where an expert's projection lies if a layer's experts are one tensor: gate_up_proj of
+// [experts, 2 * intermediate, hidden], gate before up, and down_proj of [experts, hidden,
+// intermediate].
+struct FusedExpert {
+  std::string name;  // of the tensor
+  int64_t expert = 0;
+  int64_t part = 0;   // 1: the second of the two halves
+  int64_t parts = 1;  // of an expert's rows
+};
+
+// For the name of one expert's projection; nothing for other tensors.
+std::optional<FusedExpert> FindFused(const std::string& name) {
+  static constexpr char kExperts[] = ".mlp.experts.";
+  const size_t at = name.find(kExperts);
+  if (at == std::string::npos) return std::nullopt;
+  const std::string prefix = name.substr(0, at + sizeof(kExperts) - 1);
+  const std::vector<std::string> rest = absl::StrSplit(name.substr(prefix.size()), '.');
+  FusedExpert fused;
+  if (rest.size() != 3 || !absl::SimpleAtoi(rest[0], &fused.expert)) return std::nullopt;
+  if (rest[1] == "down_proj") {
+    fused.name = prefix + "down_proj";
+  } else {
+    fused.name = prefix + "gate_up_proj";
+    fused.part = rest[1] == "up_proj" ? 1 : 0;
+    fused.parts = 2;
+  }
+  return fused;
+}
+
+// The share of a fused tensor that is one expert's projection, of `shape`.
+absl::StatusOr<SafetensorsEntry> SliceFused(const SafetensorsEntry& whole, const FusedExpert& fused,
+                                            const TensorShape& shape, int64_t num_experts) {
+  const TensorShape expected = {num_experts, fused.parts * shape[0], shape[1]};
+  if (whole.shape != expected) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expected shape ", ShapeName(expected), ", found ", ShapeName(whole.shape)));
+  }
+  const uint64_t bytes =
+      (whole.end - whole.begin) / static_cast<uint64_t>(num_experts * fused.parts);
+  SafetensorsEntry entry{whole.dtype, shape, 0, 0};
+  entry.begin =
+      whole.begin + bytes * static_cast<uint64_t>(fused.expert * fused.parts + fused.part);
+  entry.end = entry.begin + bytes;
+  return entry;
+}
+
 // Finds the file that holds a tensor: the single one, or the one that the index names. Opens each
 // when it is first asked for.
 class Shards {
  public:
-  // Where both are there, the single file counts, as in transformers.
-  static absl::StatusOr<Shards> Open(const std::string& dir) {
+  static absl::StatusOr<Shards> Open(const std::string& dir, const ModelConfig& config) {
     Shards shards;
     shards.dir_ = dir;
     shards.index_ = dir + "/model.safetensors.index.json";
@@ -67,15 +115,17 @@ class Shards {
     std::error_code ignored;
     if (std::filesystem::exists(single, ignored)) {
       TANDEM_ASSIGN_OR_RETURN(shards.single_, SafetensorsFile::Open(single));
-    } else if (std::filesystem::exists(shards.index_, ignored)) {
-      TANDEM_ASSIGN_OR_RETURN(shards.names_, ReadIndex(shards.index_));
-    } else {
+    }
+    if (std::filesystem::exists(shards.index_, ignored)) {
+      TANDEM_RETURN_IF_ERROR(shards.TakeIndex(config));
+    } else if (shards.single_ == nullptr) {
       return absl::NotFoundError(
           absl::StrCat(dir, " holds neither model.safetensors nor model.safetensors.index.json"));
     }
     return shards;
   }
 
+  // The file that should hold a tensor, by the index, or the single one.
   absl::StatusOr<std::shared_ptr<const SafetensorsFile>> FileOf(const std::string& tensor) {
     if (single_ != nullptr) return single_;
     const auto it = names_.find(tensor);
@@ -84,17 +134,63 @@ class Shards {
     }
     std::shared_ptr<const SafetensorsFile>& file = files_[it->second];
     if (file == nullptr) {
-      TANDEM_ASSIGN_OR_RETURN(file, SafetensorsFile::Open(absl::StrCat(dir_, "/", it->second)));
+      absl::StatusOr<std::shared_ptr<const SafetensorsFile>> opened =
+          SafetensorsFile::Open(absl::StrCat(dir_, "/", it->second));
+      if (!opened.ok()) {
+        return absl::Status(opened.status().code(),
+                            absl::StrCat(opened.status().message(), " (the index places tensor ",
+                                         tensor, " there)"));
+      }
+      file = *std::move(opened);
     }
     return file;
   }
 
+  // What people should know of how the files fit together. After the last FileOf.
+  std::vector<std::string> Warnings() const {
+    std::vector<std::string> warnings = warnings_;
+    for (const auto& [tensor, name] : names_) {
+      for (const auto& [other, file] : files_) {
+        if (other == name || file == nullptr || !file->entries().contains(tensor)) continue;
+        warnings.push_back(absl::StrCat("tensor ", tensor, " is in ", name, " and in ", other,
+                                        ": the former is used, as the index says"));
+        return warnings;  // one is enough to know
+      }
+    }
+    return warnings;
+  }
+
  private:
+  // A single file beside an index counts if it has all that is needed.
+  absl::Status TakeIndex(const ModelConfig& config) {
+    if (single_ != nullptr) {
+      const absl::Status whole = ForEachNeededTensor(
+          config, [&](const std::string& name, const TensorShape&) -> absl::Status {
+            const auto& entries = single_->entries();
+            if (entries.contains(name)) return absl::OkStatus();
+            const std::optional<FusedExpert> fused = FindFused(name);
+            if (fused.has_value() && entries.contains(fused->name)) return absl::OkStatus();
+            return absl::NotFoundError(name);
+          });
+      if (whole.ok()) {
+        warnings_.push_back(
+            absl::StrCat(single_->path(), " is used, and the index beside it is not"));
+        return absl::OkStatus();
+      }
+      warnings_.push_back(absl::StrCat(single_->path(), " lacks tensor ", whole.message(),
+                                       ": the index beside it is used"));
+      single_ = nullptr;
+    }
+    TANDEM_ASSIGN_OR_RETURN(names_, ReadIndex(index_));
+    return absl::OkStatus();
+  }
+
   std::string dir_;
   std::string index_;
   std::shared_ptr<const SafetensorsFile> single_;
   std::map<std::string, std::string> names_;
   std::map<std::string, std::shared_ptr<const SafetensorsFile>> files_;
+  std::vector<std::string> warnings_;
 };
 
 absl::StatusOr<Dtype> WeightDtype(const SafetensorsEntry& entry) {
@@ -125,31 +221,55 @@ void TouchPages(std::byte* data, size_t bytes) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& dir) {
-  auto checkpoint = std::unique_ptr<Checkpoint>(new Checkpoint);
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& dir,
+                                                             const std::atomic<bool>* stop) {
+  auto checkpoint = std::unique_ptr<Checkpoint>(new Checkpoint(stop));
   TANDEM_ASSIGN_OR_RETURN(checkpoint->config_, LoadModelConfig(dir));
-  TANDEM_ASSIGN_OR_RETURN(Shards shards, Shards::Open(dir));
+  const ModelConfig& config = checkpoint->config_;
+  TANDEM_ASSIGN_OR_RETURN(Shards shards, Shards::Open(dir, config));
+  // Where one tensor lies, of one file if `fused` is set.
+  const auto find = [&](const std::string& name, const TensorShape& shape,
+                        const std::optional<FusedExpert>& fused) -> absl::StatusOr<TensorLocation> {
+    const std::string& stored = fused.has_value() ? fused->name : name;
+    TANDEM_ASSIGN_OR_RETURN(const auto file, shards.FileOf(stored));
+    const auto it = file->entries().find(stored);
+    if (it == file->entries().end()) {
+      return absl::NotFoundError(absl::StrCat(file->path(), ": tensor ", stored, " is missing"));
+    }
+    SafetensorsEntry entry = it->second;
+    absl::Status status;
+    if (fused.has_value()) {
+      absl::StatusOr<SafetensorsEntry> slice = SliceFused(entry, *fused, shape, config.num_experts);
+      status = slice.status();
+      if (slice.ok()) entry = *std::move(slice);
+    } else if (entry.shape != shape) {
+      status = absl::InvalidArgumentError(
+          absl::StrCat("expected shape ", ShapeName(shape), ", found ", ShapeName(entry.shape)));
+    }
+    if (status.ok()) status = WeightDtype(entry).status();
+    if (!status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat(file->path(), ": tensor ", stored, ": ", status.message()));
+    }
+    return TensorLocation{file, std::move(entry)};
+  };
   // The visit ends at the first tensor that is missing: what a config claims costs no more than the
   // files hold.
   const auto locate = [&](const std::string& name, const TensorShape& shape) -> absl::Status {
-    TANDEM_ASSIGN_OR_RETURN(const auto file, shards.FileOf(name));
-    const auto entry = file->entries().find(name);
-    if (entry == file->entries().end()) {
-      return absl::NotFoundError(absl::StrCat(file->path(), ": tensor ", name, " is missing"));
+    absl::StatusOr<TensorLocation> location = find(name, shape, std::nullopt);
+    if (absl::IsNotFound(location.status())) {
+      if (const std::optional<FusedExpert> fused = FindFused(name)) {
+        absl::StatusOr<TensorLocation> slice = find(name, shape, fused);
+        if (!absl::IsNotFound(slice.status())) location = std::move(slice);
+      }
     }
-    if (entry->second.shape != shape) {
-      return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", name,
-                                                     ": expected shape ", ShapeName(shape),
-                                                     ", found ", ShapeName(entry->second.shape)));
-    }
-    if (const auto dtype = WeightDtype(entry->second); !dtype.ok()) {
-      return absl::Status(dtype.status().code(), absl::StrCat(file->path(), ": tensor ", name, ": ",
-                                                              dtype.status().message()));
-    }
-    checkpoint->tensors_[name] = {file, entry->second};
+    if (!location.ok()) return location.status();
+    checkpoint->files_.insert(location->file);
+    checkpoint->tensors_[name] = *std::move(location);
     return absl::OkStatus();
   };
-  TANDEM_RETURN_IF_ERROR(ForEachNeededTensor(checkpoint->config_, locate));
+  TANDEM_RETURN_IF_ERROR(ForEachNeededTensor(config, locate));
+  checkpoint->warnings_ = shards.Warnings();
   return checkpoint;
 }
 
@@ -163,9 +283,20 @@ uint64_t Checkpoint::num_parameters() const {
   return total;
 }
 
+absl::Status Checkpoint::CheckUnchanged() const {
+  for (const auto& file : files_) TANDEM_RETURN_IF_ERROR(file->CheckUnchanged());
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::CheckStop() const {
+  if (stop_ == nullptr || !*stop_) return absl::OkStatus();
+  return absl::CancelledError("loading was stopped");
+}
+
 absl::StatusOr<OwnedTensor> Checkpoint::Load(const std::string& name, WeightFormat format) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) return absl::NotFoundError(absl::StrCat("no tensor ", name));
+  TANDEM_RETURN_IF_ERROR(CheckStop());
   const TensorLocation& tensor = it->second;
   TANDEM_ASSIGN_OR_RETURN(const Dtype stored, WeightDtype(tensor.entry));
   TANDEM_ASSIGN_OR_RETURN(const auto mapped,
@@ -202,6 +333,7 @@ absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name) {
   // A large tensor reports several times: an embedding table alone can take seconds to read.
   constexpr size_t kReportBytes = 64 << 20;
   for (size_t begin = 0; begin < bytes; begin += kReportBytes) {
+    TANDEM_RETURN_IF_ERROR(checkpoint_->CheckStop());
     const size_t end = std::min(bytes, begin + kReportBytes);
     TouchPages(weight.view.as<std::byte>() + begin, end - begin);
     const double share = static_cast<double>(end) / static_cast<double>(bytes);

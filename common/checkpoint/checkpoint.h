@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,23 +30,34 @@ struct TensorLocation {
 class Checkpoint {
  public:
   // Checks config.json, every header, and that each tensor that the config needs is there with its
-  // shape and a dtype of BF16, F16 or F32. Layers beyond num_layers and unknown tensors are
-  // ignored.
+  // shape and a dtype of BF16, F16 or F32. The experts of a layer may be two tensors of three
+  // dimensions. Layers beyond num_layers and unknown tensors are ignored. A model.safetensors that
+  // has everything counts before an index.
   //   NOT_FOUND         a file or a tensor is missing
   //   INVALID_ARGUMENT  a file is broken, a shape differs: file, tensor, expected, found
   //   UNIMPLEMENTED     a config or dtype that is not supported
-  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& dir);
+  // Once `*stop` (may be null; must outlive the checkpoint) is true, whatever reads weights ends
+  // with CANCELLED.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& dir,
+                                                          const std::atomic<bool>* stop = nullptr);
 
   const ModelConfig& config() const { return config_; }
   // The tensors that the config needs, by name.
   const std::map<std::string, TensorLocation>& tensors() const { return tensors_; }
   uint64_t num_parameters() const;
+  // Sentences for whoever starts a process on it: which of two files is used, and the like.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  // DATA_LOSS if one of its files has been written to since Open; names it.
+  absl::Status CheckUnchanged() const;
+  // CANCELLED once it is to stop. For what reads weights, every few megabytes.
+  absl::Status CheckStop() const;
 
   // Maps or converts one tensor to a format's values: for kBF16, BF16 stays as it lies in the file,
   // and F16 and F32 are rounded to a bf16 copy; for kF32, BF16 and F32 stay as they lie (bf16
   // widens exactly), and F16 is widened to a copy.
   //   NOT_FOUND  no such tensor
   //   DATA_LOSS  the file has shrunk since Open
+  //   CANCELLED  it is to stop
   absl::StatusOr<OwnedTensor> Load(const std::string& name, WeightFormat format) const;
 
   // Tensors and their bytes mapped so far by this process.
@@ -53,9 +65,12 @@ class Checkpoint {
   int64_t mapped_bytes() const { return mapped_bytes_; }
 
  private:
-  Checkpoint() = default;
+  explicit Checkpoint(const std::atomic<bool>* stop) : stop_(stop) {}
+  const std::atomic<bool>* const stop_;
   ModelConfig config_;
   std::map<std::string, TensorLocation> tensors_;
+  std::set<std::shared_ptr<const SafetensorsFile>> files_;  // of these tensors
+  std::vector<std::string> warnings_;
   mutable std::atomic<int64_t> mapped_tensors_ = 0;
   mutable std::atomic<int64_t> mapped_bytes_ = 0;
 };

@@ -1,15 +1,14 @@
 #include "common/checkpoint/safetensors.h"
 
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <bit>
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint/mapped_pages.h"
 #include "common/checkpoint/read_file.h"
 #include "common/status.h"
 
@@ -20,6 +19,10 @@ static_assert(std::endian::native == std::endian::little, "safetensors are littl
 
 constexpr uint64_t kLengthBytes = 8;
 
+int64_t ModifiedNs(const struct stat& info) {
+  return int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const SafetensorsFile>> SafetensorsFile::Open(
@@ -27,6 +30,10 @@ absl::StatusOr<std::shared_ptr<const SafetensorsFile>> SafetensorsFile::Open(
   size_t file_bytes = 0;
   TANDEM_ASSIGN_OR_RETURN(const int fd, OpenRegularFile(path, &file_bytes));
   auto file = std::shared_ptr<SafetensorsFile>(new SafetensorsFile(path, fd));
+  struct stat info;
+  if (fstat(fd, &info) != 0) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  file->bytes_ = file_bytes;
+  file->modified_ns_ = ModifiedNs(info);
   const auto invalid = [&](const auto&... words) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", words...));
   };
@@ -85,13 +92,20 @@ absl::StatusOr<std::shared_ptr<const void>> SafetensorsFile::Map(uint64_t begin,
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   const uint64_t first = begin / page * page;
   const size_t length = static_cast<size_t>(end - first);
-  void* pages = mmap(nullptr, length, PROT_READ, MAP_PRIVATE, fd_, static_cast<off_t>(first));
-  if (pages == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("cannot map ", path_, ": ", std::generic_category().message(errno)));
+  TANDEM_ASSIGN_OR_RETURN(const std::shared_ptr<void> pages, MapPages(fd_, path_, first, length));
+  return std::shared_ptr<const void>(pages, static_cast<char*>(pages.get()) + (begin - first));
+}
+
+absl::Status SafetensorsFile::CheckUnchanged() const {
+  struct stat info;
+  if (fstat(fd_, &info) != 0) return absl::DataLossError(absl::StrCat(path_, " cannot be read"));
+  if (static_cast<uint64_t>(info.st_size) < bytes_) {
+    return absl::DataLossError(absl::StrCat(path_, " has become shorter since it was opened"));
   }
-  const std::shared_ptr<void> owner(pages, [length](void* p) { munmap(p, length); });
-  return std::shared_ptr<const void>(owner, static_cast<char*>(pages) + (begin - first));
+  if (static_cast<uint64_t>(info.st_size) > bytes_ || ModifiedNs(info) != modified_ns_) {
+    return absl::DataLossError(absl::StrCat(path_, " has been written to since it was opened"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace tandem

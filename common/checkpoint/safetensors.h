@@ -23,10 +23,10 @@ struct SafetensorsEntry {
 };
 
 // Parses a header that stands before `data_bytes` bytes of data. Offsets in the result count from
-// the first byte of data. Errors name the tensor, not the file.
+// the first byte of data. A tensor of a dtype that safetensors does not know is kept as it is.
+// Errors name the tensor, not the file.
 //   INVALID_ARGUMENT  broken JSON, duplicate names, a range that does not fit shape and dtype,
 //                     ranges that overlap, leave holes or do not cover the data
-//   UNIMPLEMENTED     a dtype that safetensors does not know
 absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensorsHeader(
     absl::string_view json, uint64_t data_bytes);
 
@@ -53,11 +53,16 @@ class SafetensorsFile {
   absl::StatusOr<std::shared_ptr<const void>> Map(uint64_t begin, uint64_t end) const;
   // Copies [begin, begin + bytes) to `to`. DATA_LOSS if the file has become shorter.
   absl::Status Read(uint64_t begin, size_t bytes, void* to) const;
+  // DATA_LOSS if the file has been written to, or has become shorter, since Open. One that was
+  // replaced by another of its name has not: the old one is still read.
+  absl::Status CheckUnchanged() const;
 
  private:
   SafetensorsFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
   const std::string path_;
   const int fd_;
+  uint64_t bytes_ = 0;       // at Open, as the next
+  int64_t modified_ns_ = 0;  // since 1970
   std::map<std::string, SafetensorsEntry> entries_;
 };
 

@@ -160,10 +160,10 @@ class GrpcAttentionService::Session : public ServerReactor, public AttentionLink
 
   absl::Status OnHello(const v1::AttentionHello& hello) {
     if (link_ != nullptr) return absl::FailedPreconditionError("a session has one hello");
-    if (hello.digest() != service_->options_.digest) {
+    if (const std::string digest = service_->options_.digest(); hello.digest() != digest) {
       return absl::FailedPreconditionError(
           absl::StrCat("the gateway serves the checkpoint with digest ", hello.digest(),
-                       ", this attention worker the one with digest ", service_->options_.digest));
+                       ", this attention worker the one with digest ", digest));
     }
     link_ = service_->connect_(this);
     if (link_ == nullptr) return absl::UnavailableError("this attention worker is not ready yet");

@@ -20,7 +20,7 @@ using AttentionConnect =
     std::function<std::unique_ptr<AttentionLink>(AttentionLink::Observer* observer)>;
 
 struct GrpcAttentionServiceOptions {
-  std::string digest;                                // of the checkpoint that the worker serves
+  std::function<std::string()> digest;               // of the checkpoint that the worker serves
   absl::Duration silence_limit = absl::Seconds(10);  // a gateway silent for so long is gone
 };
 

@@ -163,6 +163,36 @@ TEST(ModelConfigTest, RopeIsReadFromEverySpelling) {
         json["rope_parameters"] = json["rope_scaling"];
         json.erase("rope_scaling");
       },
+      [](Json& json) { json["rope_scaling"]["rope_type"] = "deepseek_yarn"; },
+      [](Json& json) { json["rope_scaling"]["type"] = "deepseek_yarn"; },
+      [](Json& json) {  // both, for tools of both kinds
+        json["rope_parameters"] = json["rope_scaling"];
+        json["rope_parameters"]["rope_theta"] = 10000.0;
+        json["rope_parameters"]["rope_type"] = "deepseek_yarn";
+      },
+      [](Json& json) {  // theta in the newer one alone
+        json["rope_parameters"] = json["rope_scaling"];
+        json["rope_parameters"]["rope_theta"] = 10000.0;
+        json.erase("rope_theta");
+      },
+      [](Json& json) {  // neutral values
+        json["rope_interleave"] = true;
+        json["partial_rotary_factor"] = 1.0;
+        json["rope_scaling"]["partial_rotary_factor"] = 1;
+        json["rope_scaling"]["mscale"] = 0.707;
+        json["rope_scaling"]["mscale_all_dim"] = 0.707;
+        json["rope_scaling"]["attention_factor"] = 1.0;
+      },
+      [](Json& json) {
+        json["rope_interleave"] = nullptr;
+        json["partial_rotary_factor"] = nullptr;
+        json["rope_scaling"]["attention_factor"] = nullptr;
+      },
+      [](Json& json) {  // what the general YaRN derives from mscale alone, with DeepSeek's rule
+        json["rope_scaling"]["mscale"] = 1;
+        json["rope_scaling"]["mscale_all_dim"] = 0;
+        json["rope_scaling"]["attention_factor"] = 0.1 * std::log(40.0) + 1;
+      },
   };
   for (const auto& spelling : spellings) {
     const auto c = Parse(spelling);
@@ -324,6 +354,12 @@ INSTANTIATE_TEST_SUITE_P(
          kUnimplemented, "linear"},
         {"AttentionFactor", [](Json& json) { json["rope_scaling"]["attention_factor"] = 1.5; },
          kUnimplemented, "attention_factor"},
+        {"RopeInHalves", TANDEM_SET("rope_interleave", false), kUnimplemented, "rope_interleave"},
+        {"PartialRope", TANDEM_SET("partial_rotary_factor", 0.5), kUnimplemented,
+         "partial_rotary_factor"},
+        {"PartialRopeInside",
+         [](Json& json) { json["rope_scaling"]["partial_rotary_factor"] = 0.5; }, kUnimplemented,
+         "partial_rotary_factor"},
         {"UntruncatedYarn", [](Json& json) { json["rope_scaling"]["truncate"] = false; },
          kUnimplemented, "truncate"},
         {"OddWidth", TANDEM_SET("hidden_size", 36), kUnimplemented, "hidden_size"},
@@ -371,6 +407,23 @@ INSTANTIATE_TEST_SUITE_P(
         {"ThetaWhoseLogarithmIsZero", TANDEM_SET("rope_theta", 1), kInvalid, "rope_theta"},
         {"RopeTypesDiffer", [](Json& json) { json["rope_scaling"]["rope_type"] = "default"; },
          kInvalid, "rope_type"},
+        {"RopesDiffer",
+         [](Json& json) {
+           json["rope_parameters"] = json["rope_scaling"];
+           json["rope_parameters"]["factor"] = 20;
+         },
+         kInvalid, "rope_scaling and rope_parameters"},
+        {"RopeThetasDiffer",
+         [](Json& json) {
+           json["rope_parameters"] = json["rope_scaling"];
+           json["rope_scaling"]["rope_theta"] = 5000;
+         },
+         kInvalid, "rope_scaling and rope_parameters"},
+        {"RopeTypeOfAnotherModel",
+         [](Json& json) {
+           json["rope_scaling"]["type"] = json["rope_scaling"]["rope_type"] = "llama3";
+         },
+         kUnimplemented, "llama3"},
         {"YarnWithoutType", [](Json& json) { json["rope_scaling"].erase("type"); }, kUnimplemented,
          "rope_scaling"},
         {"ZeroTheta", TANDEM_SET("rope_theta", 0), kInvalid, "rope_theta"},

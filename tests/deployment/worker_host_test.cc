@@ -232,7 +232,7 @@ class WorkerHostTest : public testing::Test {
 
   const std::string model_ = absl::StrCat(TANDEM_SOURCE_DIR, "/tests/golden/tiny");
   Diary diary_;
-  std::string digest_;  // what the role was told
+  std::function<std::string()> digest_;  // what the role was told
   std::unique_ptr<FakeRegistry> registry_;
   std::unique_ptr<ServiceHost> registry_host_;
   std::unique_ptr<WorkerHost> host_;
@@ -266,7 +266,7 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
 
   kill(getpid(), SIGTERM);
   EXPECT_TRUE(WaitForEndOfWorker().ok());
-  EXPECT_EQ(hello.digest(), digest_);
+  EXPECT_EQ(hello.digest(), digest_());
 }
 
 TEST_F(WorkerHostTest, EndsWithTheSentenceOfALoadThatFails) {

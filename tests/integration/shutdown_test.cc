@@ -5,9 +5,15 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "common/checkpoint/tensor_table.h"
+#include "common/model_config.h"
+#include "nlohmann/json.hpp"
 #include "tests/integration/deployment.h"
 
 namespace tandem::test {
@@ -72,6 +78,73 @@ TEST_P(ShutdownTest, EndsWhatStillRunsAfterTheGraceWithASentence) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("shutting down"));
   EXPECT_EQ(deployment.gateway().Wait(kLimit), 0) << deployment.gateway().Output();
+}
+
+// Nine layers of the real widths, 10 GB that take no space: the weights are a hole in the file.
+void WriteHollowModel(const std::string& dir) {
+  std::filesystem::create_directory(dir);
+  nlohmann::json config = nlohmann::json::parse(std::ifstream(TinyModel() + "/config.json"));
+  config["num_hidden_layers"] = 9;
+  config["hidden_size"] = 2048;
+  config["intermediate_size"] = 10944;
+  config["moe_intermediate_size"] = 1408;
+  config["n_routed_experts"] = 64;
+  config["vocab_size"] = 102400;
+  std::ofstream(dir + "/config.json") << config;
+  const auto parsed = LoadModelConfig(dir);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  nlohmann::json header;
+  int64_t end = 0;
+  ASSERT_TRUE(
+      ForEachNeededTensor(*parsed, [&](const std::string& name, const TensorShape& shape) {
+        int64_t bytes = 2;
+        for (const int64_t dim : shape) bytes *= dim;
+        header[name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {end, end + bytes}}};
+        end += bytes;
+        return absl::OkStatus();
+      }).ok());
+  const std::string text = header.dump();
+  const uint64_t length = text.size();
+  const std::string path = dir + "/model.safetensors";
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(&length), sizeof(length))
+      .write(text.data(), static_cast<std::streamsize>(length));
+  std::filesystem::resize_file(path, 8 + length + end);
+}
+
+// Ends a process that loads, and says how long that took.
+void ExpectGoneAtOnce(Process& process, const std::string& loading) {
+  ASSERT_TRUE(WaitUntil(
+      [&] { return process.Output().find(loading) != std::string::npos || !process.running(); },
+      kLimit));
+  const absl::Time start = absl::Now();
+  process.Signal(SIGTERM);
+  EXPECT_EQ(process.Wait(kLimit), 0) << process.Output();
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5))
+      << process.Output();  // 2 s when nothing else runs
+  EXPECT_THAT(process.Output(), testing::Not(HasSubstr("100%")));
+}
+
+TEST(ShutdownWhileLoadingTest, IsAtOnceInAllPrograms) {
+  const TempDir dir;
+  const std::string model = dir.path() + "/model";
+  WriteHollowModel(model);
+  Process gateway({Binary("tandem-gateway"), "--model", model, "--listen", "127.0.0.1:0"},
+                  dir.path() + "/embedded.log");
+  ExpectGoneAtOnce(gateway, "model: 20%");
+
+  Process registry({Binary("tandem-gateway"), "--model", model, "--listen", "127.0.0.1:0",
+                    "--registry", "127.0.0.1:0"},
+                   dir.path() + "/gateway.log");
+  const std::string address = registry.WaitForWord("registry on ", kLimit);
+  ASSERT_FALSE(address.empty()) << registry.Output();
+  const auto worker = [&](const std::string& binary) {
+    return std::vector<std::string>{Binary(binary), "--model", model, "--registry", address};
+  };
+  Process experts(worker("tandem-expert-worker"), dir.path() + "/experts.log");
+  ExpectGoneAtOnce(experts, "experts: 10%");
+  Process attention(worker("tandem-attention-worker"), dir.path() + "/attention.log");
+  ExpectGoneAtOnce(attention, "attention: 10%");
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ShutdownTest,

@@ -1,6 +1,8 @@
 #include "common/checkpoint/checkpoint.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -8,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint/digest.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/common/checkpoint/safetensors_writer.h"
@@ -15,7 +18,10 @@
 namespace tandem {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr char kNorm[] = "model.layers.1.self_attn.kv_a_layernorm.weight";
 constexpr char kExpert[] = "model.layers.2.mlp.experts.7.down_proj.weight";
@@ -230,10 +236,124 @@ TEST_F(CheckpointTest, OpensEachLayout) {
   }
 }
 
-TEST_F(CheckpointTest, PrefersTheSingleFileToAnIndex) {
+TEST_F(CheckpointTest, AWholeSingleFileCountsBeforeAnIndex) {
   WriteCheckpoint(dir_.path(), kSmallConfig, tensors_);
+  EXPECT_THAT((*Open())->warnings(), IsEmpty());
   WriteFile(dir_.File("model.safetensors.index.json"), R"({"weight_map":{}})");
-  EXPECT_TRUE(Open().ok());
+  const auto checkpoint = Open();
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_THAT((*checkpoint)->warnings(),
+              ElementsAre(HasSubstr("model.safetensors is used, and the index beside it is not")));
+}
+
+TEST_F(CheckpointTest, AnIndexCountsBeforeAPartOfASingleFile) {
+  WriteCheckpoint(dir_.path(), kSmallConfig, tensors_, /*num_files=*/2);
+  std::vector<RawTensor> some = tensors_;
+  Remove(some, kNorm);
+  WriteFile(dir_.File("model.safetensors"), SafetensorsBytes(some));
+  const auto checkpoint = Open();
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->tensors().size(), tensors_.size());
+  EXPECT_THAT((*checkpoint)->warnings(),
+              ElementsAre(AllOf(HasSubstr(kNorm), HasSubstr("the index beside it is used"))));
+}
+
+TEST_F(CheckpointTest, ATensorInTwoFilesIsTakenFromTheOneThatTheIndexNames) {
+  WriteCheckpoint(dir_.path(), kSmallConfig, tensors_, /*num_files=*/2);
+  const std::string first = dir_.File("model-00001-of-000002.safetensors");
+  const auto entries = (*SafetensorsFile::Open(first))->entries();
+  // The last tensor of the first file again, with other values, in the second.
+  const std::string twice = entries.rbegin()->first;
+  std::vector<RawTensor> second;
+  for (const RawTensor& tensor : tensors_) {
+    if (!entries.contains(tensor.name)) second.push_back(tensor);
+  }
+  second.push_back(Find(tensors_, twice));
+  for (char& byte : second.back().bytes) byte = 0;
+  WriteFile(dir_.File("model-00002-of-000002.safetensors"), SafetensorsBytes(second));
+  const auto checkpoint = Open();
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto loaded = (*checkpoint)->Load(twice, WeightFormat::kBF16);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(Bytes(loaded->view), Find(tensors_, twice).bytes);
+  EXPECT_THAT((*checkpoint)->warnings(),
+              ElementsAre(AllOf(HasSubstr(twice), HasSubstr("00001-of-000002"),
+                                HasSubstr("00002-of-000002"))));
+}
+
+TEST_F(CheckpointTest, TheExpertsOfALayerMayBeOneTensor) {
+  const ModelConfig config = SmallConfig();
+  WriteCheckpoint(dir_.path(), kSmallConfig, tensors_);
+  const std::string digest = *CheckpointDigest(**Open());
+  std::vector<RawTensor> fused = tensors_;
+  for (int layer = 1; layer < config.num_layers; ++layer) {
+    const std::string prefix = absl::StrCat("model.layers.", layer, ".mlp.experts.");
+    RawTensor gate_up{prefix + "gate_up_proj",
+                      "BF16",
+                      {config.num_experts, 2 * config.moe_intermediate_size, config.hidden_size},
+                      ""};
+    RawTensor down{prefix + "down_proj",
+                   "BF16",
+                   {config.num_experts, config.hidden_size, config.moe_intermediate_size},
+                   ""};
+    for (int e = 0; e < config.num_experts; ++e) {
+      const auto take = [&](const char* projection, RawTensor* to) {
+        const std::string name = absl::StrCat(prefix, e, ".", projection, ".weight");
+        to->bytes += Find(fused, name).bytes;
+        Remove(fused, name);
+      };
+      take("gate_proj", &gate_up);
+      take("up_proj", &gate_up);
+      take("down_proj", &down);
+    }
+    fused.push_back(gate_up);
+    fused.push_back(down);
+  }
+  WriteCheckpoint(dir_.path(), kSmallConfig, fused);
+  const auto checkpoint = Open();
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->tensors().size(), tensors_.size());
+  for (const RawTensor& tensor : tensors_) {
+    const auto loaded = (*checkpoint)->Load(tensor.name, WeightFormat::kBF16);
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(Bytes(loaded->view), tensor.bytes) << tensor.name;
+  }
+  EXPECT_EQ(*CheckpointDigest(**checkpoint), digest);
+
+  Find(fused, "model.layers.1.mlp.experts.down_proj").shape = {
+      config.num_experts, config.moe_intermediate_size, config.hidden_size};
+  WriteCheckpoint(dir_.path(), kSmallConfig, fused);
+  const absl::Status transposed = Open().status();
+  EXPECT_EQ(transposed.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(transposed.message()), HasSubstr("down_proj: expected shape"));
+}
+
+TEST_F(CheckpointTest, LoadingEndsWhenItIsToldTo) {
+  WriteCheckpoint(dir_.path(), kSmallConfig, tensors_);
+  std::atomic<bool> stop = false;
+  const auto checkpoint = Checkpoint::Open(dir_.path(), &stop);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  CheckpointLoader loader(checkpoint->get(), WeightFormat::kBF16, 1, nullptr);
+  EXPECT_TRUE(loader.Load(kNorm).ok());
+  EXPECT_TRUE(CheckpointDigest(**checkpoint).ok());
+  stop = true;
+  EXPECT_EQ(loader.Load(kNorm).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(CheckpointDigest(**checkpoint).status().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(CheckpointTest, SaysThatAFileWasWrittenTo) {
+  WriteCheckpoint(dir_.path(), kSmallConfig, tensors_, /*num_files=*/2);
+  const auto checkpoint = Open();
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_TRUE((*checkpoint)->CheckUnchanged().ok());
+  const std::string path = dir_.File("model-00002-of-000002.safetensors");
+  std::filesystem::last_write_time(
+      path, std::filesystem::file_time_type::clock::now() + std::chrono::seconds(5));
+  const absl::Status changed = (*checkpoint)->CheckUnchanged();
+  EXPECT_EQ(changed.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(changed.message()), HasSubstr("00002-of-000002.safetensors has been"));
+  std::filesystem::resize_file(path, 100);
+  EXPECT_THAT(std::string((*checkpoint)->CheckUnchanged().message()), HasSubstr("shorter"));
 }
 
 TEST_F(CheckpointTest, AConfigThatClaimsTooMuchCostsNoMemory) {

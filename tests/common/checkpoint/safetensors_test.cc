@@ -84,8 +84,8 @@ INSTANTIATE_TEST_SUITE_P(
          kInvalid, "tensor a"},
         {"ThreeOffsets", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4,4]}}", 4,
          kInvalid, "tensor a"},
-        {"UnknownDtype", Header({Tensor("a", "[1]", 0, 4, "F6")}), 4,
-         absl::StatusCode::kUnimplemented, "tensor a: dtype \"F6\""},
+        {"UnknownDtypeOutOfRange", Header({Tensor("a", "[1]", 0, 5, "F6")}), 4, kInvalid,
+         "tensor a"},
         {"NegativeDimension", Header({Tensor("a", "[-1]", 0, 4)}), 4, kInvalid, "tensor a"},
         {"FractionalDimension", Header({Tensor("a", "[1.5]", 0, 4)}), 4, kInvalid, "tensor a"},
         {"ShapeProductOverflows", Header({Tensor("a", "[4294967296,4294967296]", 0, 4)}), 4,
@@ -130,6 +130,14 @@ TEST(SafetensorsHeaderTest, KnowsEveryDtypeAndItsSize) {
     const std::string header = Header({Tensor("a", "[3]", 0, 3 * size, dtype)});
     EXPECT_TRUE(ParseSafetensorsHeader(header, 3 * size).ok()) << dtype;
   }
+}
+
+TEST(SafetensorsHeaderTest, KeepsTensorsOfDtypesThatItDoesNotKnow) {
+  const auto entries = ParseSafetensorsHeader(
+      Header({Tensor("a", "[16]", 0, 12, "F6"), Tensor("b", "[1]", 12, 16)}), 16);
+  ASSERT_TRUE(entries.ok()) << entries.status();
+  EXPECT_EQ(entries->at("a").dtype, "F6");
+  EXPECT_EQ(entries->at("a").end, 12u);
 }
 
 TEST(SafetensorsHeaderTest, AcceptsTensorsInAnyOrder) {

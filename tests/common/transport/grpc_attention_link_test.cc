@@ -131,7 +131,7 @@ class GrpcAttentionLinkTest : public ::testing::Test {
           worker_observer_ = observer;
           return std::make_unique<FakeAttentionLink>(&worker_log_, observer);
         },
-        GrpcAttentionServiceOptions{digest, silence_limit});
+        GrpcAttentionServiceOptions{[digest] { return digest; }, silence_limit});
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
