@@ -69,7 +69,7 @@ class Links {
       ++dials_;
       newest_ = observer;
       changed_.notify_all();
-      return std::make_unique<Link>();
+      return std::make_unique<Link>(this);
     };
   }
   bool WaitForDials(int count) {
@@ -77,20 +77,37 @@ class Links {
     return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit),
                              [&] { return dials_ >= count; });
   }
+  bool WaitForCloses(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit),
+                             [&] { return closes_ >= count; });
+  }
   void BreakNewest() { newest_->OnDown(absl::UnavailableError("the cable was cut")); }
 
  private:
   class Link : public AttentionLink {
+   public:
+    explicit Link(Links* owner) : owner_(owner) {}
+    ~Link() override {
+      std::lock_guard lock(owner_->mutex_);
+      ++owner_->closes_;
+      owner_->changed_.notify_all();
+    }
+
+   private:
     AttentionWorkerInfo info() const override { return {2, 8, 50}; }
     void OpenSequence(SequenceSpec) override {}
     void Run(Step) override {}
     void Cancel(SequenceId) override {}
     void Release(SequenceId) override {}
+
+    Links* const owner_;
   };
 
   std::mutex mutex_;
   std::condition_variable changed_;
   int dials_ = 0;
+  int closes_ = 0;
   AttentionLink::Observer* newest_ = nullptr;
 };
 
@@ -111,9 +128,10 @@ class CoordinatorTest : public testing::Test {
     host_ = *ServiceHost::Start({"127.0.0.1:0", "", false}, {coordinator_->service()}, {});
   }
 
-  bool WaitForServing() {
+  bool WaitForServing(bool serving = true) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit), [this] { return serving_; });
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit),
+                             [&] { return serving_ == serving; });
   }
 
   ModelConfig config_;
@@ -132,6 +150,21 @@ TEST_F(CoordinatorTest, DialsAnAttentionWorkerAgainWhoseLinkBreaksWhileItIsStill
   ASSERT_TRUE(WaitForServing());
   ASSERT_TRUE(links_.WaitForDials(1));
   links_.BreakNewest();
+  EXPECT_TRUE(links_.WaitForDials(2));
+}
+
+TEST_F(CoordinatorTest, TakesALostAttentionWorkerFromTheDriverAndGivesItTheNextOne) {
+  FakeMember expert(host_->address(), v1::WORKER_KIND_EXPERT, "e:1");
+  auto lost = std::make_unique<FakeMember>(host_->address(), v1::WORKER_KIND_ATTENTION, "a:1");
+  ASSERT_TRUE(WaitForServing());
+  EXPECT_EQ(driver_.num_workers(), 1);
+  // Its membership ends; its link knows nothing of it.
+  lost.reset();
+  EXPECT_TRUE(links_.WaitForCloses(1));
+  EXPECT_TRUE(WaitForServing(false));
+  EXPECT_EQ(driver_.num_workers(), 0);
+  FakeMember next(host_->address(), v1::WORKER_KIND_ATTENTION, "a:2");
+  EXPECT_TRUE(WaitForServing());
   EXPECT_TRUE(links_.WaitForDials(2));
 }
 

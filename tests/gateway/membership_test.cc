@@ -43,6 +43,18 @@ class MembershipTest : public testing::Test {
     return kinds;
   }
 
+  // One attention worker, whose id is returned, and one expert worker, both in service.
+  static WorkerId Serve(Membership& membership) {
+    const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+    const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+    membership.Advance(kStart);
+    membership.Heartbeat(e, Ready({7, 1}), kStart);
+    membership.Heartbeat(a, Ready({7, 1}), kStart);
+    membership.Advance(kStart);
+    EXPECT_TRUE(membership.serving());
+    return a;
+  }
+
   ModelConfig config_;
 };
 
@@ -126,13 +138,7 @@ TEST_F(MembershipTest, RefusesAnotherCheckpointModeOrNumericsClass) {
 
 TEST_F(MembershipTest, DropsASilentWorkerAndPlansAnewWhenAnotherTakesItsPlace) {
   Membership membership(&config_, Options(1, 1));
-  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
-  const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
-  membership.Advance(kStart);
-  membership.Heartbeat(e, Ready({7, 1}), kStart);
-  membership.Heartbeat(a, Ready({7, 1}), kStart);
-  membership.Advance(kStart);
-  ASSERT_TRUE(membership.serving());
+  const WorkerId a = Serve(membership);
 
   const absl::Time later = kStart + absl::Seconds(10);
   membership.Heartbeat(a, Ready({7, 1}), later);
@@ -147,18 +153,61 @@ TEST_F(MembershipTest, DropsASilentWorkerAndPlansAnewWhenAnotherTakesItsPlace) {
 
 TEST_F(MembershipTest, AnAttentionWorkerWhoseSessionIsLostIsStartedAgain) {
   Membership membership(&config_, Options(1, 1));
-  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
-  const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
-  membership.Advance(kStart);
-  membership.Heartbeat(e, Ready({7, 1}), kStart);
-  membership.Heartbeat(a, Ready({7, 1}), kStart);
-  membership.Advance(kStart);
-  ASSERT_TRUE(membership.serving());
+  const WorkerId a = Serve(membership);
   membership.SessionLost(a);
   EXPECT_FALSE(membership.serving());
   EXPECT_THAT(membership.Detail(), HasSubstr("attention worker 1 does not answer at a:1"));
   EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kStartAttention}));
   EXPECT_TRUE(membership.serving());
+}
+
+TEST_F(MembershipTest, ALostAttentionWorkerIsStoppedHoweverItIsLost) {
+  const absl::Time later = kStart + absl::Seconds(10);
+  for (const char* how : {"its stream ends", "its lease runs out", "it dials again"}) {
+    Membership membership(&config_, Options(1, 1));
+    const WorkerId lost = Serve(membership);
+    absl::Time now = kStart;
+    if (how == std::string("its stream ends")) membership.Leave(lost);
+    if (how == std::string("its lease runs out")) now = later;
+    if (how == std::string("it dials again")) {
+      ASSERT_TRUE(membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart).ok());
+    }
+    std::vector<WorkerId> stopped;
+    for (const MembershipAction& action : membership.Advance(now)) {
+      if (action.kind == Kind::kStopAttention) stopped.push_back(action.worker);
+    }
+    EXPECT_EQ(stopped, std::vector<WorkerId>{lost}) << how;
+    EXPECT_FALSE(membership.serving()) << how;
+  }
+}
+
+TEST_F(MembershipTest, AnAttentionWorkerThatWasNotStartedIsNotStopped) {
+  Membership membership(&config_, Options(1, 1));
+  membership.Leave(*membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart));
+  EXPECT_THAT(membership.Advance(kStart), IsEmpty());
+}
+
+// Workers outlive their gateway: what they have loaded or use may be of the one before, whose
+// counters began at 1 as well.
+TEST_F(MembershipTest, APlacementOfAnotherEpochIsNotTheCurrentOne) {
+  for (const PlacementVersion other : {PlacementVersion{6, 1}, {8, 1}, {6, 2}, {8, 2}}) {
+    Membership membership(&config_, Options(1, 1));
+    const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+    const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+    EXPECT_EQ(Kinds(membership.Advance(kStart)), std::vector<Kind>{Kind::kLoad});
+    membership.Heartbeat(e, Ready(other), kStart);
+    membership.Heartbeat(a, Ready(other), kStart);
+    EXPECT_THAT(membership.Advance(kStart), IsEmpty());
+
+    membership.Heartbeat(e, Ready({7, 1}), kStart);
+    EXPECT_EQ(Kinds(membership.Advance(kStart)), std::vector<Kind>{Kind::kUse});
+    EXPECT_FALSE(membership.serving());
+
+    membership.Heartbeat(a, Ready({7, 1}), kStart);
+    EXPECT_EQ(Kinds(membership.Advance(kStart)),
+              (std::vector<Kind>{Kind::kStartAttention, Kind::kUse}));
+    EXPECT_TRUE(membership.serving());
+  }
 }
 
 TEST_F(MembershipTest, ExpertWorkersHearOfAPlacementInUseOnceAllAttentionWorkersUseIt) {
