@@ -260,6 +260,41 @@ TEST(ExpertDispatcherTest, ALostPartIsAskedForAgain) {
   EXPECT_EQ(Counter(dispatcher->Counters(), "retries_total"), 1);
 }
 
+TEST(ExpertDispatcherTest, AsksTheSameHolderAgainOnlyAfterTheRetryDelay) {
+  // A link that fails its first three requests at once.
+  class Failing : public ExpertLink {
+   public:
+    void Send(std::shared_ptr<const ExpertRequest> request, Done done) override {
+      times.push_back(std::chrono::steady_clock::now());
+      if (times.size() > 3) return done(ComputeFakeReply(*request));
+      done({absl::UnavailableError("not yet"), {}, nullptr});
+    }
+    std::vector<std::chrono::steady_clock::time_point> times;
+  };
+  const Routed routed(3);
+  auto link = std::make_shared<Failing>();
+  DispatcherOptions options = QuickOptions();
+  options.retry_delay = absl::Milliseconds(30);
+  auto dispatcher = MakeDispatcher({{1, link}}, options);
+  dispatcher->SetPlacement(MakePlacement(1));
+  Output out(routed);
+  ASSERT_TRUE(RunLayer(*dispatcher, routed, out).ok());
+  EXPECT_EQ(out.values, routed.Expected());
+  ASSERT_EQ(link->times.size(), 4u);
+  for (size_t i = 1; i < link->times.size(); ++i) {
+    EXPECT_GE(link->times[i] - link->times[i - 1], std::chrono::milliseconds(30));
+  }
+
+  // Another holder is asked without a delay: the layer has no time for one.
+  options.retry_delay = absl::Hours(1);
+  auto two = MakeDispatcher(
+      {{1, std::make_shared<Failing>()}, {2, std::make_shared<FakeExpertLink>()}}, options);
+  two->SetPlacement(MakePlacement(2, 2));
+  Output again(routed);
+  ASSERT_TRUE(RunLayer(*two, routed, again).ok());
+  EXPECT_EQ(again.values, routed.Expected());
+}
+
 TEST(ExpertDispatcherTest, UnavailableNamesWorkerAndLayerWhenTheTimeIsUp) {
   const Routed routed(2);
   ExpertFaults always;
@@ -310,20 +345,25 @@ TEST(ExpertDispatcherTest, ALayerMayBeAbandonedAndALateReplyIsHarmless) {
 
 TEST(ExpertDispatcherTest, AWaitGoesOnUnderTheNewestPlacement) {
   const Routed routed(6);
-  auto hung = std::make_shared<FakeExpertLink>();
-  hung->set_held(true);
-  auto dispatcher = MakeDispatcher({{1, hung}, {2, std::make_shared<FakeExpertLink>()}});
-  dispatcher->SetPlacement(MakePlacement(1));
-  WaitedDispatch pending(dispatcher.get(), routed.batch());
-  ASSERT_TRUE(hung->WaitForRequests(1));
-  std::thread gateway([&] { dispatcher->SetPlacement(MakePlacement(1, 1, 2, 2)); });
-  Output out(routed);
-  // The hung worker has ten seconds to answer, but has left the placement.
-  const auto start = std::chrono::steady_clock::now();
-  EXPECT_TRUE(pending.Wait(CombineOne, out.view()).ok());
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
-  gateway.join();
-  EXPECT_EQ(out.values, routed.Expected());
+  // The newest is another one of the same gateway, or the first one of the next.
+  for (const PlacementVersion newest : {PlacementVersion{1, 2}, {2, 1}}) {
+    auto hung = std::make_shared<FakeExpertLink>();
+    hung->set_held(true);
+    auto dispatcher = MakeDispatcher({{1, hung}, {2, std::make_shared<FakeExpertLink>()}});
+    dispatcher->SetPlacement(MakePlacement(1));
+    WaitedDispatch pending(dispatcher.get(), routed.batch());
+    ASSERT_TRUE(hung->WaitForRequests(1));
+    Placement placement = MakePlacement(1, 1, 2);
+    placement.version = newest;
+    std::thread gateway([&] { dispatcher->SetPlacement(placement); });
+    Output out(routed);
+    // The hung worker has ten seconds to answer, but has left the placement.
+    const auto start = std::chrono::steady_clock::now();
+    EXPECT_TRUE(pending.Wait(CombineOne, out.view()).ok());
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+    gateway.join();
+    EXPECT_EQ(out.values, routed.Expected());
+  }
 }
 
 TEST(ExpertDispatcherTest, APlacementIsInUseUntilWhatWasSentUnderItHasBeenAnswered) {

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -319,13 +320,95 @@ TEST(GrpcExpertLinkTest, APortThatSaysNothingEndsWithTheRequestsTime) {
               code == absl::StatusCode::kUnavailable);
 }
 
-TEST(GrpcExpertLinkTest, APeerThatFallsSilentIsGivenUp) {
+TEST(GrpcExpertLinkTest, APortThatNeverSpeaksGrpcIsGivenUpBeforeTheRequestsTime) {
   OddPort port("");
   GrpcExpertLinkOptions options;
   options.silence_limit = absl::Milliseconds(100);
   GrpcExpertLink link(port.peer(), options);
-  const absl::Status status = Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status;
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status.code(),
+            absl::StatusCode::kUnavailable);
+}
+
+// A peer that takes every stream and every frame, and never says anything: alive to the network,
+// hung to its callers.
+class MuteWorker {
+ public:
+  MuteWorker() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterCallbackGenericService(&service_);
+    server_ = builder.BuildAndStart();
+    EXPECT_NE(server_, nullptr);
+  }
+  ~MuteWorker() { server_->Shutdown(std::chrono::system_clock::now()); }
+  GrpcPeer peer() const { return {absl::StrCat("127.0.0.1:", port_), nullptr}; }
+  bool WaitForFrames(int count) {
+    return Eventually([&] { return frames_ >= count; });
+  }
+
+ private:
+  class Stream : public grpc::ServerGenericBidiReactor {
+   public:
+    explicit Stream(std::atomic<int>* frames) : frames_(frames) { StartRead(&frame_); }
+    void OnReadDone(bool ok) override {
+      if (!ok) return Finish(grpc::Status::OK);
+      ++*frames_;
+      StartRead(&frame_);
+    }
+    void OnDone() override { delete this; }
+
+   private:
+    std::atomic<int>* const frames_;
+    grpc::ByteBuffer frame_;
+  };
+  class Service : public grpc::CallbackGenericService {
+   public:
+    explicit Service(std::atomic<int>* frames) : frames_(frames) {}
+    grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext*) override {
+      return new Stream(frames_);
+    }
+
+   private:
+    std::atomic<int>* const frames_;
+  };
+
+  int port_ = 0;
+  std::atomic<int> frames_ = 0;
+  Service service_{&frames_};
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST(GrpcExpertLinkTest, APeerThatTakesFramesButSaysNothingIsGivenUpLongBeforeTheRequestsTime) {
+  MuteWorker mute;
+  GrpcExpertLinkOptions options;
+  options.keepalive_interval = absl::Milliseconds(10);
+  options.silence_limit = absl::Milliseconds(200);
+  GrpcExpertLink link(mute.peer(), options);
+  std::future<ExpertReply> reply = SendAsync(link, MakeFakeRequest(1, 1, 8));
+  EXPECT_TRUE(mute.WaitForFrames(1));
+  const absl::Status status = Get(std::move(reply)).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(status.ToString(), HasSubstr("it said nothing for 200ms"));
+  // The next request dials anew.
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(2, 1, 8))).status.code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Counter(link.Counters(), "streams_total"), 2);
+}
+
+TEST(GrpcExpertLinkTest, APeerThatComputesForLongIsNotSilent) {
+  Worker worker;
+  GrpcExpertLinkOptions options;
+  options.keepalive_interval = absl::Milliseconds(10);
+  options.silence_limit = absl::Seconds(1);
+  GrpcExpertLink link(worker.peer(), options);
+  worker.engine.set_held(true);
+  const auto request = MakeFakeRequest(1, 4, 64);
+  std::future<ExpertReply> reply = SendAsync(link, request);
+  // Longer than the limit: its keepalives are all that it says.
+  EXPECT_EQ(reply.wait_for(std::chrono::milliseconds(1500)), std::future_status::timeout);
+  worker.engine.set_held(false);
+  ExpectAnswers(Get(std::move(reply)), *request);
+  EXPECT_EQ(Counter(link.Counters(), "streams_total"), 1);
 }
 
 // Speaks to an expert worker in raw messages.
