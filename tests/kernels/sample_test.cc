@@ -1,6 +1,7 @@
 #include "kernels/ops/sample.h"
 
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
 #include <cmath>
 #include <limits>
@@ -159,6 +160,32 @@ TEST(SampleTest, DrawsAreStable) {
   EXPECT_EQ(draws[0].id, 90587);
   EXPECT_EQ(draws[1].id, 57543);
   EXPECT_EQ(draws[2].id, 15394);
+}
+
+// floor(R * total / 2^64) of the draw for choice 0 at position 0.
+uint64_t DrawTarget(uint64_t seed, uint64_t total) {
+  const unsigned char bytes[12] = {};
+  const uint64_t random = XXH3_64bits_withSeed(bytes, sizeof(bytes), seed);
+  __extension__ typedef unsigned __int128 Uint128;
+  return static_cast<uint64_t>((static_cast<Uint128>(random) * total) >> 64);
+}
+
+// One candidate of weight 2^40, then many of weight 1: a draw beyond the first one falls on a
+// boundary for certain, and the running sum has to exceed it.
+TEST(SampleTest, ADrawOnABoundaryTakesTheCandidateBehindIt) {
+  constexpr uint64_t kOne = uint64_t{1} << 40;
+  constexpr uint64_t kTail = 1 << 20;
+  std::vector<float> logits(1 + kTail, -27.7259f);  // 2^40 exp(-27.7259) is 1.0 when rounded
+  logits[0] = 0.0f;
+  int found = 0;
+  for (uint64_t seed = 0; found < 3; ++seed) {
+    const uint64_t target = DrawTarget(seed, kOne + kTail);
+    if (target < kOne) continue;
+    ++found;
+    EXPECT_EQ(DrawOne(logits, Params(1.0f, 0, 1.0f, seed)).id,
+              static_cast<int32_t>(target - kOne + 1))
+        << "seed " << seed;
+  }
 }
 
 TEST(SampleTest, TopKEdges) {
