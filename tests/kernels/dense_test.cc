@@ -200,6 +200,52 @@ TEST_P(DenseTest, SiluMulAgreesWithTheOracleAndMayBeInPlace) {
   EXPECT_EQ(gate.Bytes(), out.Bytes());
 }
 
+// The tolerances above would not see a rounding that is left out.
+TEST(RoundingTest, ANormedValueIsRoundedBeforeItIsWeighted) {
+  auto backend = MakeBackend();
+  const auto bf16 = [](float value) { return cpu::WidenBF16(cpu::RoundToBF16(value)); };
+  // The squares of small integers add up exactly, in any order.
+  constexpr int64_t kWidth = 41;
+  TestTensor x(kBF16, {1, kWidth}), w(kBF16, {kWidth}), out(kBF16, {1, kWidth});
+  float squares = 0;
+  for (int64_t k = 0; k < kWidth; ++k) {
+    const auto value = static_cast<float>(k % 13 - 6);
+    x.set(0, k, value);
+    w.set(0, k, 1.0f + static_cast<float>(k) / 128);
+    squares += value * value;
+  }
+  backend->RmsNorm({x.device(), *PrepareNorm(*backend, w), out.device(), 1e-6f});
+  const float root = std::sqrt(squares / kWidth + 1e-6f);
+  int differs = 0;
+  for (int64_t k = 0; k < kWidth; ++k) {
+    const auto weight = static_cast<float>(w.at(0, k));
+    const float normed = static_cast<float>(x.at(0, k)) / root;
+    EXPECT_EQ(out.at(0, k), bf16(weight * bf16(normed))) << k;
+    differs += bf16(weight * normed) != bf16(weight * bf16(normed)) ? 1 : 0;
+  }
+  EXPECT_GT(differs, 5);
+}
+
+TEST(RoundingTest, AnActivatedGateIsRoundedBeforeItIsMultiplied) {
+  const auto bf16 = [](double value) {
+    return cpu::WidenBF16(cpu::RoundToBF16(static_cast<float>(value)));
+  };
+  constexpr int64_t kWidth = 41;
+  TestTensor gate(kBF16, {1, kWidth}), up(kBF16, {1, kWidth}), out(kBF16, {1, kWidth});
+  gate.Fill(21, 4.0f);
+  up.Fill(22, 4.0f);
+  MakeBackend()->SiluMul({gate.device(), up.device(), out.device()});
+  int differs = 0;
+  for (int64_t k = 0; k < kWidth; ++k) {
+    const double silu = oracle::SiluMul(gate.at(0, k), 1.0);
+    const float lower = bf16(silu * (1 - 1e-6)), higher = bf16(silu * (1 + 1e-6));
+    if (lower != higher) continue;  // too near to a tie for f32 to be sure of it
+    EXPECT_EQ(out.at(0, k), bf16(lower * up.at(0, k))) << k;
+    differs += bf16(silu * up.at(0, k)) != bf16(lower * up.at(0, k)) ? 1 : 0;
+  }
+  EXPECT_GT(differs, 5);
+}
+
 TEST_P(DenseTest, SiluMulIsFiniteForLargeGates) {
   TestTensor gate(act(), {1, 4}), up(act(), {1, 4});
   const float gates[] = {-1e30f, 1e30f, -100.0f, 100.0f};

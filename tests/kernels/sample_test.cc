@@ -31,12 +31,12 @@ SamplingParams Params(float temperature, int32_t top_k = 0, float top_p = 1.0f, 
 
 std::vector<SampledToken> Draw(const std::vector<float>& logits, const SamplingParams& params,
                                int count, const std::vector<uint8_t>& allowed = {},
-                               int num_threads = 2) {
+                               int num_threads = 2, int32_t first_position = 0) {
   std::vector<float> all;
   std::vector<SampleRow> rows;
   for (int i = 0; i < count; ++i) {
     all.insert(all.end(), logits.begin(), logits.end());
-    rows.push_back({params, i});
+    rows.push_back({params, first_position + i});
   }
   std::vector<SampledToken> out(count);
   const auto vocab = static_cast<int64_t>(logits.size());
@@ -162,24 +162,38 @@ TEST(SampleTest, DrawsAreStable) {
   EXPECT_EQ(draws[2].id, 15394);
 }
 
-// floor(R * total / 2^64) of the draw for choice 0 at position 0.
-uint64_t DrawTarget(uint64_t seed, uint64_t total) {
-  const unsigned char bytes[12] = {};
+// floor(R * total / 2^64), as the contract has it.
+uint64_t DrawTarget(uint64_t seed, uint32_t choice, int32_t position, uint64_t total) {
+  unsigned char bytes[12] = {};
+  for (int i = 0; i < 4; ++i) bytes[i] = static_cast<unsigned char>(choice >> (8 * i));
+  for (int i = 0; i < 4; ++i) bytes[4 + i] = static_cast<unsigned char>(position >> (8 * i));
   const uint64_t random = XXH3_64bits_withSeed(bytes, sizeof(bytes), seed);
   __extension__ typedef unsigned __int128 Uint128;
   return static_cast<uint64_t>((static_cast<Uint128>(random) * total) >> 64);
 }
 
+constexpr uint64_t kOne = uint64_t{1} << 40;  // the weight of the best candidate
+
+TEST(SampleTest, EveryByteOfSeedChoiceAndPositionCounts) {
+  const std::vector<float> flat(1000, 0.0f);
+  SamplingParams params = Params(1.0f, 0, 1.0f, 0x0123456789abcdef);
+  params.choice = 0x01020304;
+  for (int32_t position : {0, 0x0a, 0x0b0a, 0x0c0b0a, 0x0d0c0b0a}) {
+    const uint64_t target =
+        DrawTarget(params.seed, params.choice, position, kOne * static_cast<uint64_t>(flat.size()));
+    EXPECT_EQ(Draw(flat, params, 1, {}, 1, position)[0].id, static_cast<int32_t>(target / kOne));
+  }
+}
+
 // One candidate of weight 2^40, then many of weight 1: a draw beyond the first one falls on a
 // boundary for certain, and the running sum has to exceed it.
 TEST(SampleTest, ADrawOnABoundaryTakesTheCandidateBehindIt) {
-  constexpr uint64_t kOne = uint64_t{1} << 40;
   constexpr uint64_t kTail = 1 << 20;
   std::vector<float> logits(1 + kTail, -27.7259f);  // 2^40 exp(-27.7259) is 1.0 when rounded
   logits[0] = 0.0f;
   int found = 0;
   for (uint64_t seed = 0; found < 3; ++seed) {
-    const uint64_t target = DrawTarget(seed, kOne + kTail);
+    const uint64_t target = DrawTarget(seed, 0, 0, kOne + kTail);
     if (target < kOne) continue;
     ++found;
     EXPECT_EQ(DrawOne(logits, Params(1.0f, 0, 1.0f, seed)).id,
@@ -191,6 +205,7 @@ TEST(SampleTest, ADrawOnABoundaryTakesTheCandidateBehindIt) {
 TEST(SampleTest, TopKEdges) {
   const std::vector<float> logits = {0, 3, 3, 1};
   for (const SampledToken& t : Draw(logits, Params(1.0f, 1), 50)) EXPECT_EQ(t.id, 1);
+  EXPECT_EQ(DrawOne({-0.0f, 0.0f, -1}, Params(1.0f, 1)).id, 0);  // they are equal
   for (const SampledToken& t : Draw(logits, Params(5.0f, 2), 50)) {
     EXPECT_TRUE(t.id == 1 || t.id == 2);
   }
