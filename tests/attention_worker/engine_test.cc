@@ -588,6 +588,43 @@ TEST_P(EngineTest, ADrawDependsOnSeedAndPositionNotOnTheSchedule) {
   EXPECT_EQ(generated[0], generated[1]);
 }
 
+// Wherever the step is cut: what is drawn for a position takes that position's random number.
+TEST_P(EngineTest, ADrawIsThatOfTheRowsLogitsForThePositionOfTheDrawnToken) {
+  const auto worker = MakeWorker();
+  TestGateway gateway(worker.get());
+  SamplingParams sampling;
+  sampling.temperature = 3.0f;
+  sampling.seed = 5;
+  const auto backend = *kernels::CreateCpuBackend(1);
+  const auto logits = *backend->Allocate(96 * sizeof(float));
+  const auto row = *backend->Allocate(sizeof(kernels::SampleRow));
+  const auto out = *backend->Allocate(sizeof(kernels::SampledToken));
+  const auto bytes = [](const kernels::Buffer& buffer, size_t size) {
+    return buffer.Tensor(Dtype::kU8, {1, static_cast<int64_t>(size)});
+  };
+  const SequenceId sequence = gateway.Open(RandomIds(20, 9), -1, sampling);
+  for (int32_t position = 19; position < 30; ++position) {
+    const bool decodes = position > 19;
+    NewBatch batch = Rows(sequence, decodes ? position : 0, decodes ? 1 : 20, true, true);
+    batch.runs[0].last_sampled = decodes;
+    const StepResult result = gateway.RunOk(gateway.WholeStep({batch}));
+    Logits of_step;
+    Collect(result, sequence, &of_step);
+    const kernels::SampleRow wanted = {sampling, position + 1};
+    kernels::SampledToken token;
+    backend->Write(of_step.at(position).data(), logits->Tensor(Dtype::kF32, {1, 96}));
+    backend->Write(&wanted, bytes(*row, sizeof(wanted)));
+    backend->Sample({logits->Tensor(Dtype::kF32, {1, 96}),
+                     bytes(*row, sizeof(wanted)),
+                     {},
+                     bytes(*out, sizeof(token))});
+    backend->Read(bytes(*out, sizeof(token)), &token)->Wait();
+    EXPECT_EQ(result.rows.back().kind, RowOutputKind::kSample);
+    EXPECT_EQ(result.rows.back().token, token.id) << "at position " << position;
+    EXPECT_EQ(result.rows.back().log_prob, token.log_prob);
+  }
+}
+
 TEST_P(EngineTest, NaNEndsItsOwnSequenceOnly) {
   ScratchDir dir;
   auto config = ParseModelConfig(kSmallConfig, "small");
@@ -637,6 +674,10 @@ TEST_P(EngineTest, CancelWithinALayerLeavesOthersAndFreesPages) {
   ExpectSameBits(logits, Alone(*worker, ids_b));
   EXPECT_TRUE(worker->WaitForCount("pages_free", 64 - 2));
   EXPECT_LE(worker->Count("cancel_layers_max"), 1);
+  // The cancelled rows went through the dense layer and the one that was held, and no further;
+  // `Alone` took the others through once more.
+  EXPECT_EQ(worker->Count("expanded_row_layers_total") + worker->Count("absorbed_row_layers_total"),
+            100 * 2 + (90 + 90) * gateway.num_layers());
   // Resumed: opened again under a new name.
   ExpectSameBits(Alone(*worker, ids_a), Alone(*MakeWorker(), ids_a));
 }

@@ -168,6 +168,28 @@ TEST(StepValidationTest, RefusedStepsChangeNothing) {
   }
 }
 
+TEST(StepValidationTest, AStepTakesAllPagesThatAreFreeAndNoneMore) {
+  SessionState state;
+  for (SequenceId id : {1, 2}) {
+    state.sequences[id] = std::make_shared<Sequence>();
+    state.sequences[id]->spec.token_ids.resize(200);
+  }
+  state.last_opened = 2;
+  const StepLimits limits{3, 96, 200};
+  const auto check = [&](int32_t rows_1, int32_t rows_2, int free_pages) {
+    Step step;
+    step.step = 1;
+    step.new_batches = {Named(Rows(1, 0, rows_1), 1), Named(Rows(2, 0, rows_2), 2)};
+    return ValidateStep(step, state, limits, free_pages).code();
+  };
+  EXPECT_EQ(check(64, 64, 2), absl::StatusCode::kOk);
+  EXPECT_EQ(check(64, 64, 1), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(check(65, 128, 4), absl::StatusCode::kOk);
+  EXPECT_EQ(check(65, 129, 4), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(check(200, 1, 5), absl::StatusCode::kOk);
+  EXPECT_EQ(check(200, 1, 4), absl::StatusCode::kResourceExhausted);
+}
+
 TEST(StepValidationTest, SequencesOutOfRangeAreNotUsable) {
   const StepLimits limits{3, 96, 200};
   SequenceSpec good;

@@ -33,5 +33,16 @@ TEST(BackendTest, FlagsChooseDeviceAndThreads) {
   EXPECT_THROW(app.parse("--threads 1025"), CLI::ValidationError);
 }
 
+// Workers whose weights are in another format compute other bits: their classes must not mix.
+TEST(BackendTest, TheNumericsClassNamesAFormatOfWeightsThatIsNotTheModes) {
+  const auto backend = MakeBackend({});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  const std::string plain = (*backend)->NumericsClass();
+  EXPECT_EQ(NumericsClass(**backend, Dtype::kF32, WeightFormat::kF32), plain);
+  EXPECT_EQ(NumericsClass(**backend, Dtype::kBF16, WeightFormat::kBF16), plain);
+  EXPECT_EQ(NumericsClass(**backend, Dtype::kF32, WeightFormat::kBF16),
+            plain + " with bf16 weights");
+}
+
 }  // namespace
 }  // namespace tandem

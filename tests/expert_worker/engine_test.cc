@@ -240,6 +240,23 @@ TEST_P(ExpertEngineTest, LetsGoOfWhatNoVersionInUseNames) {
   EXPECT_EQ(Bytes(Send(engine, odd).rows), of_odd);
 }
 
+// Epochs are told apart, not ordered, and a gateway that is started again counts from 1.
+TEST_P(ExpertEngineTest, LetsGoOfWhatAnEarlierGatewayGave) {
+  for (const uint64_t next_epoch : {2, 9}) {
+    const auto experts = MakeExperts();
+    Placement all = MakePlacement(1), half = MakePlacement(2);
+    all.version = {5, 3};
+    half.version = {next_epoch, 1};
+    ASSERT_TRUE(experts->Load(all, 1, nullptr).ok());
+    experts->Retire(all.version);
+    const int64_t bytes = experts->bytes();
+    ASSERT_TRUE(experts->Load(half, 1, nullptr).ok());
+    EXPECT_EQ(experts->bytes(), bytes);
+    experts->Retire(half.version);
+    EXPECT_EQ(experts->bytes(), bytes / 2) << "epoch " << next_epoch;
+  }
+}
+
 TEST_P(ExpertEngineTest, ExpertsComeAndGoWhileOthersAreUsed) {
   auto engine = MakeEngine();
   Placement half = MakePlacement(2), all = MakePlacement(1);
