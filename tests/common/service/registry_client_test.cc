@@ -8,9 +8,13 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "common/service/service_host.h"
+#include "proto/registry.grpc.pb.h"
 
 namespace tandem {
 namespace {
@@ -45,18 +49,54 @@ class RudePort {
   std::string address_;
 };
 
-// A gateway that was away for long is found again at once.
-TEST(RegistryClientTest, PausesBetweenTriesDoNotGrowBeyondASecond) {
-  RudePort port;
+// A registry that has no place for now.
+class FullRegistry : public v1::Registry::Service {
+ public:
+  grpc::Status Join(grpc::ServerContext*,
+                    grpc::ServerReaderWriter<v1::WorkerOrder, v1::WorkerReport>*) override {
+    std::lock_guard lock(mutex_);
+    ++joins_;
+    changed_.notify_all();
+    return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "all places are taken");
+  }
+  bool WaitForJoins(int count, std::chrono::milliseconds limit) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, limit, [&] { return joins_ >= count; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int joins_ = 0;
+};
+
+RegistryClient::Callbacks NoCallbacks() {
   RegistryClient::Callbacks callbacks;
   callbacks.health = [] { return WorkerHealth{}; };
   callbacks.on_accepted = [](WorkerId, uint64_t) {};
   callbacks.on_refused = [](absl::Status) {};
-  RegistryClient client(port.address(), {}, callbacks);
+  return callbacks;
+}
+
+// A gateway that was away for long is found again at once.
+TEST(RegistryClientTest, PausesBetweenTriesDoNotGrowBeyondASecond) {
+  RudePort port;
+  RegistryClient client(port.address(), {}, NoCallbacks());
   // gRPC's own pauses would be 1, 1.6, 2.6, 4.1 and 6.6 seconds by now; a try and its pause of a
   // second, drawn 20% longer, fit well into this limit.
   constexpr int kLimitMs = 3500;
   for (int i = 0; i < 8; ++i) ASSERT_TRUE(port.HangUpOnNext(kLimitMs)) << "try " << i;
+}
+
+// A place that becomes free is taken within a second or so.
+TEST(RegistryClientTest, PausesBetweenRequestsForAPlaceDoNotGrowBeyondASecond) {
+  FullRegistry registry;
+  const auto host = *ServiceHost::Start({"127.0.0.1:0", "", false}, {&registry}, {});
+  RegistryClient client(host->address(), {}, NoCallbacks());
+  // The sixth pause would be 3.2 seconds.
+  for (int joins = 1; joins <= 7; ++joins) {
+    ASSERT_TRUE(registry.WaitForJoins(joins, std::chrono::milliseconds(2700))) << joins;
+  }
 }
 
 }  // namespace
