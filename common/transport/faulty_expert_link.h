@@ -19,7 +19,7 @@ namespace tandem {
 struct ExpertFaults {
   double drop = 0;        // never answered, which no honest link does
   double error = 0;       // UNAVAILABLE, without being computed
-  double wrong_rows = 0;  // one row too few
+  double wrong_rows = 0;  // the first row is missing
   double delay = 0;       // answered late, by up to max_delay
   std::chrono::milliseconds max_delay{50};
 };
@@ -55,7 +55,7 @@ class FaultyExpertLink : public ExpertLink, public std::enable_shared_from_this<
       done({absl::UnavailableError("a fault on purpose"), {}, nullptr});
     } else if ((fate -= faults_.wrong_rows) < 0) {
       inner_->Send(std::move(request), [done = std::move(done)](ExpertReply reply) {
-        if (reply.status.ok()) reply.rows = reply.rows.slice_rows(0, reply.rows.rows() - 1);
+        if (reply.status.ok()) reply.rows = reply.rows.slice_rows(1, reply.rows.rows() - 1);
         done(std::move(reply));
       });
     } else if ((fate -= faults_.delay) < 0) {
