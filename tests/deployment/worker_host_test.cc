@@ -84,6 +84,8 @@ class FakeRole : public WorkerRole {
   }
   void Use(Placement placement) override {
     diary_->Write(absl::StrCat("use ", placement.version.counter));
+    std::lock_guard lock(mutex_);
+    placement_ = placement.version;
   }
   void Retire(PlacementVersion oldest_in_use) override {
     diary_->Write(absl::StrCat("retire below ", oldest_in_use.counter));
@@ -248,14 +250,18 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
   EXPECT_EQ(hello.dtype(), "f32");
   EXPECT_FALSE(hello.digest().empty());
   EXPECT_EQ(AskHealth(hello.address()), "\x08\x02");
-  const v1::WorkerHeartbeat loading =
-      registry_->WaitForHeartbeat([](const auto& heartbeat) { return heartbeat.loaded() > 0; });
+  // It has a placement to use, as an attention worker has, but not its weights.
+  const v1::WorkerHeartbeat loading = registry_->WaitForHeartbeat([](const auto& heartbeat) {
+    return heartbeat.loaded() > 0 && heartbeat.placement_counter() > 0;
+  });
   EXPECT_FALSE(loading.ready());
   EXPECT_EQ(loading.loaded(), 0.5f);
   EXPECT_EQ(Counter(loading, "fakes_total"), 42);
   EXPECT_EQ(Counter(loading, "loaded_percent"), 50);
 
   diary_.Write("may start");
+  ASSERT_TRUE(diary_.WaitFor("load 3 as 7"));
+  ASSERT_TRUE(diary_.WaitFor("retire below 3"));
   const v1::WorkerHeartbeat ready =
       registry_->WaitForHeartbeat([](const auto& heartbeat) { return heartbeat.ready(); });
   EXPECT_EQ(ready.loaded(), 1.0f);
