@@ -1,10 +1,13 @@
 #include "gateway/step_driver.h"
 
+#include <chrono>
 #include <condition_variable>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -253,6 +256,27 @@ TEST_F(StepDriverTest, RefusesJobsWhenFullOrDraining) {
     EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kUnavailable);
     EXPECT_EQ(sink->done(), 1);
   }
+}
+
+TEST_F(StepDriverTest, RefusesJobsWhileItDrainsAndWaitsForThoseItHas) {
+  StepDriver driver(SchedulerPolicy{});
+  const auto sink = std::make_shared<RecordingSink>();
+  const auto job = driver.Submit(MakeJob(10, 5, 1), sink);
+  ASSERT_TRUE(job.ok());
+  auto drained = std::async([&] { return driver.Drain(absl::InfiniteDuration()); });
+  absl::Status refused;  // once draining has begun
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (refused.ok() && std::chrono::steady_clock::now() < deadline) {
+    const auto more = driver.Submit(MakeJob(1, 1, 2), std::make_shared<RecordingSink>());
+    refused = more.status();
+    if (more.ok()) driver.Cancel(*more);
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable) << refused;
+  EXPECT_EQ(sink->done(), 0);
+  driver.Cancel(*job);
+  EXPECT_TRUE(drained.get());
+  EXPECT_EQ(sink->WaitForEnd().code(), absl::StatusCode::kCancelled);
 }
 
 TEST_F(StepDriverTest, DeadlinesAreKeptWithoutAnyEvent) {

@@ -162,6 +162,13 @@ TEST(BadInputTest, ScoreRequestsAreExplained) {
   request.add_positions(10000);
   EXPECT_EQ(ask(request).error_code(), StatusCode::INVALID_ARGUMENT);
   request.clear_positions();
+  for (int32_t id : {1, 2, 3}) request.mutable_token_ids()->add_ids(id);
+  request.add_positions(2);
+  EXPECT_TRUE(ask(request).ok());
+  request.set_positions(0, 3);
+  EXPECT_THAT(ask(request).error_message(), HasSubstr("names 3, but the last position is 2"));
+  request.clear_positions();
+  request.set_text("one two three");
   request.add_positions(2);
   request.add_positions(1);
   EXPECT_THAT(ask(request).error_message(), HasSubstr("not ascending"));
