@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "tests/common/checkpoint/safetensors_writer.h"
+
 namespace tandem {
 namespace {
 
@@ -30,6 +32,23 @@ TEST(MemoryNeedsTest, CountsWeightsAsTheirFormatHasThem) {
   EXPECT_EQ(bytes(WeightFormat::kBF16), 2 * elements);
   EXPECT_EQ(ExpertBytes(**checkpoint, WeightFormat::kF32),
             TensorBytes(**checkpoint, IsRoutedExpert));
+}
+
+TEST(MemoryNeedsTest, CountsWhatLoadingLeavesInMemoryForEveryDtypeAndFormat) {
+  for (const Dtype dtype : {Dtype::kBF16, Dtype::kF16, Dtype::kF32}) {
+    ScratchDir dir;
+    WriteRandomCheckpoint(dir.path(), kSmallConfig, 1, dtype);
+    const auto checkpoint = Checkpoint::Open(dir.path());
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    for (const WeightFormat format : {WeightFormat::kF32, WeightFormat::kBF16}) {
+      int64_t loaded = 0;
+      for (const auto& [name, location] : (*checkpoint)->tensors()) {
+        loaded += static_cast<int64_t>((*checkpoint)->Load(name, format)->view.bytes());
+      }
+      EXPECT_EQ(ExpertBytes(**checkpoint, format) + OtherBytes(**checkpoint, format), loaded)
+          << DtypeName(dtype) << " as " << WeightFormatName(format);
+    }
+  }
 }
 
 TEST(MemoryNeedsTest, TheRealModelsCacheIs31104BytesAToken) {
