@@ -252,8 +252,9 @@ void GatewayOptions::AddTo(CLI::App& app) {
   app.add_option("--served-name", embedded.served_name,
                  "what the model is called; without it, as its folder or hub repository");
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
-  app.add_option("--registry", registry,
-                 "wait for workers that dial this host:port, instead of running them here");
+  CLI::Option* const with_registry =
+      app.add_option("--registry", registry,
+                     "wait for workers that dial this host:port, instead of running them here");
   app.add_option("--attention-workers", attention_workers, "with --registry: how many")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -264,6 +265,10 @@ void GatewayOptions::AddTo(CLI::App& app) {
   app.add_option("--cache-tokens", embedded.cache_tokens, "size of the latent cache")
       ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
       ->capture_default_str();
+  // With a registry these are the workers' flags.
+  for (const char* flag : {"--device", "--threads", "--weights", "--cache-tokens"}) {
+    app.get_option(flag)->excludes(with_registry);
+  }
   app.add_option("--max-waiting", policy.max_waiting, "requests that may wait")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();

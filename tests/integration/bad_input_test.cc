@@ -321,6 +321,20 @@ TEST(BadInputTest, WorkersOfAnotherCheckpointAreRefusedAndTheDeploymentGoesOn) {
   EXPECT_EQ(Ask(deployment.stub(), GoodRequest()), good);
 }
 
+TEST(BadInputTest, FlagsOfWorkersAreNotTheGatewaysBesideARegistry) {
+  for (const char* flag : {"--device", "--threads", "--weights", "--cache-tokens"}) {
+    TempDir dir;
+    const std::string value = std::string(flag) == "--device"    ? "cpu"
+                              : std::string(flag) == "--weights" ? "f32"
+                                                                 : "64";
+    Process gateway({Binary("tandem-gateway"), "--model", TinyModel(), "--listen", "127.0.0.1:0",
+                     "--registry", "127.0.0.1:0", flag, value},
+                    absl::StrCat(dir.path(), "/log"));
+    EXPECT_EQ(gateway.Wait(kExitLimit), 2) << flag;
+    EXPECT_THAT(gateway.Output(), HasSubstr(absl::StrCat(flag, " excludes --registry")));
+  }
+}
+
 TEST(BadInputTest, ListeningBeyondLoopbackNeedsAFlag) {
   TempDir dir;
   Process gateway({Binary("tandem-gateway"), "--model", TinyModel(), "--listen", "0.0.0.0:0"},
