@@ -6,9 +6,11 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/checkpoint/digest.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -69,7 +71,15 @@ absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const 
   absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(dir);
   if (tokenizer.ok()) {
     model.tokenizer = *std::move(tokenizer);
-  } else if (!absl::IsNotFound(tokenizer.status())) {
+    spdlog::info("{}", model.tokenizer->prompt_rule());
+  } else if (absl::IsNotFound(tokenizer.status())) {
+    model.no_tokenizer = "no tokenizer.json";
+  } else if (absl::IsUnimplemented(tokenizer.status())) {
+    // Clients need not know the folder.
+    model.no_tokenizer =
+        std::string(absl::StripPrefix(tokenizer.status().message(), absl::StrCat(dir, ": ")));
+    spdlog::warn("text is not served, only token ids: {}", model.no_tokenizer);
+  } else {
     return tokenizer.status();
   }
   if (model.tokenizer != nullptr && model.tokenizer->vocab_size() > model.config.vocab_size) {

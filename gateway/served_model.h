@@ -22,7 +22,8 @@ struct ServedModel {
   Dtype dtype = Dtype::kBF16;
   std::string digest;
   uint64_t parameters = 0;
-  std::unique_ptr<const Tokenizer> tokenizer;  // null: the model serves token ids only
+  std::unique_ptr<const Tokenizer> tokenizer;  // null: the model serves token ids only,
+  std::string no_tokenizer;                    // for this reason
   SamplingParams default_sampling;             // from generation_config.json where there is one
   std::vector<int32_t> eos_ids;
 };
@@ -33,7 +34,9 @@ std::string DefaultServedName(const std::string& dir);
 
 // Reads tokenizer and generation_config.json beside an opened checkpoint. An empty `served_name` is
 // DefaultServedName(dir).
-//   INVALID_ARGUMENT, UNIMPLEMENTED  a file is broken or asks for what is not supported; named
+// A tokenizer of another kind than Tokenizer's costs text, not the model: the log and no_tokenizer
+// say what it is.
+//   INVALID_ARGUMENT  a file is broken; named
 absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const std::string& dir,
                                             Dtype dtype, const std::string& served_name);
 

@@ -60,7 +60,7 @@ absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const Serve
       tokenizer->Encode(request.text(),
                         request.match_added_tokens() ? Tokenizer::AddedTokens::kMatch
                                                      : Tokenizer::AddedTokens::kPlain,
-                        add_bos));
+                        add_bos, tokenizer->add_eos()));
   if (add_bos && ids.size() > 1 && ids[1] == ids[0]) {
     static std::once_flag said;
     std::call_once(said, [] {
@@ -148,8 +148,9 @@ absl::Status ValidateModelName(const std::string& name, const ServedModel& model
 
 absl::StatusOr<const Tokenizer*> NeedTokenizer(const ServedModel& model) {
   if (model.tokenizer != nullptr) return model.tokenizer.get();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "the checkpoint \"", model.name, "\" has no tokenizer.json: send token_ids instead of text"));
+  return absl::FailedPreconditionError(absl::StrCat("the checkpoint \"", model.name,
+                                                    "\" serves no text (", model.no_tokenizer,
+                                                    "): send token_ids"));
 }
 
 std::vector<ChatMessage> ChatFromProto(const v1::Chat& chat) {

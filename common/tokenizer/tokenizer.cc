@@ -1,11 +1,11 @@
 #include "common/tokenizer/tokenizer.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <system_error>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "common/tokenizer/utf8.h"
@@ -16,23 +16,33 @@ namespace {
 constexpr uintmax_t kMaxFileBytes = 256 << 20;
 constexpr size_t kMaxTextBytes = size_t{1} << 30;  // offsets are 32-bit, Oniguruma's are signed
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
+// Messages name the file without its folder.
+absl::StatusOr<std::string> ReadFile(const std::string& dir, const char* name) {
+  const std::filesystem::path path = std::filesystem::path(dir) / name;
   std::error_code error;
   const uintmax_t num_bytes = std::filesystem::file_size(path, error);
   if (error == std::errc::no_such_file_or_directory) {
-    return absl::NotFoundError(absl::StrCat(path, ": no such file"));
+    return absl::NotFoundError(absl::StrCat(name, ": no such file"));
   }
-  if (error) return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.message()));
+  if (error) return absl::InvalidArgumentError(absl::StrCat(name, ": ", error.message()));
   if (num_bytes > kMaxFileBytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": has ", num_bytes, " bytes, more than the limit of ", kMaxFileBytes));
+        absl::StrCat(name, ": has ", num_bytes, " bytes, more than the limit of ", kMaxFileBytes));
   }
   std::string content(num_bytes, '\0');
   std::ifstream file(path, std::ios::binary);
   if (!file.read(content.data(), static_cast<std::streamsize>(num_bytes))) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
+    return absl::InvalidArgumentError(absl::StrCat(name, ": cannot be read"));
   }
   return content;
+}
+
+absl::StatusOr<std::optional<std::string>> ReadFileIfThere(const std::string& dir,
+                                                           const char* name) {
+  absl::StatusOr<std::string> content = ReadFile(dir, name);
+  if (absl::IsNotFound(content.status())) return std::nullopt;
+  TANDEM_RETURN_IF_ERROR(content.status());
+  return *std::move(content);
 }
 
 absl::Status Annotate(absl::string_view where, const absl::Status& status) {
@@ -52,6 +62,14 @@ absl::Status CheckText(absl::string_view text, absl::string_view name) {
   return absl::OkStatus();
 }
 
+// An empty `json` stands for no such file.
+absl::StatusOr<TokenizerConfig> ParseConfig(absl::string_view json) {
+  if (json.empty()) return TokenizerConfig();
+  absl::StatusOr<TokenizerConfig> config = ParseTokenizerConfig(json);
+  if (!config.ok()) return Annotate("tokenizer_config.json", config.status());
+  return config;
+}
+
 absl::StatusOr<ChatTemplate> MakeChatTemplate(const TokenizerConfig& config) {
   if (!config.chat_template.has_value()) {
     return absl::FailedPreconditionError(
@@ -69,79 +87,131 @@ absl::StatusOr<ChatTemplate> MakeChatTemplate(const TokenizerConfig& config) {
 
 absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(
     const std::string& checkpoint_dir) {
-  const std::string tokenizer_path = absl::StrCat(checkpoint_dir, "/tokenizer.json");
-  const std::string config_path = absl::StrCat(checkpoint_dir, "/tokenizer_config.json");
-  TANDEM_ASSIGN_OR_RETURN(const std::string tokenizer_json, ReadFile(tokenizer_path));
-  absl::StatusOr<std::string> config_json = ReadFile(config_path);
-  if (absl::IsNotFound(config_json.status())) config_json = "";
-  TANDEM_RETURN_IF_ERROR(config_json.status());
-  absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = Parse(tokenizer_json, *config_json);
+  const auto load = [&]() -> absl::StatusOr<std::unique_ptr<const Tokenizer>> {
+    TANDEM_ASSIGN_OR_RETURN(const std::string tokenizer_json,
+                            ReadFile(checkpoint_dir, "tokenizer.json"));
+    TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> config_json,
+                            ReadFileIfThere(checkpoint_dir, "tokenizer_config.json"));
+    TANDEM_ASSIGN_OR_RETURN(const TokenizerConfig config, ParseConfig(config_json.value_or("")));
+    std::optional<int32_t> config_bos_id;
+    if (!config.bos_token.has_value()) {
+      TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> model_config,
+                              ReadFileIfThere(checkpoint_dir, "config.json"));
+      config_bos_id = ParseBosId(model_config.value_or(""));
+    }
+    return Create(tokenizer_json, config, config_bos_id);
+  };
+  absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = load();
   if (!tokenizer.ok()) return Annotate(checkpoint_dir, tokenizer.status());
   return tokenizer;
 }
 
 absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Parse(absl::string_view tokenizer_json,
                                                                   absl::string_view config_json) {
+  TANDEM_ASSIGN_OR_RETURN(const TokenizerConfig config, ParseConfig(config_json));
+  return Create(tokenizer_json, config, std::nullopt);
+}
+
+absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Create(
+    absl::string_view tokenizer_json, const TokenizerConfig& config,
+    std::optional<int32_t> config_bos_id) {
   absl::StatusOr<TokenizerFile> file = ParseTokenizerFile(tokenizer_json);
   if (!file.ok()) return Annotate("tokenizer.json", file.status());
   absl::StatusOr<PreTokenizer> pre_tokenizer = PreTokenizer::Create(file->steps);
   if (!pre_tokenizer.ok()) return Annotate("tokenizer.json", pre_tokenizer.status());
+  const std::optional<int32_t> template_bos = file->template_bos;
+  const std::optional<int32_t> template_eos = file->template_eos;
   std::unique_ptr<Tokenizer> tokenizer(new Tokenizer(*std::move(file), *std::move(pre_tokenizer)));
-  if (!config_json.empty()) {
-    absl::StatusOr<TokenizerConfig> config = ParseTokenizerConfig(config_json);
-    if (!config.ok()) return Annotate("tokenizer_config.json", config.status());
-    const absl::Status configured = tokenizer->Configure(*config);
-    if (!configured.ok()) return Annotate("tokenizer_config.json", configured);
-  }
+  const absl::Status configured =
+      tokenizer->Configure(config, config_bos_id, template_bos, template_eos);
+  if (!configured.ok()) return Annotate("tokenizer_config.json", configured);
   return std::unique_ptr<const Tokenizer>(std::move(tokenizer));
 }
 
 Tokenizer::Tokenizer(TokenizerFile file, PreTokenizer pre_tokenizer)
     : token_bytes_(std::move(file.token_bytes)),
       is_special_(token_bytes_.size(), false),
+      added_tokens_(file.added_tokens),
       pre_tokenizer_(std::move(pre_tokenizer)),
       bpe_(file.byte_ids, file.merges, token_bytes_),
       chat_template_(MakeChatTemplate(TokenizerConfig())) {
   for (const std::string& bytes : token_bytes_) {
     max_token_bytes_ = std::max(max_token_bytes_, bytes.size());
   }
-  for (AddedToken& token : file.added_tokens) {
-    is_special_[token.id] = token.special;
-    const uint8_t first_byte = static_cast<uint8_t>(token.content[0]);
-    added_tokens_[first_byte].push_back(std::move(token));
-  }
-  for (std::vector<AddedToken>& tokens : added_tokens_) {
-    std::sort(tokens.begin(), tokens.end(), [](const AddedToken& a, const AddedToken& b) {
-      return a.content.size() > b.content.size();
-    });
+  for (const AddedToken& token : file.added_tokens) is_special_[token.id] = token.special;
+  absl::flat_hash_set<int32_t> merged;
+  for (const BpeMerge& merge : file.merges) merged.insert(merge.result);
+  for (const AddedToken& token : file.added_tokens) {
+    if (!merged.contains(token.id)) continue;
+    std::vector<int32_t>& ids = spelled_out_[token.id];
+    for (const char byte : token_bytes_[token.id]) {
+      const int32_t id = file.byte_ids[static_cast<uint8_t>(byte)];
+      if (id >= 0) ids.push_back(id);
+    }
   }
 }
 
-absl::Status Tokenizer::Configure(const TokenizerConfig& config) {
+absl::Status Tokenizer::Configure(const TokenizerConfig& config,
+                                  std::optional<int32_t> config_bos_id,
+                                  std::optional<int32_t> template_bos,
+                                  std::optional<int32_t> template_eos) {
+  const char* bos_source = "bos_token of tokenizer_config.json";
   if (config.bos_token.has_value()) {
     TANDEM_ASSIGN_OR_RETURN(bos_id_, FindToken(*config.bos_token));
+  } else if (config_bos_id.has_value() && HasToken(*config_bos_id)) {
+    bos_id_ = config_bos_id;
+    bos_source = "bos_token_id of config.json";
   }
   if (config.eos_token.has_value()) {
     TANDEM_ASSIGN_OR_RETURN(eos_id_, FindToken(*config.eos_token));
   }
-  add_bos_ = config.add_bos;
+  const auto name = [&](int32_t id) { return absl::StrCat(id, " (", TokenBytes(id), ")"); };
+  if (template_bos.has_value()) {
+    bos_id_ = template_bos;
+    add_bos_ = true;
+    prompt_rule_ = absl::StrCat("text prompts begin with token ", name(*bos_id_),
+                                ", as post_processor of tokenizer.json says");
+  } else if (config.add_bos == true) {
+    if (!bos_id_.has_value()) {
+      return absl::InvalidArgumentError("add_bos_token is true, but there is no bos_token");
+    }
+    add_bos_ = true;
+    prompt_rule_ = absl::StrCat("text prompts begin with token ", name(*bos_id_),
+                                ", as add_bos_token of tokenizer_config.json says");
+  } else if (config.add_bos == false) {
+    prompt_rule_ = "text prompts get no BOS, as add_bos_token of tokenizer_config.json says";
+  } else if (bos_id_.has_value()) {
+    add_bos_ = true;
+    prompt_rule_ = absl::StrCat("text prompts begin with token ", name(*bos_id_), ", which ",
+                                bos_source, " names; no file says whether to add it");
+  } else {
+    prompt_rule_ = "text prompts get no BOS, since no file names one";
+  }
+  if (template_eos.has_value() || config.add_eos) {
+    if (template_eos.has_value()) eos_id_ = template_eos;
+    if (!eos_id_.has_value()) {
+      return absl::InvalidArgumentError("add_eos_token is true, but there is no eos_token");
+    }
+    add_eos_ = true;
+    absl::StrAppend(&prompt_rule_, "; they end with token ", name(*eos_id_), ", as ",
+                    template_eos.has_value() ? "post_processor of tokenizer.json"
+                                             : "add_eos_token of tokenizer_config.json",
+                    " says");
+  }
   chat_template_ = MakeChatTemplate(config);
   return absl::OkStatus();
 }
 
 absl::StatusOr<int32_t> Tokenizer::FindToken(const std::string& content) const {
-  if (!content.empty()) {
-    for (const AddedToken& token : added_tokens_[static_cast<uint8_t>(content[0])]) {
-      if (token.content == content) return token.id;
-    }
-  }
+  const AddedToken* token = added_tokens_.Find(content);
+  if (token != nullptr) return token->id;
   return absl::InvalidArgumentError(
       absl::StrCat("the token \"", content, "\" is not among tokenizer.json's added_tokens"));
 }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,
-                                                       AddedTokens added_tokens,
-                                                       bool add_bos) const {
+                                                       AddedTokens added_tokens, bool add_bos,
+                                                       bool add_eos) const {
   TANDEM_RETURN_IF_ERROR(CheckText(text, "text"));
   std::vector<int32_t> ids;
   if (add_bos) {
@@ -150,11 +220,14 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,
     }
     ids.push_back(*bos_id_);
   }
-  if (added_tokens == AddedTokens::kMatch) {
-    const ChatSegment segment = {std::string(text), /*is_template=*/true};
-    TANDEM_RETURN_IF_ERROR(AppendSegments({&segment, 1}, &ids));
-  } else {
-    TANDEM_RETURN_IF_ERROR(AppendPlain(text, &ids));
+  const TextRange whole = {0, static_cast<uint32_t>(text.size())};
+  const size_t num_ranges = added_tokens == AddedTokens::kMatch ? 1 : 0;
+  TANDEM_RETURN_IF_ERROR(AppendPieces(text, {&whole, num_ranges}, added_tokens, &ids));
+  if (add_eos) {
+    if (!eos_id_.has_value()) {
+      return absl::InvalidArgumentError("the checkpoint's tokenizer has no EOS token to add");
+    }
+    ids.push_back(*eos_id_);
   }
   return ids;
 }
@@ -173,60 +246,55 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeChat(absl::Span<const Chat
     return absl::InvalidArgumentError(absl::StrCat("the messages have ", total_bytes,
                                                    " bytes, expected less than ", kMaxTextBytes));
   }
+  std::string text;
+  std::vector<TextRange> ranges;  // of what the template writes
+  for (const ChatSegment& segment : chat_template_->Render(messages, add_generation_prompt)) {
+    const uint32_t begin = static_cast<uint32_t>(text.size());
+    text += segment.text;
+    if (segment.is_template) ranges.push_back({begin, static_cast<uint32_t>(text.size())});
+  }
   std::vector<int32_t> ids;
-  TANDEM_RETURN_IF_ERROR(
-      AppendSegments(chat_template_->Render(messages, add_generation_prompt), &ids));
+  TANDEM_RETURN_IF_ERROR(AppendPieces(text, ranges, AddedTokens::kPlain, &ids));
   return ids;
 }
 
-absl::Status Tokenizer::AppendSegments(absl::Span<const ChatSegment> segments,
-                                       std::vector<int32_t>* ids) const {
-  std::string plain;  // since the last added token
-  std::vector<FoundToken> found;
-  for (const ChatSegment& segment : segments) {
-    const absl::string_view text = segment.text;
-    found.clear();
-    if (segment.is_template) FindAddedTokens(text, 0, /*normalized=*/false, &found);
-    size_t begin = 0;
-    for (const FoundToken& token : found) {
-      plain.append(text.data() + begin, token.begin - begin);
-      TANDEM_RETURN_IF_ERROR(AppendPlain(plain, ids));
-      plain.clear();
-      ids->push_back(token.id);
-      begin = token.end;
-    }
-    plain.append(text.data() + begin, text.size() - begin);
-  }
-  return AppendPlain(plain, ids);
-}
-
-void Tokenizer::FindAddedTokens(absl::string_view text, size_t base, bool normalized,
-                                std::vector<FoundToken>* found) const {
-  size_t rest = 0;  // begin of what no token has taken
-  const auto leave_rest = [&](size_t end) {
-    if (!normalized) FindAddedTokens(text.substr(rest, end - rest), base + rest, true, found);
-  };
-  for (size_t i = 0; i < text.size(); ++i) {
-    for (const AddedToken& token : added_tokens_[static_cast<uint8_t>(text[i])]) {
-      if (token.normalized != normalized) continue;
-      if (text.substr(i, token.content.size()) != absl::string_view(token.content)) continue;
-      leave_rest(i);
-      rest = i + token.content.size();
-      found->push_back({base + i, base + rest, token.id});
-      i = rest - 1;
-      break;
+absl::Status Tokenizer::AppendPieces(absl::string_view text, absl::Span<const TextRange> ranges,
+                                     AddedTokens between, std::vector<int32_t>* ids) const {
+  for (const AddedTokenSet::Piece& piece : added_tokens_.Cut(text, ranges)) {
+    if (piece.id == AddedTokenSet::kPlain) {
+      TANDEM_RETURN_IF_ERROR(
+          AppendText(text.substr(piece.begin, piece.end - piece.begin), between, ids));
+    } else {
+      ids->push_back(piece.id);
     }
   }
-  leave_rest(text.size());
+  return absl::OkStatus();
 }
 
-absl::Status Tokenizer::AppendPlain(absl::string_view text, std::vector<int32_t>* ids) const {
+absl::Status Tokenizer::AppendText(absl::string_view text, AddedTokens added_tokens,
+                                   std::vector<int32_t>* ids) const {
   std::vector<uint32_t> ends;
   TANDEM_RETURN_IF_ERROR(pre_tokenizer_.Split(text, &ends));
   uint32_t begin = 0;
+  const bool spells_out = added_tokens == AddedTokens::kPlain && !spelled_out_.empty();
+  std::vector<int32_t> merged;
   for (const uint32_t end : ends) {
-    bpe_.Encode(text.substr(begin, end - begin), ids);
+    const absl::string_view piece = text.substr(begin, end - begin);
     begin = end;
+    if (!spells_out) {
+      bpe_.Encode(piece, ids);
+      continue;
+    }
+    merged.clear();
+    bpe_.Encode(piece, &merged);
+    for (const int32_t id : merged) {
+      const auto spelled = spelled_out_.find(id);
+      if (spelled == spelled_out_.end()) {
+        ids->push_back(id);
+      } else {
+        ids->insert(ids->end(), spelled->second.begin(), spelled->second.end());
+      }
+    }
   }
   return absl::OkStatus();
 }

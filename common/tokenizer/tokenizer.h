@@ -3,18 +3,18 @@
 #ifndef TANDEM_COMMON_TOKENIZER_TOKENIZER_H_
 #define TANDEM_COMMON_TOKENIZER_TOKENIZER_H_
 
-#include <array>
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/tokenizer/added_token_set.h"
 #include "common/tokenizer/bpe.h"
 #include "common/tokenizer/chat_template.h"
 #include "common/tokenizer/pre_tokenizer.h"
@@ -22,19 +22,22 @@
 
 namespace tandem {
 
-// Encode: added tokens are cut out of the raw text (leftmost, then longest); the rest is cut into
-// pieces (PreTokenizer), and each piece into tokens (Bpe). Decode: the tokens' bytes, joined.
+// Encode: added tokens are cut out of the raw text (AddedTokenSet); the rest is cut into pieces
+// (PreTokenizer), and each piece into tokens (Bpe). Decode: the tokens' bytes, joined.
 // Immutable; any number of threads may use one.
 class Tokenizer {
  public:
   // Whether text such as <｜end▁of▁sentence｜> becomes the added token of that name. Text that
-  // is not trusted must not be able to write such tokens.
+  // is not trusted must not be able to write such tokens: as kPlain it never yields the id of one,
+  // not even where the vocabulary could merge to it.
   enum class AddedTokens { kMatch, kPlain };
 
-  // Reads tokenizer.json and, if there is one, tokenizer_config.json in `checkpoint_dir`.
-  // Returns NotFound if there is no tokenizer.json (such a checkpoint serves token ids),
-  // InvalidArgument if a file is broken, Unimplemented if it describes another pipeline; the
-  // message names the file. An unknown chat template is no error until a chat is encoded.
+  // Reads tokenizer.json and, where they are there, tokenizer_config.json and config.json (only its
+  // bos_token_id, where no bos_token is named) in `checkpoint_dir`; docs/checkpoints.md says what
+  // comes before what.
+  // Returns NotFound if there is no tokenizer.json and Unimplemented if it describes another
+  // pipeline (such checkpoints serve token ids), InvalidArgument if a file is broken; the message
+  // names the file. An unknown chat template is no error until a chat is encoded.
   // Cost: about 0.3 s for 100,000 tokens.
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(const std::string& checkpoint_dir);
 
@@ -42,11 +45,12 @@ class Tokenizer {
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> Parse(absl::string_view tokenizer_json,
                                                                 absl::string_view config_json);
 
-  // The ids of `text`, behind the BOS id if `add_bos`. Which to choose for a plain prompt says
-  // add_bos(). Returns InvalidArgument if `text` is not valid UTF-8, with the offset of the first
-  // bad byte, if it has 1 GiB or more, or if `add_bos` and there is no BOS token.
+  // The ids of `text`, behind the BOS id if `add_bos` and before the EOS id if `add_eos`. Which to
+  // choose for a plain prompt say add_bos() and add_eos(). Returns InvalidArgument if `text` is not
+  // valid UTF-8, with the offset of the first bad byte, if it has 1 GiB or more, or if there is no
+  // such token to add.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, AddedTokens added_tokens,
-                                              bool add_bos) const;
+                                              bool add_bos, bool add_eos = false) const;
 
   // The ids of a rendered chat, BOS included. Added tokens count only where the template writes
   // them, never in the contents; the text between two of them is encoded as one.
@@ -79,44 +83,48 @@ class Tokenizer {
   std::optional<int32_t> bos_id() const { return bos_id_; }
   std::optional<int32_t> eos_id() const { return eos_id_; }
 
-  // Whether a prompt of plain text begins with BOS (tokenizer_config.json's add_bos_token).
+  // Whether a prompt of plain text begins with BOS and ends with EOS.
   bool add_bos() const { return add_bos_; }
+  bool add_eos() const { return add_eos_; }
+
+  // Which tokens a prompt of plain text gets, and which file says so: a sentence for the log.
+  const std::string& prompt_rule() const { return prompt_rule_; }
 
  private:
   Tokenizer(TokenizerFile file, PreTokenizer pre_tokenizer);
 
-  absl::Status Configure(const TokenizerConfig& config);
+  // `config_bos_id`: config.json's bos_token_id.
+  static absl::StatusOr<std::unique_ptr<const Tokenizer>> Create(
+      absl::string_view tokenizer_json, const TokenizerConfig& config,
+      std::optional<int32_t> config_bos_id);
+
+  absl::Status Configure(const TokenizerConfig& config, std::optional<int32_t> config_bos_id,
+                         std::optional<int32_t> template_bos, std::optional<int32_t> template_eos);
   absl::StatusOr<int32_t> FindToken(const std::string& content) const;
 
-  // Appends the ids of the joined segments. Added tokens are matched within the segments that are
-  // the template's; the text between two of them is one text for the pre-tokenizer.
-  // Requires valid UTF-8.
-  absl::Status AppendSegments(absl::Span<const ChatSegment> segments,
-                              std::vector<int32_t>* ids) const;
+  // Appends the ids of `text`. Added tokens count within `ranges`; the text between two of them is
+  // one text for the pre-tokenizer. Requires valid UTF-8.
+  absl::Status AppendPieces(absl::string_view text, absl::Span<const TextRange> ranges,
+                            AddedTokens between, std::vector<int32_t>* ids) const;
 
-  // Appends the ids of valid UTF-8 in which no added tokens are looked for.
-  absl::Status AppendPlain(absl::string_view text, std::vector<int32_t>* ids) const;
-
-  // Appends the added tokens in `text` to `found`, in order: first, over all of `text`, those that
-  // are not normalized, then, in what these leave over, those that are.
-  struct FoundToken {
-    size_t begin;
-    size_t end;
-    int32_t id;
-  };
-  void FindAddedTokens(absl::string_view text, size_t base, bool normalized,
-                       std::vector<FoundToken>* found) const;
+  // Appends the ids of valid UTF-8 in which no added tokens are looked for. With kPlain, tokens of
+  // the vocabulary that are added tokens as well are spelled out.
+  absl::Status AppendText(absl::string_view text, AddedTokens added_tokens,
+                          std::vector<int32_t>* ids) const;
 
   std::vector<std::string> token_bytes_;  // by id; empty: no token
   std::vector<bool> is_special_;          // by id
   size_t max_token_bytes_ = 0;
-  // By first byte, longest first.
-  std::array<std::vector<AddedToken>, 256> added_tokens_;
+  AddedTokenSet added_tokens_;
+  // Added tokens to which merges of the vocabulary could lead too: the tokens of their bytes.
+  absl::flat_hash_map<int32_t, std::vector<int32_t>> spelled_out_;
   PreTokenizer pre_tokenizer_;
   Bpe bpe_;
   std::optional<int32_t> bos_id_;
   std::optional<int32_t> eos_id_;
   bool add_bos_ = false;
+  bool add_eos_ = false;
+  std::string prompt_rule_;
   absl::StatusOr<ChatTemplate> chat_template_;
 };
 

@@ -51,13 +51,19 @@ std::string TypeOf(const Json& object) {
   return type != nullptr && type->is_string() ? type->get<std::string>() : "(none)";
 }
 
-absl::StatusOr<bool> ReadFlag(const Json& object, const char* name) {
+// Absent and null are nullopt.
+absl::StatusOr<std::optional<bool>> ReadOptionalFlag(const Json& object, const char* name) {
   const Json* member = Find(object, name);
-  if (member == nullptr) return false;
+  if (member == nullptr) return std::nullopt;
   if (!member->is_boolean()) {
     return Malformed(absl::StrCat(name, " is ", Dump(*member), ", expected true or false"));
   }
   return member->get<bool>();
+}
+
+absl::StatusOr<bool> ReadFlag(const Json& object, const char* name) {
+  TANDEM_ASSIGN_OR_RETURN(const std::optional<bool> flag, ReadOptionalFlag(object, name));
+  return flag.value_or(false);
 }
 
 absl::StatusOr<int32_t> ReadTokenId(const Json& value, absl::string_view what) {
@@ -140,11 +146,6 @@ absl::Status CheckPipeline(const Json& root) {
       return Unsupported(absl::StrCat("normalizer is ", Dump(*normalizer),
                                       "; only null or an empty Sequence is supported"));
     }
-  }
-  const Json* post_processor = Find(root, "post_processor");
-  if (post_processor != nullptr && TypeOf(*post_processor) != "ByteLevel") {
-    return Unsupported(absl::StrCat("post_processor is ", TypeOf(*post_processor),
-                                    "; only null or ByteLevel is supported"));
   }
   const Json* decoder = Find(root, "decoder");
   if (decoder == nullptr || TypeOf(*decoder) != "ByteLevel") {
@@ -236,6 +237,80 @@ absl::Status ReadMerges(const Json& model, const Vocab& vocab, TokenizerFile* fi
   return absl::OkStatus();
 }
 
+// The one id that `name` of a TemplateProcessing stands for.
+absl::StatusOr<int32_t> ReadTemplateToken(const Json& processor, const std::string& name,
+                                          const TokenizerFile& file) {
+  const std::string what = absl::StrCat("the token \"", name, "\" of post_processor's template");
+  const Json* tokens = Find(processor, "special_tokens");
+  const Json* token =
+      tokens != nullptr && tokens->is_object() ? Find(*tokens, name.c_str()) : nullptr;
+  const Json* ids = token != nullptr && token->is_object() ? Find(*token, "ids") : nullptr;
+  if (ids == nullptr || !ids->is_array() || ids->empty()) {
+    return Malformed(absl::StrCat(what, " is not among its special_tokens"));
+  }
+  if (ids->size() != 1) {
+    return Unsupported(absl::StrCat(what, " has ", ids->size(), " ids; one is supported"));
+  }
+  TANDEM_ASSIGN_OR_RETURN(const int32_t id, ReadTokenId((*ids)[0], what));
+  if (static_cast<size_t>(id) >= file.token_bytes.size() || file.token_bytes[id].empty()) {
+    return Malformed(absl::StrCat(what, " has the id ", id, ", which has no token"));
+  }
+  return id;
+}
+
+// A template for one text: at most one token, the text, at most one token.
+absl::Status ReadTemplate(const Json& processor, TokenizerFile* file) {
+  const Json* single = Find(processor, "single");
+  if (single == nullptr || !single->is_array()) {
+    return Malformed("post_processor is TemplateProcessing, but its \"single\" is not an array");
+  }
+  bool has_text = false;
+  for (const Json& piece : *single) {
+    const Json* token = piece.is_object() ? Find(piece, "SpecialToken") : nullptr;
+    const Json* name = token != nullptr && token->is_object() ? Find(*token, "id") : nullptr;
+    const bool is_text = piece.is_object() && Find(piece, "Sequence") != nullptr;
+    std::optional<int32_t>& id = has_text ? file->template_eos : file->template_bos;
+    if (is_text ? has_text : name == nullptr || !name->is_string() || id.has_value()) {
+      return Unsupported(
+          "post_processor's template is not one text with at most one token before and one behind");
+    }
+    has_text |= is_text;
+    if (!is_text) {
+      TANDEM_ASSIGN_OR_RETURN(id, ReadTemplateToken(processor, name->get<std::string>(), *file));
+    }
+  }
+  if (!has_text) return Unsupported("post_processor's template leaves out the text");
+  return absl::OkStatus();
+}
+
+// ByteLevel only moves offsets, which nothing here uses. Requires the tokens to be read.
+absl::Status ReadPostProcessor(const Json& root, TokenizerFile* file) {
+  const Json* post_processor = Find(root, "post_processor");
+  if (post_processor == nullptr) return absl::OkStatus();
+  std::vector<const Json*> members = {post_processor};
+  if (TypeOf(*post_processor) == "Sequence") {
+    const Json* processors = Find(*post_processor, "processors");
+    if (processors == nullptr || !processors->is_array()) {
+      return Malformed("post_processor is a Sequence, but its \"processors\" is not an array");
+    }
+    members.clear();
+    for (const Json& processor : *processors) members.push_back(&processor);
+  }
+  bool has_template = false;
+  for (const Json* member : members) {
+    const std::string type = TypeOf(*member);
+    if (type == "TemplateProcessing" && !has_template) {
+      TANDEM_RETURN_IF_ERROR(ReadTemplate(*member, file));
+      has_template = true;
+    } else if (type != "ByteLevel") {
+      return Unsupported(absl::StrCat("post_processor has ", type,
+                                      has_template ? " after a template" : "",
+                                      "; ByteLevel and one TemplateProcessing are supported"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<AddedToken> ReadAddedToken(const Json& token) {
   const Json* content = token.is_object() ? Find(token, "content") : nullptr;
   const Json* id = token.is_object() ? Find(token, "id") : nullptr;
@@ -250,13 +325,9 @@ absl::StatusOr<AddedToken> ReadAddedToken(const Json& token) {
   }
   TANDEM_ASSIGN_OR_RETURN(
       added.id, ReadTokenId(*id, absl::StrCat("the added token \"", added.content, "\"")));
-  for (const char* name : {"single_word", "lstrip", "rstrip"}) {
-    TANDEM_ASSIGN_OR_RETURN(const bool is_set, ReadFlag(token, name));
-    if (is_set) {
-      return Unsupported(absl::StrCat("the added token \"", added.content, "\" has ", name,
-                                      ", which is not supported"));
-    }
-  }
+  TANDEM_ASSIGN_OR_RETURN(added.single_word, ReadFlag(token, "single_word"));
+  TANDEM_ASSIGN_OR_RETURN(added.lstrip, ReadFlag(token, "lstrip"));
+  TANDEM_ASSIGN_OR_RETURN(added.rstrip, ReadFlag(token, "rstrip"));
   TANDEM_ASSIGN_OR_RETURN(added.special, ReadFlag(token, "special"));
   TANDEM_ASSIGN_OR_RETURN(added.normalized, ReadFlag(token, "normalized"));
   return added;
@@ -319,6 +390,7 @@ absl::StatusOr<TokenizerFile> ParseTokenizerFile(absl::string_view json) {
   TANDEM_ASSIGN_OR_RETURN(const Vocab vocab, ReadVocab(*model, &file));
   TANDEM_RETURN_IF_ERROR(ReadMerges(*model, vocab, &file));
   TANDEM_RETURN_IF_ERROR(ReadAddedTokens(root, vocab, &file));
+  TANDEM_RETURN_IF_ERROR(ReadPostProcessor(root, &file));
   return file;
 }
 
@@ -327,18 +399,22 @@ absl::StatusOr<TokenizerConfig> ParseTokenizerConfig(absl::string_view json) {
   TokenizerConfig config;
   TANDEM_ASSIGN_OR_RETURN(config.bos_token, ReadTokenText(root, "bos_token"));
   TANDEM_ASSIGN_OR_RETURN(config.eos_token, ReadTokenText(root, "eos_token"));
-  TANDEM_ASSIGN_OR_RETURN(config.add_bos, ReadFlag(root, "add_bos_token"));
-  if (config.add_bos && !config.bos_token.has_value()) {
-    return Malformed("add_bos_token is true, but there is no bos_token");
-  }
-  TANDEM_ASSIGN_OR_RETURN(const bool add_eos, ReadFlag(root, "add_eos_token"));
-  if (add_eos) return Unsupported("add_eos_token is true, which is not supported");
+  TANDEM_ASSIGN_OR_RETURN(config.add_bos, ReadOptionalFlag(root, "add_bos_token"));
+  TANDEM_ASSIGN_OR_RETURN(config.add_eos, ReadFlag(root, "add_eos_token"));
   const Json* chat_template = Find(root, "chat_template");
   if (chat_template != nullptr) {
     // A list of named templates equals no known template, so chat will refuse it.
     config.chat_template = chat_template->is_string() ? chat_template->get<std::string>() : "";
   }
   return config;
+}
+
+std::optional<int32_t> ParseBosId(absl::string_view config_json) {
+  const auto config = ParseObject(config_json);
+  const Json* id = config.ok() ? Find(*config, "bos_token_id") : nullptr;
+  if (id == nullptr) return std::nullopt;
+  const auto bos_id = ReadTokenId(*id, "BOS");
+  return bos_id.ok() ? std::optional<int32_t>(*bos_id) : std::nullopt;
 }
 
 }  // namespace tandem

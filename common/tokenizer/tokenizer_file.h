@@ -1,5 +1,5 @@
-// Reads tokenizer.json and tokenizer_config.json. Both are untrusted: whatever the DeepSeek-V2
-// pipeline does not use is refused rather than ignored, with a sentence that names it.
+// Reads tokenizer.json and tokenizer_config.json. Both are untrusted: what would change the ids and
+// is not supported is refused rather than ignored, with a sentence that names it.
 #ifndef TANDEM_COMMON_TOKENIZER_TOKENIZER_FILE_H_
 #define TANDEM_COMMON_TOKENIZER_TOKENIZER_FILE_H_
 
@@ -11,18 +11,11 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/tokenizer/added_token_set.h"
 #include "common/tokenizer/bpe.h"
 #include "common/tokenizer/pre_tokenizer.h"
 
 namespace tandem {
-
-// A token that is cut out of the raw text before anything else.
-struct AddedToken {
-  int32_t id;
-  std::string content;  // UTF-8, not empty
-  bool special;         // left out by Decode when special tokens are skipped
-  bool normalized;      // matched in what the tokens that are not `normalized` left over
-};
 
 // What tokenizer.json says.
 struct TokenizerFile {
@@ -31,13 +24,17 @@ struct TokenizerFile {
   std::vector<BpeMerge> merges;          // in order of rank
   std::vector<AddedToken> added_tokens;
   std::vector<PreTokenizerStep> steps;
+  // What a TemplateProcessing among the post-processors puts before and behind a text.
+  std::optional<int32_t> template_bos;
+  std::optional<int32_t> template_eos;
 };
 
 // What tokenizer_config.json says.
 struct TokenizerConfig {
   std::optional<std::string> bos_token;
   std::optional<std::string> eos_token;
-  bool add_bos = false;                      // prompts of plain text begin with bos_token
+  std::optional<bool> add_bos;               // prompts of plain text begin with bos_token
+  bool add_eos = false;                      // prompts of plain text end with eos_token
   std::optional<std::string> chat_template;  // Jinja
 };
 
@@ -45,6 +42,9 @@ struct TokenizerConfig {
 // Unimplemented if it asks for something that this tokenizer does not do.
 absl::StatusOr<TokenizerFile> ParseTokenizerFile(absl::string_view json);
 absl::StatusOr<TokenizerConfig> ParseTokenizerConfig(absl::string_view json);
+
+// The bos_token_id of a model's config.json; nullopt where it has none that is an id.
+std::optional<int32_t> ParseBosId(absl::string_view config_json);
 
 }  // namespace tandem
 

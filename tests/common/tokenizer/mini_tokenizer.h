@@ -60,6 +60,17 @@ inline nlohmann::json MiniTokenizerJson() {
           {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"vocab", vocab}, {"merges", merges}}}};
 }
 
+// A post-processor that puts BOS in front of a text.
+inline nlohmann::json BosTemplateJson() {
+  const char* bos = "<｜begin▁of▁sentence｜>";
+  return {{"type", "TemplateProcessing"},
+          {"single",
+           {{{"SpecialToken", {{"id", bos}, {"type_id", 0}}}},
+            {{"Sequence", {{"id", "A"}, {"type_id", 0}}}}}},
+          {"pair", nlohmann::json::array()},
+          {"special_tokens", {{bos, {{"id", bos}, {"ids", {kMiniBos}}, {"tokens", {bos}}}}}}};
+}
+
 inline nlohmann::json MiniConfigJson() {
   return {{"add_bos_token", true},
           {"add_eos_token", false},

@@ -45,6 +45,9 @@ const absl::StatusCode kUnsupported = absl::StatusCode::kUnimplemented;
 
 json& Step(json& file, int index) { return file["pre_tokenizer"]["pretokenizers"][index]; }
 
+// Sets the post-processor that the tools of Llama checkpoints write, and returns it.
+json& Template(json& file) { return file["post_processor"] = BosTemplateJson(); }
+
 TEST(TokenizerFileTest, RefusesWhatItCannotDoAndNamesIt) {
   const BadFile cases[] = {
       {"not an object", [](json& f) { f = json::array(); }, kInvalid, "JSON object"},
@@ -88,8 +91,48 @@ TEST(TokenizerFileTest, RefusesWhatItCannotDoAndNamesIt) {
        "add_prefix_space"},
       {"no ByteLevel", [](json& f) { f["pre_tokenizer"]["pretokenizers"].erase(6); }, kUnsupported,
        "ByteLevel"},
-      {"post_processor", [](json& f) { f["post_processor"]["type"] = "TemplateProcessing"; },
-       kUnsupported, "TemplateProcessing"},
+      {"post_processor", [](json& f) { f["post_processor"]["type"] = "RobertaProcessing"; },
+       kUnsupported, "RobertaProcessing"},
+      {"processors",
+       [](json& f) {
+         f["post_processor"] = {{"type", "Sequence"}};
+       },
+       kInvalid, "processors"},
+      {"two templates",
+       [](json& f) {
+         f["post_processor"] = {{"type", "Sequence"},
+                                {"processors", {BosTemplateJson(), BosTemplateJson()}}};
+       },
+       kUnsupported, "TemplateProcessing after a template"},
+      {"no single",
+       [](json& f) {
+         f["post_processor"] = {{"type", "TemplateProcessing"}};
+       },
+       kInvalid, "single"},
+      {"template without text", [](json& f) { Template(f)["single"].erase(1); }, kUnsupported,
+       "leaves out the text"},
+      {"template of two texts",
+       [](json& f) {
+         json& single = Template(f)["single"];
+         single.push_back(single[1]);
+       },
+       kUnsupported, "one text"},
+      {"template of two tokens",
+       [](json& f) {
+         json& single = Template(f)["single"];
+         single.insert(single.begin(), single[0]);
+       },
+       kUnsupported, "at most one token"},
+      {"template with an unknown token", [](json& f) { Template(f)["special_tokens"].clear(); },
+       kInvalid, "<｜begin▁of▁sentence｜>"},
+      {"template with an id without a token",
+       [](json& f) { Template(f)["special_tokens"]["<｜begin▁of▁sentence｜>"]["ids"] = {299}; },
+       kInvalid, "299"},
+      {"template with two ids",
+       [](json& f) {
+         Template(f)["special_tokens"]["<｜begin▁of▁sentence｜>"]["ids"] = {1, 2};
+       },
+       kUnsupported, "2 ids"},
       {"decoder", [](json& f) { f["decoder"] = nullptr; }, kUnsupported, "decoder"},
       {"no model", [](json& f) { f.erase("model"); }, kInvalid, "model"},
       {"model type", [](json& f) { f["model"]["type"] = "Unigram"; }, kUnsupported, "Unigram"},
@@ -118,8 +161,7 @@ TEST(TokenizerFileTest, RefusesWhatItCannotDoAndNamesIt) {
       {"added no object", [](json& f) { f["added_tokens"][0] = 3; }, kInvalid, "added_tokens"},
       {"added no id", [](json& f) { f["added_tokens"][0].erase("id"); }, kInvalid, "added_tokens"},
       {"added empty", [](json& f) { f["added_tokens"][0]["content"] = ""; }, kInvalid, "added"},
-      {"added lstrip", [](json& f) { f["added_tokens"][0]["lstrip"] = true; }, kUnsupported,
-       "lstrip"},
+      {"added lstrip", [](json& f) { f["added_tokens"][0]["lstrip"] = 1; }, kInvalid, "lstrip"},
       {"added flag", [](json& f) { f["added_tokens"][0]["special"] = "yes"; }, kInvalid, "special"},
       {"added twice", [](json& f) { f["added_tokens"].push_back(f["added_tokens"][0]); }, kInvalid,
        "twice"},
@@ -148,7 +190,13 @@ TEST(TokenizerFileTest, RefusesBadConfigs) {
       {"bos missing", [](json& c) { c.erase("bos_token"); }, kInvalid, "bos_token"},
       {"eos empty", [](json& c) { c["eos_token"] = ""; }, kInvalid, "added_tokens"},
       {"add_bos", [](json& c) { c["add_bos_token"] = 1; }, kInvalid, "add_bos_token"},
-      {"add_eos", [](json& c) { c["add_eos_token"] = true; }, kUnsupported, "add_eos_token"},
+      {"add_eos", [](json& c) { c["add_eos_token"] = "yes"; }, kInvalid, "add_eos_token"},
+      {"eos missing",
+       [](json& c) {
+         c.erase("eos_token");
+         c["add_eos_token"] = true;
+       },
+       kInvalid, "eos_token"},
   };
   for (const BadFile& bad : cases) {
     json config = MiniConfigJson();
@@ -176,6 +224,11 @@ TEST(TokenizerFileTest, SurvivesDeepNesting) {
   EXPECT_FALSE(ParseTokenizerFile(deep).ok());
   EXPECT_FALSE(ParseTokenizerFile("{\"normalizer\":" + deep + "}").ok());
   EXPECT_FALSE(ParseTokenizerFile("{\"decoder\":{\"type\":" + deep + "}}").ok());
+  json file = MiniTokenizerJson();
+  file["post_processor"] = "HERE";
+  std::string text = file.dump();
+  text.replace(text.find("\"HERE\""), 6, deep);
+  EXPECT_FALSE(ParseTokenizerFile(text).ok());
   EXPECT_TRUE(ParseTokenizerConfig("{\"chat_template\":" + deep + "}").ok());
   EXPECT_FALSE(ParseTokenizerConfig("{\"add_bos_token\":" + deep + "}").ok());
 }

@@ -191,6 +191,31 @@ TEST_F(OwnTokenizerTest, RandomIdsDecodeAsWithHuggingFace) {
   }
 }
 
+TEST_F(OwnTokenizerTest, RandomAddedTokensAgreeWithHuggingFace) {
+  json file = json::parse(ReadFile(folder_ / "tiny" / "tokenizer.json"));
+  int num_texts = 0;
+  for (const json& golden : ReadLines(folder_ / "added_tokens_random.jsonl")) {
+    file["added_tokens"] = golden["added_tokens"];
+    file["post_processor"] = golden["post_processor"];
+    const auto parsed = Tokenizer::Parse(file.dump(), "");
+    ASSERT_TRUE(parsed.ok()) << parsed.status() << golden["added_tokens"];
+    const Tokenizer& tokenizer = **parsed;
+    for (const json& line : golden["texts"]) {
+      const std::string text = line.at(0);
+      const auto ids =
+          tokenizer.Encode(text, AddedTokens::kMatch, tokenizer.add_bos(), tokenizer.add_eos());
+      ASSERT_TRUE(ids.ok()) << ids.status();
+      ASSERT_EQ(*ids, Ids(line.at(1))) << line[0] << " " << golden["added_tokens"];
+      ++num_texts;
+    }
+    for (const json& line : golden["id_lists"]) {
+      ASSERT_NO_FATAL_FAILURE(CheckDecoding(tokenizer, line.at(0), line.at(1)));
+      ASSERT_NO_FATAL_FAILURE(CheckDecoding(tokenizer, line.at(0), line.at(2), true));
+    }
+  }
+  EXPECT_GE(num_texts, 2000);
+}
+
 TEST_F(OwnTokenizerTest, ChatsAgreeWithJinja) {
   const json config = json::parse(ReadFile(folder_ / "tiny" / "tokenizer_config.json"));
   const auto format = RecognizeChatTemplate(std::string(config["chat_template"]));

@@ -73,6 +73,111 @@ TEST(TokenizerTest, AddedTokensAreLeftmostThenLongest) {
   EXPECT_THAT(Encode(**tokenizer, "pxxq pq"), ElementsAre('p', 313, 'q', ' ', 310));
 }
 
+// The ids of "ab" as a prompt of plain text.
+std::vector<int32_t> PromptOf(const nlohmann::json& file, const nlohmann::json& config) {
+  const auto tokenizer = Tokenizer::Parse(file.dump(), config.dump());
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  if (!tokenizer.ok()) return {};
+  const Tokenizer& t = **tokenizer;
+  EXPECT_FALSE(t.prompt_rule().empty());
+  return *t.Encode("ab", AddedTokens::kPlain, t.add_bos(), t.add_eos());
+}
+
+TEST(TokenizerTest, ATemplateGivesOneBosWhateverTheConfigSays) {
+  nlohmann::json eos_too = BosTemplateJson();
+  const char* eos = "<｜end▁of▁sentence｜>";
+  eos_too["single"].push_back({{"SpecialToken", {{"id", eos}, {"type_id", 0}}}});
+  eos_too["special_tokens"][eos] = {{"id", eos}, {"ids", {kMiniEos}}, {"tokens", {eos}}};
+  nlohmann::json text_only = BosTemplateJson();
+  text_only["single"].erase(0);
+  for (const bool in_sequence : {false, true}) {
+    const auto with = [&](const nlohmann::json& post_processor) {
+      nlohmann::json file = MiniTokenizerJson();
+      file["post_processor"] = post_processor;
+      if (in_sequence) {
+        file["post_processor"] = {{"type", "Sequence"},
+                                  {"processors", {{{"type", "ByteLevel"}}, post_processor}}};
+      }
+      return file;
+    };
+    for (const nlohmann::json& add_bos : nlohmann::json({true, false, nullptr})) {
+      nlohmann::json config = MiniConfigJson();
+      config["add_bos_token"] = add_bos;
+      EXPECT_THAT(PromptOf(with(BosTemplateJson()), config), ElementsAre(kMiniBos, 261));
+      EXPECT_THAT(PromptOf(with(eos_too), config), ElementsAre(kMiniBos, 261, kMiniEos));
+    }
+    EXPECT_THAT(PromptOf(with(text_only), MiniConfigJson()), ElementsAre(kMiniBos, 261));
+    EXPECT_THAT(PromptOf(with(BosTemplateJson()), nlohmann::json::object()),
+                ElementsAre(kMiniBos, 261));
+  }
+}
+
+TEST(TokenizerTest, AddEosTokenIsHonoured) {
+  nlohmann::json config = MiniConfigJson();
+  config["add_eos_token"] = true;
+  EXPECT_THAT(PromptOf(MiniTokenizerJson(), config), ElementsAre(kMiniBos, 261, kMiniEos));
+}
+
+TEST(TokenizerTest, WithoutAddBosTokenANamedBosIsAdded) {
+  nlohmann::json config = MiniConfigJson();
+  config.erase("add_bos_token");
+  EXPECT_THAT(PromptOf(MiniTokenizerJson(), config), ElementsAre(kMiniBos, 261));
+  config["add_bos_token"] = nullptr;
+  EXPECT_THAT(PromptOf(MiniTokenizerJson(), config), ElementsAre(kMiniBos, 261));
+  const auto tokenizer = Tokenizer::Parse(MiniTokenizerJson().dump(), config.dump());
+  EXPECT_THAT((*tokenizer)->prompt_rule(), HasSubstr("bos_token of tokenizer_config.json"));
+  config["add_bos_token"] = false;
+  EXPECT_THAT(PromptOf(MiniTokenizerJson(), config), ElementsAre(261));
+  config.erase("add_bos_token");
+  config.erase("bos_token");
+  EXPECT_THAT(PromptOf(MiniTokenizerJson(), config), ElementsAre(261));
+}
+
+// As HF `tokenizers` 0.23.3 with these tokens.
+TEST(TokenizerTest, AddedTokensTakeTheSpaceAroundThemAndMindWords) {
+  nlohmann::json file = MiniTokenizerJson();
+  const auto add = [&](int id, const char* content, const char* flag) {
+    file["added_tokens"].push_back({{"id", id}, {"content", content}, {flag, true}});
+  };
+  add(303, "<l>", "lstrip");
+  add(304, "<r>", "rstrip");
+  add(305, "<w>", "single_word");
+  const auto parsed = Tokenizer::Parse(file.dump(), "");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const Tokenizer& t = **parsed;
+  EXPECT_THAT(Encode(t, "a \u2003\n<l> b"), ElementsAre('a', 303, ' ', 'b'));
+  EXPECT_THAT(Encode(t, "a <r>\u3000\t\u00A0b"), ElementsAre('a', ' ', 304, 'b'));
+  EXPECT_THAT(Encode(t, "<r>  <l>"), ElementsAre(304, 303));
+  EXPECT_THAT(Encode(t, "a<w>"), ElementsAre('a', '<', 'w', '>'));
+  EXPECT_THAT(Encode(t, "a <w>.<w>"), ElementsAre('a', ' ', 305, '.', 305));
+  EXPECT_THAT(Encode(t, "<w>\u0301"), ElementsAre('<', 'w', '>', 0xCC, 0x81));  // a mark
+  EXPECT_THAT(Encode(t, "<w>\u200B"), ElementsAre(305, 0xE2, 0x80, 0x8B));      // no word
+  EXPECT_THAT(Encode(t, "a \n<l>", AddedTokens::kPlain),
+              ElementsAre('a', ' ', '\n', '<', 'l', '>'));
+}
+
+TEST(TokenizerTest, ManySpacesCostNoQuadraticTime) {
+  nlohmann::json file = MiniTokenizerJson();
+  file["added_tokens"].push_back(
+      {{"id", 303}, {"content", " "}, {"lstrip", true}, {"rstrip", true}});
+  file["added_tokens"].push_back({{"id", 304}, {"content", "\t"}, {"rstrip", true}});
+  const auto tokenizer = Tokenizer::Parse(file.dump(), "");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_THAT(Encode(**tokenizer, std::string(1 << 20, ' ')), ElementsAre(303));
+  EXPECT_EQ(Encode(**tokenizer, std::string(1 << 20, '\t')).size(), 1u << 20);
+}
+
+// The vocabulary's "abc" (262) is an added token too.
+TEST(TokenizerTest, PlainTextNeverYieldsAnAddedToken) {
+  nlohmann::json file = MiniTokenizerJson();
+  file["added_tokens"].push_back({{"id", 262}, {"content", "abc"}, {"special", true}});
+  const auto tokenizer = Tokenizer::Parse(file.dump(), "");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_THAT(Encode(**tokenizer, "abc ab"), ElementsAre(262, ' ', 261));
+  EXPECT_THAT(Encode(**tokenizer, "abc ab", AddedTokens::kPlain),
+              ElementsAre('a', 'b', 'c', ' ', 261));
+}
+
 TEST(TokenizerTest, NamesTheByteThatIsNotUtf8) {
   const auto mini = Mini();
   for (const AddedTokens added_tokens : {AddedTokens::kMatch, AddedTokens::kPlain}) {
@@ -153,6 +258,25 @@ TEST_F(TokenizerLoadTest, LoadsWithoutTokenizerConfig) {
   EXPECT_FALSE((*tokenizer)->add_bos());
   const auto ids = (*tokenizer)->Encode("a", AddedTokens::kPlain, /*add_bos=*/true);
   EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(TokenizerLoadTest, TakesTheBosThatConfigJsonNamesWhereTheTokenizersConfigNamesNone) {
+  Write("tokenizer.json", MiniTokenizerJson().dump());
+  for (const auto& [config, has_bos] :
+       std::vector<std::pair<std::string, bool>>{{R"({"bos_token_id": 300})", true},
+                                                 {R"({"bos_token_id": 299})", false},  // no token
+                                                 {R"({"bos_token_id": null})", false},
+                                                 {R"({"bos_token_id": [1]})", false},
+                                                 {"not JSON", false}}) {
+    Write("config.json", config);
+    const auto tokenizer = Tokenizer::Load(folder_.string());
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_EQ((*tokenizer)->add_bos(), has_bos) << config;
+    EXPECT_EQ((*tokenizer)->bos_id(), has_bos ? std::optional<int32_t>(kMiniBos) : std::nullopt);
+  }
+  Write("tokenizer_config.json", R"({"add_bos_token": false})");
+  Write("config.json", R"({"bos_token_id": 300})");
+  EXPECT_FALSE((*Tokenizer::Load(folder_.string()))->add_bos());
 }
 
 TEST_F(TokenizerLoadTest, NamesTheBrokenFile) {
