@@ -5,7 +5,9 @@
 
 #include <cstddef>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 
 namespace tandem {
 namespace {
@@ -91,9 +93,14 @@ void RenderUserAssistantTokens(absl::Span<const ChatMessage> messages, const std
 }  // namespace
 
 absl::StatusOr<ChatFormat> RecognizeChatTemplate(absl::string_view jinja) {
-  if (jinja == kUserAssistantJinja) return ChatFormat::kUserAssistant;
-  if (jinja.size() == kUserAssistantTokensBytes &&
-      XXH3_64bits(jinja.data(), jinja.size()) == kUserAssistantTokensHash) {
+  // Jinja reads CR LF as a line break too.
+  const std::string text =
+      absl::StrReplaceAll(absl::StripTrailingAsciiWhitespace(jinja), {{"\r\n", "\n"}});
+  if (absl::StrReplaceAll(text, {{"\\n", "\n"}}) == kUserAssistantJinja) {
+    return ChatFormat::kUserAssistant;
+  }
+  if (text.size() == kUserAssistantTokensBytes &&
+      XXH3_64bits(text.data(), text.size()) == kUserAssistantTokensHash) {
     return ChatFormat::kUserAssistantTokens;
   }
   return absl::FailedPreconditionError(

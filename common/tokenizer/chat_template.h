@@ -36,7 +36,9 @@ enum class ChatFormat {
   kUserAssistantTokens,
 };
 
-// Returns FailedPrecondition if `jinja` is not, to the byte, a template of one of these formats.
+// Returns FailedPrecondition if `jinja` is not a template of one of these formats. White space at
+// its end, line breaks as CR LF, and \n for a line break, as tools write them, change nothing;
+// every other byte counts.
 absl::StatusOr<ChatFormat> RecognizeChatTemplate(absl::string_view jinja);
 
 // Renders conversations as the Jinja templates do. Immutable; any thread may use it.

@@ -92,7 +92,10 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(
                             ReadFile(checkpoint_dir, "tokenizer.json"));
     TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> config_json,
                             ReadFileIfThere(checkpoint_dir, "tokenizer_config.json"));
-    TANDEM_ASSIGN_OR_RETURN(const TokenizerConfig config, ParseConfig(config_json.value_or("")));
+    TANDEM_ASSIGN_OR_RETURN(TokenizerConfig config, ParseConfig(config_json.value_or("")));
+    TANDEM_ASSIGN_OR_RETURN(std::optional<std::string> chat_template,
+                            ReadFileIfThere(checkpoint_dir, "chat_template.jinja"));
+    if (chat_template.has_value()) config.chat_template = std::move(chat_template);
     std::optional<int32_t> config_bos_id;
     if (!config.bos_token.has_value()) {
       TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> model_config,

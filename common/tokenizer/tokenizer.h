@@ -32,9 +32,9 @@ class Tokenizer {
   // not even where the vocabulary could merge to it.
   enum class AddedTokens { kMatch, kPlain };
 
-  // Reads tokenizer.json and, where they are there, tokenizer_config.json and config.json (only its
-  // bos_token_id, where no bos_token is named) in `checkpoint_dir`; docs/checkpoints.md says what
-  // comes before what.
+  // Reads tokenizer.json and, where they are there, tokenizer_config.json, chat_template.jinja and
+  // config.json (only its bos_token_id, where no bos_token is named) in `checkpoint_dir`;
+  // docs/checkpoints.md says what comes before what.
   // Returns NotFound if there is no tokenizer.json and Unimplemented if it describes another
   // pipeline (such checkpoints serve token ids), InvalidArgument if a file is broken; the message
   // names the file. An unknown chat template is no error until a chat is encoded.

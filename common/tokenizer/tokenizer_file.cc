@@ -143,7 +143,7 @@ absl::Status CheckPipeline(const Json& root) {
     const Json* members =
         TypeOf(*normalizer) == "Sequence" ? Find(*normalizer, "normalizers") : nullptr;
     if (members == nullptr || !members->is_array() || !members->empty()) {
-      return Unsupported(absl::StrCat("normalizer is ", Dump(*normalizer),
+      return Unsupported(absl::StrCat("normalizer is ", TypeOf(*normalizer),
                                       "; only null or an empty Sequence is supported"));
     }
   }
@@ -371,6 +371,20 @@ absl::StatusOr<std::optional<std::string>> ReadTokenText(const Json& root, const
   return member->get<std::string>();
 }
 
+// A chat template, or the one called "default" of several: [{"name": ..., "template": ...}] or
+// {name: template}. Where there is none, "", which equals no known template.
+std::string DefaultTemplate(const Json& value) {
+  const Json* chosen = value.is_object() ? Find(value, "default") : &value;
+  if (value.is_array()) {
+    chosen = nullptr;
+    for (const Json& named : value) {
+      const Json* name = named.is_object() ? Find(named, "name") : nullptr;
+      if (name != nullptr && *name == "default") chosen = Find(named, "template");
+    }
+  }
+  return chosen != nullptr && chosen->is_string() ? chosen->get<std::string>() : "";
+}
+
 absl::StatusOr<Json> ParseObject(absl::string_view text) {
   Json root = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (!root.is_object()) return Malformed("is not a JSON object");
@@ -402,10 +416,7 @@ absl::StatusOr<TokenizerConfig> ParseTokenizerConfig(absl::string_view json) {
   TANDEM_ASSIGN_OR_RETURN(config.add_bos, ReadOptionalFlag(root, "add_bos_token"));
   TANDEM_ASSIGN_OR_RETURN(config.add_eos, ReadFlag(root, "add_eos_token"));
   const Json* chat_template = Find(root, "chat_template");
-  if (chat_template != nullptr) {
-    // A list of named templates equals no known template, so chat will refuse it.
-    config.chat_template = chat_template->is_string() ? chat_template->get<std::string>() : "";
-  }
+  if (chat_template != nullptr) config.chat_template = DefaultTemplate(*chat_template);
   return config;
 }
 

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_replace.h"
 #include "common/tokenizer/tokenizer.h"
 #include "tests/common/tokenizer/mini_tokenizer.h"
 
@@ -33,12 +35,17 @@ std::string Join(const std::vector<ChatSegment>& segments) {
   return text;
 }
 
-TEST(ChatTemplateTest, IsRecognisedToTheByte) {
+TEST(ChatTemplateTest, IsRecognisedButForLineBreaksAndSpaceAtItsEnd) {
   const std::string lite = kLiteJinja;
-  ASSERT_TRUE(RecognizeChatTemplate(lite).ok());
-  EXPECT_EQ(*RecognizeChatTemplate(lite), ChatFormat::kUserAssistant);
-  for (const std::string& other :
-       {lite + " ", lite.substr(1), std::string(), std::string(2323, 'x')}) {
+  const std::string escaped = absl::StrReplaceAll(lite, {{"\n", "\\n"}});
+  const std::string dos = absl::StrReplaceAll(lite, {{"\n", "\r\n"}});
+  for (const std::string& same :
+       {lite, lite + "\n", lite + " \t\r\n\n", escaped, escaped + "\n", dos, dos + "\r\n"}) {
+    ASSERT_TRUE(RecognizeChatTemplate(same).ok()) << same;
+    EXPECT_EQ(*RecognizeChatTemplate(same), ChatFormat::kUserAssistant);
+  }
+  for (const std::string& other : {" " + lite, lite + ".", lite.substr(1), std::string(),
+                                   std::string("\n"), std::string(2323, 'x')}) {
     EXPECT_EQ(RecognizeChatTemplate(other).status().code(), absl::StatusCode::kFailedPrecondition);
   }
 }
@@ -105,6 +112,86 @@ TEST(EncodeChatTest, ContentsCannotWriteAddedTokens) {
   EXPECT_EQ(std::count(ids->begin(), ids->end(), kMiniUser), 0);
   const ChatTemplate chat(ChatFormat::kUserAssistant, kBos, kEos);
   EXPECT_EQ(*mini->Decode(*ids, false), Join(chat.Render(messages, true)));
+}
+
+// Random pieces of added tokens, cut anywhere, also over the border of two messages.
+TEST(EncodeChatTest, NoContentsYieldAnAddedToken) {
+  nlohmann::json file = MiniTokenizerJson();
+  nlohmann::json config = MiniConfigJson();
+  config["chat_template"] = kLiteJinja;
+  // A token of the vocabulary too, and one that begins where the template's text ends.
+  file["added_tokens"].push_back({{"id", 262}, {"content", "abc"}, {"lstrip", true}});
+  file["added_tokens"].push_back({{"id", 303}, {"content", ": abc"}, {"rstrip", true}});
+  const auto parsed = Tokenizer::Parse(file.dump(), config.dump());
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const std::vector<std::string> tokens = {kBos, kEos, "<｜User｜>", "abc", ": abc"};
+  const ChatTemplate chat(ChatFormat::kUserAssistant, kBos, kEos);
+  std::mt19937 rng(7);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<ChatMessage> messages;
+    std::string rest;
+    int num_assistants = 0;
+    for (int i = 0; i < 3; ++i) {
+      std::string content = rest;
+      for (int n = rng() % 3; n > 0; --n) content += tokens[rng() % tokens.size()];
+      const std::string& last = tokens[rng() % tokens.size()];
+      size_t cut = rng() % (last.size() + 1);
+      while (cut < last.size() && (last[cut] & 0xC0) == 0x80) ++cut;
+      rest = last.substr(cut);
+      const bool is_assistant = rng() % 2 == 0;
+      num_assistants += is_assistant ? 1 : 0;
+      messages.push_back({is_assistant ? "assistant" : "user", content + last.substr(0, cut)});
+    }
+    const auto ids = (*parsed)->EncodeChat(messages, true);
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*(*parsed)->Decode(*ids, false), Join(chat.Render(messages, true)));
+    ASSERT_EQ(std::count(ids->begin(), ids->end(), kMiniBos), 1);
+    ASSERT_EQ(std::count(ids->begin(), ids->end(), kMiniEos), num_assistants);
+    for (const int32_t id : {kMiniUser, 262, 303}) {
+      ASSERT_EQ(std::count(ids->begin(), ids->end(), id), 0) << Join(chat.Render(messages, true));
+    }
+  }
+}
+
+// As the whole text would be encoded: the token takes white space that a person wrote.
+TEST(EncodeChatTest, FlagsOfTheTemplatesTokensSeeTheContents) {
+  nlohmann::json file = MiniTokenizerJson();
+  file["added_tokens"][0]["rstrip"] = true;
+  file["added_tokens"][1]["lstrip"] = true;
+  nlohmann::json config = MiniConfigJson();
+  config["chat_template"] = kLiteJinja;
+  const auto parsed = Tokenizer::Parse(file.dump(), config.dump());
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const std::vector<ChatMessage> messages = {{"system", " \u3000a"}, {"assistant", "b \n"}};
+  const ChatTemplate chat(ChatFormat::kUserAssistant, kBos, kEos);
+  const std::string text = Join(chat.Render(messages, true));
+  EXPECT_EQ(*(*parsed)->EncodeChat(messages, true),
+            *(*parsed)->Encode(text, Tokenizer::AddedTokens::kMatch, false));
+}
+
+// No prefill: the answer that stands there is closed, and another begins.
+TEST(EncodeChatTest, AChatThatEndsWithAnAssistantGetsTheTemplatesIds) {
+  const auto mini = Mini(kLiteJinja);
+  const std::string text = std::string(kBos) + "User: a\n\nAssistant: b" + kEos + "Assistant:";
+  EXPECT_EQ(*mini->EncodeChat({{"user", "a"}, {"assistant", "b"}}, true),
+            *mini->Encode(text, Tokenizer::AddedTokens::kMatch, false));
+}
+
+TEST(EncodeChatTest, TakesTheDefaultOfNamedTemplates) {
+  using nlohmann::json;
+  const std::vector<ChatMessage> messages = {{"user", "a"}};
+  const auto expected = *Mini(kLiteJinja)->EncodeChat(messages, true);
+  const json tools = {{"name", "tool_use"}, {"template", "{{ messages }}"}};
+  const json named = {{"name", "default"}, {"template", std::string(kLiteJinja) + "\n"}};
+  for (const json& value : {json::array({tools, named}), json::array({named, tools}),
+                            json{{"tool_use", "{{ messages }}"}, {"default", kLiteJinja}}}) {
+    const auto ids = Mini(value)->EncodeChat(messages, true);
+    ASSERT_TRUE(ids.ok()) << ids.status() << value;
+    EXPECT_EQ(*ids, expected);
+  }
+  for (const json& none : {json::array({tools}), json{{"tool_use", kLiteJinja}}}) {
+    EXPECT_FALSE(Mini(none)->EncodeChat(messages, true).ok());
+  }
 }
 
 TEST(EncodeChatTest, RefusesWithoutAKnownTemplate) {

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -18,6 +19,11 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using AddedTokens = Tokenizer::AddedTokens;
+
+std::string ReadWholeFile(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
 
 std::unique_ptr<const Tokenizer> Mini() {
   auto tokenizer = Tokenizer::Parse(MiniTokenizerJson().dump(), MiniConfigJson().dump());
@@ -156,6 +162,23 @@ TEST(TokenizerTest, AddedTokensTakeTheSpaceAroundThemAndMindWords) {
               ElementsAre('a', ' ', '\n', '<', 'l', '>'));
 }
 
+// The spelling of DeepSeek-Coder-V2-Lite: full-width bars (U+FF5C) and U+2581 for a space.
+TEST(TokenizerTest, MarkersOfFillInTheMiddleCountInTheirRealSpellingOnly) {
+  nlohmann::json file = MiniTokenizerJson();
+  const char* markers[] = {"<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"};
+  for (int i = 0; i < 3; ++i) {
+    file["added_tokens"].push_back({{"id", 303 + i}, {"content", markers[i]}});
+  }
+  const auto parsed = Tokenizer::Parse(file.dump(), "");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const char* text = "<｜fim▁begin｜>ab\n<｜fim▁hole｜>\nhello<｜fim▁end｜>";
+  EXPECT_THAT(Encode(**parsed, text), ElementsAre(304, 261, '\n', 303, '\n', 259, 305));
+  const auto none = testing::Each(testing::Lt(300));
+  EXPECT_THAT(Encode(**parsed, text, AddedTokens::kPlain), none);
+  EXPECT_THAT(Encode(**parsed, "<|fim_begin|>ab<|fim_hole|>"), none);
+  EXPECT_THAT(Encode(**parsed, "<｜fim_begin｜>ab<｜fim hole｜>"), none);
+}
+
 TEST(TokenizerTest, ManySpacesCostNoQuadraticTime) {
   nlohmann::json file = MiniTokenizerJson();
   file["added_tokens"].push_back(
@@ -277,6 +300,29 @@ TEST_F(TokenizerLoadTest, TakesTheBosThatConfigJsonNamesWhereTheTokenizersConfig
   Write("tokenizer_config.json", R"({"add_bos_token": false})");
   Write("config.json", R"({"bos_token_id": 300})");
   EXPECT_FALSE((*Tokenizer::Load(folder_.string()))->add_bos());
+}
+
+TEST_F(TokenizerLoadTest, TheFileWithTheChatTemplateComesFirst) {
+  const std::string known = nlohmann::json::parse(
+      ReadWholeFile(std::string(TANDEM_SOURCE_DIR) +
+                    "/tests/golden/tiny/tokenizer_config.json"))["chat_template"];
+  const auto serves_chat = [&](const char* in_config, const std::string& in_file) {
+    nlohmann::json config = MiniConfigJson();
+    if (in_config != nullptr) config["chat_template"] = in_config;
+    Write("tokenizer.json", MiniTokenizerJson().dump());
+    Write("tokenizer_config.json", config.dump());
+    Write("chat_template.jinja", in_file);
+    const auto tokenizer = Tokenizer::Load(folder_.string());
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    return (*tokenizer)->EncodeChat({{"user", "a"}}, true).ok();
+  };
+  EXPECT_TRUE(serves_chat(nullptr, known));
+  EXPECT_TRUE(serves_chat("{{ other }}", known + "\n"));
+  EXPECT_FALSE(serves_chat(known.c_str(), "{{ other }}"));
+  std::filesystem::remove(folder_ / "chat_template.jinja");
+  std::filesystem::create_directory(folder_ / "chat_template.jinja");
+  const auto folder = Tokenizer::Load(folder_.string());
+  EXPECT_THAT(std::string(folder.status().message()), HasSubstr("chat_template.jinja"));
 }
 
 TEST_F(TokenizerLoadTest, NamesTheBrokenFile) {
