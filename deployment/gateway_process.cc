@@ -18,6 +18,7 @@
 #include "gateway/placement_planner.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
+#include "gateway/validate.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
@@ -174,7 +175,10 @@ class Gateway {
     MutexLock lock(mutex_);
     self.set_address(address_);
     self.set_state(served_ != nullptr ? "ready" : "loading");
-    if (served_ != nullptr) status.set_model(served_->name);
+    if (served_ != nullptr) {
+      status.set_model(served_->name);
+      *status.mutable_default_sampling() = DefaultsToProto(served_->default_sampling);
+    }
     if (draining_) {
       status.set_state("draining");
     } else if (serving_) {

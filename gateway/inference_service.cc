@@ -276,6 +276,7 @@ grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext
   if (model.config.bos_token_id) response->set_bos_id(*model.config.bos_token_id);
   response->set_digest(model.digest);
   response->set_parameters(model.parameters);
+  *response->mutable_default_sampling() = DefaultsToProto(model.default_sampling);
   return Finished(context, absl::OkStatus());
 }
 

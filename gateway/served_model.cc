@@ -1,50 +1,30 @@
 #include "gateway/served_model.h"
 
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "common/checkpoint/digest.h"
 #include "common/status.h"
-#include "nlohmann/json.hpp"
+#include "gateway/generation_config.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
 
-// Sampling defaults; a missing file or member leaves the usual ones.
-absl::StatusOr<SamplingParams> LoadSamplingDefaults(const std::string& dir) {
-  SamplingParams params;
-  params.temperature = 1.0f;
-  const std::string path = absl::StrCat(dir, "/generation_config.json");
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return params;
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " is not a JSON object"));
+// The end ids of config.json and generation_config.json; where neither names one, the tokenizer's.
+std::vector<int32_t> EosIds(const ServedModel& model, const GenerationConfig& generation) {
+  std::vector<int32_t> ids = model.config.eos_token_ids;
+  for (const int32_t id : generation.eos_ids) {
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
   }
-  const auto number = [&](const char* name, float low, float high, float* to) -> absl::Status {
-    const auto it = json.find(name);
-    if (it == json.end() || it->is_null()) return absl::OkStatus();
-    if (!it->is_number() || it->get<float>() < low || it->get<float>() > high) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": ", name, " is ", it->dump(), ", but must be ", low, " to ", high));
-    }
-    *to = it->get<float>();
-    return absl::OkStatus();
-  };
-  float top_k = 0;
-  TANDEM_RETURN_IF_ERROR(number("temperature", 0.0f, 100.0f, &params.temperature));
-  TANDEM_RETURN_IF_ERROR(number("top_p", 1e-6f, 1.0f, &params.top_p));
-  TANDEM_RETURN_IF_ERROR(number("top_k", 0.0f, 1e6f, &top_k));
-  params.top_k = static_cast<int32_t>(top_k);
-  if (json.value("do_sample", nlohmann::json(true)) == nlohmann::json(false))
-    params.temperature = 0;
-  return params;
+  if (ids.empty() && model.tokenizer != nullptr && model.tokenizer->eos_id()) {
+    ids.push_back(*model.tokenizer->eos_id());
+  }
+  return ids;
 }
 
 }  // namespace
@@ -87,10 +67,16 @@ absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const 
         absl::StrCat(dir, "/tokenizer.json has token ids to ", model.tokenizer->vocab_size() - 1,
                      ", but the model's vocabulary has ", model.config.vocab_size, " rows"));
   }
-  TANDEM_ASSIGN_OR_RETURN(model.default_sampling, LoadSamplingDefaults(dir));
-  model.eos_ids = model.config.eos_token_ids;
-  if (model.eos_ids.empty() && model.tokenizer != nullptr && model.tokenizer->eos_id()) {
-    model.eos_ids.push_back(*model.tokenizer->eos_id());
+  TANDEM_ASSIGN_OR_RETURN(const GenerationConfig generation,
+                          LoadGenerationConfig(dir, model.config.vocab_size));
+  model.default_sampling = generation.sampling;
+  model.eos_ids = EosIds(model, generation);
+  spdlog::info("defaults: temperature {}, top_k {}, top_p {}; generation ends at ids {}",
+               model.default_sampling.temperature, model.default_sampling.top_k,
+               model.default_sampling.top_p, absl::StrJoin(model.eos_ids, ", "));
+  if (!generation.ignored.empty()) {
+    spdlog::warn("generation_config.json: not offered, hence ignored: {}",
+                 absl::StrJoin(generation.ignored, ", "));
   }
   return model;
 }

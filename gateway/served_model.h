@@ -24,8 +24,8 @@ struct ServedModel {
   uint64_t parameters = 0;
   std::unique_ptr<const Tokenizer> tokenizer;  // null: the model serves token ids only,
   std::string no_tokenizer;                    // for this reason
-  SamplingParams default_sampling;             // from generation_config.json where there is one
-  std::vector<int32_t> eos_ids;
+  SamplingParams default_sampling;             // GenerationConfig's
+  std::vector<int32_t> eos_ids;  // of config.json and generation_config.json, else the tokenizer's
 };
 
 // What a model is called if nobody names it: its folder's last component. A snapshot of the Hugging

@@ -153,6 +153,14 @@ absl::StatusOr<const Tokenizer*> NeedTokenizer(const ServedModel& model) {
                                                     "): send token_ids"));
 }
 
+v1::Sampling DefaultsToProto(const SamplingParams& defaults) {
+  v1::Sampling sampling;
+  sampling.set_temperature(defaults.temperature);
+  sampling.set_top_k(static_cast<uint32_t>(defaults.top_k));
+  sampling.set_top_p(defaults.top_p);
+  return sampling;
+}
+
 std::vector<ChatMessage> ChatFromProto(const v1::Chat& chat) {
   std::vector<ChatMessage> messages;
   for (const v1::ChatMessage& message : chat.messages()) {

@@ -37,6 +37,9 @@ absl::Status ValidateModelName(const std::string& name, const ServedModel& model
 // The tokenizer, or the sentence that there is none.
 absl::StatusOr<const Tokenizer*> NeedTokenizer(const ServedModel& model);
 
+// The defaults as clients see them.
+v1::Sampling DefaultsToProto(const SamplingParams& defaults);
+
 std::vector<ChatMessage> ChatFromProto(const v1::Chat& chat);
 
 }  // namespace tandem

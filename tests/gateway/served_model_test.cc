@@ -1,14 +1,22 @@
 #include "gateway/served_model.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "common/checkpoint/checkpoint.h"
 #include "gateway/validate.h"
 
 namespace tandem {
 namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
 
 std::string TinyModel() { return std::string(TANDEM_SOURCE_DIR) + "/tests/golden/tiny"; }
 
@@ -46,6 +54,50 @@ TEST(ServedModelTest, AGivenNameReplacesTheFolders) {
   ASSERT_TRUE(named.ok()) << named.status();
   EXPECT_EQ(named->name, "my-model");
   EXPECT_EQ(named->digest, by_folder->digest);
+}
+
+// A copy of the tiny model, loaded with other files in the place of its own.
+absl::StatusOr<ServedModel> LoadWith(
+    const std::vector<std::pair<std::string, std::string>>& files) {
+  const std::filesystem::path dir = std::filesystem::path(testing::TempDir()) / "served_model_copy";
+  std::filesystem::remove_all(dir);
+  std::filesystem::create_directories(dir);
+  std::filesystem::copy(TinyModel(), dir);
+  for (const auto& [name, content] : files) {
+    std::filesystem::remove(dir / name);
+    std::ofstream(dir / name, std::ios::binary) << content;
+  }
+  const auto checkpoint = Checkpoint::Open(dir.string());
+  if (!checkpoint.ok()) return checkpoint.status();
+  return LoadServedModel(**checkpoint, dir.string(), Dtype::kF32, "");
+}
+
+TEST(ServedModelTest, EndsAtTheIdsOfBothConfigs) {
+  const auto ends = [](const char* generation_config) {
+    const auto model = LoadWith({{"generation_config.json", generation_config}});
+    EXPECT_TRUE(model.ok()) << model.status();
+    return model.ok() ? model->eos_ids : std::vector<int32_t>();
+  };
+  EXPECT_THAT(ends(R"({"eos_token_id": [7, 1023, 9]})"), ElementsAre(1023, 7, 9));
+  EXPECT_THAT(ends(R"({"eos_token_id": 7})"), ElementsAre(1023, 7));
+  EXPECT_THAT(ends("{}"), ElementsAre(1023));
+  const auto outside = LoadWith({{"generation_config.json", R"({"eos_token_id": 1040})"}});
+  EXPECT_THAT(std::string(outside.status().message()), HasSubstr("eos_token_id is 1040"));
+}
+
+TEST(ServedModelTest, ATokenizerOfAnotherKindCostsTextOnly) {
+  const auto model = LoadWith({{"tokenizer.json", R"({"normalizer": {"type": "NFC"}})"}});
+  ASSERT_TRUE(model.ok()) << model.status();
+  const auto tokenizer = NeedTokenizer(*model);
+  EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(tokenizer.status().message()),
+              HasSubstr("serves no text (tokenizer.json: normalizer is NFC"));
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->add_ids(5);
+  EXPECT_TRUE(ValidateGenerate(request, *model).ok());
+  request.set_text("a");
+  EXPECT_EQ(ValidateGenerate(request, *model).status().code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(ServedModelTest, RequestsMayAskForTheServedNameOrForNone) {

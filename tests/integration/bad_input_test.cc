@@ -270,6 +270,15 @@ const BadCheckpoint kBadCheckpoints[] = {
     {"no MLA",
      [](Copy& c) { c.EditConfig([](Json& j) { j["use_mla"] = false; }); },
      {"config.json", "use_mla"}},
+    {"end id outside the vocabulary",
+     [](Copy& c) { c.Write("generation_config.json", "{\"eos_token_id\": [1023, 1040]}"); },
+     {"generation_config.json", "eos_token_id is 1040", "0 to 1039"}},
+    {"generation config that is a folder",
+     [](Copy& c) {
+       std::filesystem::remove(absl::StrCat(c.path(), "/generation_config.json"));
+       std::filesystem::create_directory(absl::StrCat(c.path(), "/generation_config.json"));
+     },
+     {"generation_config.json", "not a regular file"}},
     {"broken tokenizer", [](Copy& c) { c.Write("tokenizer.json", "{]"); }, {"tokenizer.json"}},
 };
 

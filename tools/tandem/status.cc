@@ -36,6 +36,11 @@ absl::Status Run(const Options& options) {
   }
   std::printf("%s: %s\n", status.state().c_str(), status.detail().c_str());
   if (!status.model().empty()) std::printf("model %s\n", status.model().c_str());
+  if (status.has_default_sampling()) {
+    const v1::Sampling& defaults = status.default_sampling();
+    std::printf("defaults: temperature %g, top_k %u, top_p %g\n", defaults.temperature(),
+                defaults.top_k(), defaults.top_p());
+  }
   for (const auto& worker : status.workers()) {
     std::printf("%-9s %3u  %-8s %3.0f%%  %s %s\n", worker.kind().c_str(), worker.id(),
                 worker.state().c_str(), 100.0 * worker.loaded(), worker.address().c_str(),
