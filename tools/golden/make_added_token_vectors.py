@@ -99,6 +99,7 @@ def make_case(text, definition):
     tokenizer = Tokenizer.from_str(
         json.dumps({**definition, "added_tokens": tokens, "post_processor": processor}))
     assert all(tokenizer.token_to_id(t["content"]) == t["id"] for t in tokens)
+    vocab_size = len(definition["model"]["vocab"])
     texts, id_lists = {}, []
     while len(texts) < NUM_TEXTS:
         one = string(text, tokens)
@@ -106,7 +107,7 @@ def make_case(text, definition):
         if ids is not None:
             texts[one] = ids
     for _ in range(NUM_ID_LISTS):
-        ids = [text.pick(tokens)["id"] if text.below(2) else text.below(len(definition["model"]["vocab"]))
+        ids = [text.pick(tokens)["id"] if text.below(2) else text.below(vocab_size)
                for _ in range(1 + text.below(6))]
         id_lists.append([ids, tokenizer.decode(ids, skip_special_tokens=False),
                          tokenizer.decode(ids, skip_special_tokens=True)])
