@@ -208,7 +208,7 @@ absl::Status Tokenizer::Configure(const TokenizerConfig& config,
 absl::StatusOr<int32_t> Tokenizer::FindToken(const std::string& content) const {
   const AddedToken* token = added_tokens_.Find(content);
   if (token != nullptr) return token->id;
-  return absl::InvalidArgumentError(
+  return absl::UnimplementedError(
       absl::StrCat("the token \"", content, "\" is not among tokenizer.json's added_tokens"));
 }
 
