@@ -115,6 +115,8 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   return workers;
 }
 
+void EmbeddedDeployment::LookAtFiles() const { parts_->watch->Counters(); }
+
 struct InProcessDeployment::Parts {
   StepDriver driver{SchedulerPolicy{}};
   std::unique_ptr<EmbeddedDeployment> deployment;

@@ -42,6 +42,8 @@ class EmbeddedDeployment {
   const ServedModel& model() const;
   // The attention and the expert worker, as GetStatus shows them.
   std::vector<v1::WorkerStatus> Workers() const;
+  // Logs, once, that the checkpoint's files have changed.
+  void LookAtFiles() const;
 
  private:
   struct Parts;

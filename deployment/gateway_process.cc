@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/mode.h"
 #include "common/mutex.h"
@@ -23,6 +24,8 @@
 
 namespace tandem {
 namespace {
+
+constexpr absl::Duration kLookInterval = absl::Seconds(2);
 
 // Everything that a gateway is made of, in the order in which it comes up.
 class Gateway {
@@ -48,7 +51,10 @@ class Gateway {
       const absl::Status status = options_.registry.empty() ? StartEmbedded() : StartRegistry();
       if (!status.ok() && !absl::IsCancelled(status)) Fail(status);
     });
-    const bool asked_to_end = WaitForEnd([this] { return failed_.load(); });
+    const bool asked_to_end = WaitForEnd([this] {
+      LookAtFiles();
+      return failed_.load();
+    });
     stopping_ = true;
     starting.join();
     SetDraining();
@@ -126,6 +132,15 @@ class Gateway {
     }
     Publish(&model_);
     return absl::OkStatus();
+  }
+
+  // Now and then: what changes under a server is to be in its log whether anybody asks or not.
+  void LookAtFiles() {
+    const absl::Time now = absl::Now();
+    if (now - looked_at_files_ < kLookInterval) return;
+    looked_at_files_ = now;
+    MutexLock lock(mutex_);
+    if (embedded_ != nullptr) embedded_->LookAtFiles();
   }
 
   void Publish(const ServedModel* model) {
@@ -235,6 +250,8 @@ class Gateway {
   std::atomic<bool> failed_ = false;
   std::atomic<bool> stopping_ = false;  // what loads is to end
   ServedModel model_;                   // of a deployment with a registry
+
+  absl::Time looked_at_files_ = absl::InfinitePast();  // of the thread that waits for the end
 
   mutable Mutex mutex_;
   absl::Status error_ ABSL_GUARDED_BY(mutex_);

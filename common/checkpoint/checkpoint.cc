@@ -314,7 +314,17 @@ absl::StatusOr<OwnedTensor> Checkpoint::Load(const std::string& name, WeightForm
     return absl::ResourceExhaustedError(absl::StrCat("no memory to convert tensor ", name));
   }
   const TensorView converted = ViewOf(copy.get(), wanted, tensor.entry.shape);
-  ConvertElements(view, converted);
+  // In pieces: an embedding table from a slow disk takes seconds.
+  constexpr int64_t kPieceElements = 16 << 20;
+  for (int64_t begin = 0; begin < view.elements(); begin += kPieceElements) {
+    TANDEM_RETURN_IF_ERROR(CheckStop());
+    const int64_t count = std::min(kPieceElements, view.elements() - begin);
+    const auto piece = [&](const TensorView& of) {
+      return TensorView(of.as<std::byte>() + begin * static_cast<int64_t>(DtypeBytes(of.dtype)),
+                        of.dtype, {count});
+    };
+    ConvertElements(piece(view), piece(converted));
+  }
   return OwnedTensor{converted, copy};
 }
 

@@ -126,12 +126,16 @@ TEST_P(TopologyTest, GivesTheSameBits) {
   for (int64_t rows : deployment.CounterEach("attention", "absorbed_row_layers_total")) {
     EXPECT_GT(rows, 0);
   }
-  const int64_t preemptions = deployment.Counter("gateway", "preemptions_total");
+  const auto preemptions = [&] { return deployment.Counter("gateway", "preemptions_total"); };
   if (shape.test_seed != 0) {
-    EXPECT_GT(preemptions, 0) << "the test scheduler interrupted nothing";
+    // What the seed interrupts depends on when results come: on a busy machine it may be nothing.
+    for (int round = 0; round < 20 && preemptions() == 0; ++round) {
+      ExpectReference(dtype, AskAll(deployment.stub(), Requests(), shape.at_once));
+    }
+    EXPECT_GT(preemptions(), 0) << "the test scheduler interrupted nothing";
     return;
   }
-  EXPECT_EQ(preemptions, 0);
+  EXPECT_EQ(preemptions(), 0);
   v1::GetModelResponse model;
   grpc::ClientContext context;
   ASSERT_TRUE(deployment.stub().GetModel(&context, {}, &model).ok());
