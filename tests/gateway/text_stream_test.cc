@@ -4,6 +4,7 @@
 
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace tandem {
@@ -60,9 +61,27 @@ TEST_F(TextStreamTest, NeverSplitsACharacter) {
   EXPECT_EQ(out + stream.Flush(), "日本語 ☃ 🙂");
 }
 
-// What the whole text says: cut before the stop string that is complete first, of several that end
-// at the same byte before the longest.
-std::string CutWhole(const std::string& text, const std::vector<std::string>& stops) {
+// A text as stop strings see it: special tokens as they are written, which clients do not see.
+struct Whole {
+  std::string text;
+  std::string visible;  // by byte of text
+
+  void Add(const std::string& more, bool is_visible) {
+    text += more;
+    visible.append(more.size(), static_cast<char>(is_visible));
+  }
+  std::string Seen(size_t bytes) const {
+    std::string seen;
+    for (size_t i = 0; i < bytes; ++i) {
+      if (visible[i]) seen += text[i];
+    }
+    return seen;
+  }
+};
+
+// Where a search in the whole text cuts it: before the stop string that is complete first, of
+// several that end at the same byte before the longest. At the text's end if there is none.
+size_t Cut(const std::string& text, const std::vector<std::string>& stops) {
   size_t first_end = std::string::npos, begin = text.size();
   for (const std::string& stop : stops) {
     const size_t at = text.find(stop);
@@ -73,46 +92,86 @@ std::string CutWhole(const std::string& text, const std::vector<std::string>& st
       begin = at;
     }
   }
-  return text.substr(0, begin);
+  return begin;
+}
+
+// How much of the text's end is the beginning of a stop string: no less may be held back, and no
+// more needs to be.
+size_t HeldBack(const std::string& text, const std::vector<std::string>& stops) {
+  for (size_t n = text.size(); n > 0; --n) {
+    for (const std::string& stop : stops) {
+      if (n < stop.size() && text.compare(text.size() - n, n, stop, 0, n) == 0) return n;
+    }
+  }
+  return 0;
 }
 
 TEST_F(TextStreamTest, GivesWhatASearchInTheWholeTextGives) {
   std::mt19937_64 random(1);
-  const auto draw = [&](const std::string& letters, int most) {
+  const auto draw = [&](size_t below) { return static_cast<size_t>(random() % below); };
+  // By their first byte; of these a text is made up in any way: tokens of several letters, of
+  // single bytes of a character, and across two characters.
+  std::vector<std::pair<std::string, int32_t>> tokens[256];
+  int32_t special = -1;
+  for (int32_t id = 0; id < tokenizer_->vocab_size(); ++id) {
+    const std::string bytes(tokenizer_->TokenBytes(id));
+    if (bytes.empty()) continue;
+    if (tokenizer_->IsSpecial(id)) special = id;
+    if (!tokenizer_->IsSpecial(id)) tokens[static_cast<uint8_t>(bytes[0])].push_back({bytes, id});
+  }
+  ASSERT_GE(special, 0);
+  const std::string special_name(tokenizer_->TokenBytes(special));
+  const std::vector<std::string> letters = {"a", "e", "n", "t", " ", "é", "ê", "日", "🙂"};
+  const auto draw_text = [&](size_t most) {
     std::string text;
-    const int length = 1 + static_cast<int>(random() % most);
-    for (int i = 0; i < length; ++i) text += letters[random() % letters.size()];
+    for (size_t i = draw(most); i + 1 > 0; --i) text += letters[draw(letters.size())];
     return text;
   };
-  // Tokens of one to a few letters, so that stop strings begin and end within them.
-  std::vector<int32_t> tokens;
-  for (int32_t id = 0; id < tokenizer_->vocab_size(); ++id) {
-    const auto bytes = tokenizer_->TokenBytes(id);
-    if (!bytes.empty() && bytes.find_first_not_of("aent ") == bytes.npos) tokens.push_back(id);
-  }
-  ASSERT_GT(tokens.size(), 10u);
-  int stopped = 0;
+  int stopped = 0, stopped_with_special = 0;
   for (int round = 0; round < 20000; ++round) {
     std::vector<std::string> stops;
-    for (int i = static_cast<int>(random() % 5); i >= 0; --i) stops.push_back(draw("aent ", 6));
-    if (random() % 2) stops.push_back(stops[0].substr(0, 1 + random() % stops[0].size()));
-    std::string text, sent;
+    for (size_t i = draw(4); i + 1 > 0; --i) stops.push_back(draw_text(4));
+    if (draw(4) == 0) stops.push_back((draw(2) ? draw_text(2) : "") + special_name);
+    if (draw(4) == 0) stops.push_back(special_name + draw_text(2));
+    if (draw(2)) stops.push_back(stops[0] + draw_text(2));  // stops[0] is a prefix of it
     TextStream stream(tokenizer_.get(), stops);
-    for (int i = static_cast<int>(random() % 12); i >= 0; --i) {
-      const int32_t id = tokens[random() % tokens.size()];
-      text += std::string(tokenizer_->TokenBytes(id));
-      sent += stream.Push(id);
-      const std::string cut = CutWhole(text, stops);
-      // Nothing that is cut away later is ever sent, and no more than a stop string is held back.
-      ASSERT_EQ(cut.substr(0, sent.size()), sent);
-      ASSERT_EQ(stream.stopped(), cut.size() < text.size());
+    std::string sent;
+    Whole whole;  // of whole characters
+    for (size_t part = draw(4); part + 1 > 0 && !stream.stopped(); --part) {
+      std::string rest = draw_text(6), unfinished;
+      while (!rest.empty() && !stream.stopped()) {
+        const auto& candidates = tokens[static_cast<uint8_t>(rest[0])];
+        const auto& [bytes, id] = candidates[draw(candidates.size())];
+        if (rest.compare(0, bytes.size(), bytes) != 0) continue;
+        rest.erase(0, bytes.size());
+        sent += stream.Push(id);
+        unfinished += bytes;
+        // What is left begins in the middle of a character where it begins with such a byte.
+        size_t end = unfinished.size();
+        if (!rest.empty() && (rest[0] & 0xC0) == 0x80) {
+          do --end;
+          while ((unfinished[end] & 0xC0) == 0x80);
+        }
+        whole.Add(unfinished.substr(0, end), true);
+        unfinished.erase(0, end);
+        const size_t cut = Cut(whole.text, stops);
+        ASSERT_EQ(stream.stopped(), cut < whole.text.size()) << whole.text;
+        const size_t known = stream.stopped() ? cut : cut - HeldBack(whole.text, stops);
+        ASSERT_EQ(sent, whole.Seen(known)) << whole.text;
+      }
+      if (stream.stopped() || draw(2)) continue;
+      sent += stream.Push(special);
+      whole.Add(special_name, false);
+      ASSERT_EQ(stream.stopped(), Cut(whole.text, stops) < whole.text.size()) << whole.text;
+      stopped_with_special += stream.stopped();
     }
     sent += stream.Flush();
-    ASSERT_EQ(sent, CutWhole(text, stops)) << text;
+    ASSERT_EQ(sent, whole.Seen(Cut(whole.text, stops))) << whole.text;
     stopped += stream.stopped();
   }
   EXPECT_GT(stopped, 5000);
   EXPECT_LT(stopped, 19000);
+  EXPECT_GT(stopped_with_special, 500);
 }
 
 TEST_F(TextStreamTest, SendsAtOnceWhatCannotBecomeAStopString) {
