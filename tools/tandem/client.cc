@@ -148,6 +148,12 @@ const char* FinishReasonName(v1::GenerateResponse::FinishReason reason) {
   }
 }
 
+void AddBosOption(CLI::App& app, std::optional<bool>* add_bos) {
+  app.add_option("--add-bos", *add_bos,
+                 "true or false: whether the begin-of-sequence token goes before the text; "
+                 "default: as the tokenizer says");
+}
+
 void SamplingOptions::AddTo(CLI::App& app) {
   temperature_given = app.add_option("--temperature", temperature, "0 is greedy");
   top_k_given = app.add_option("--top-k", top_k, "candidates to draw from, 0 for all");

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -77,6 +78,9 @@ absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest
 std::string DescribeSpeed(const Completion& completion);
 
 const char* FinishReasonName(v1::GenerateResponse::FinishReason reason);  // "eos", "length", "stop"
+
+// --add-bos, shared by generate and score.
+void AddBosOption(CLI::App& app, std::optional<bool>* add_bos);
 
 // Sampling flags, shared by generate and chat.
 struct SamplingOptions {

@@ -74,10 +74,7 @@ Command AddGenerate(CLI::App& root) {
   prompt->excludes(ids);
   app->add_flag("--match-added-tokens", options->match_added_tokens,
                 "names of added tokens in the prompt become these tokens");
-  app->add_option(
-      "--add-bos", options->add_bos,
-      "true or false: whether the begin-of-sequence token goes before the prompt's text; "
-      "default: as the tokenizer says");
+  AddBosOption(*app, &options->add_bos);
   options->connect.AddTo(*app);
   options->sampling.AddTo(*app);
   return {app, [options] { return Run(*options); }};

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct Options {
   std::string positions;
   std::string logits;
   std::string path;
+  std::optional<bool> add_bos;
 };
 
 absl::Status FillPath(const std::string& path, v1::ScoreRequest& request) {
@@ -51,6 +53,7 @@ absl::Status Run(const Options& options) {
   } else {
     request.set_text(options.text);
   }
+  if (options.add_bos) request.set_add_bos(*options.add_bos);
   TANDEM_ASSIGN_OR_RETURN(const auto wanted, ParsePositions(options.positions));
   request.mutable_positions()->Add(wanted.begin(), wanted.end());
   request.set_logits(!options.logits.empty());
@@ -116,6 +119,7 @@ Command AddScore(CLI::App& root) {
   app->add_option(
       "--path", options->path,
       "how rows are computed: prefill, decode or chunk=N (default: as a request would)");
+  AddBosOption(*app, &options->add_bos);
   options->connect.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }
