@@ -33,8 +33,8 @@ class Gateway {
   explicit Gateway(GatewayOptions options)
       : options_(std::move(options)),
         driver_(options_.policy),
-        inference_(
-            &driver_, [this] { return Status(); }, options_.live_calls) {}
+        inference_(&driver_, [this] { return Status(); },
+                   {options_.max_unread_bytes, absl::Seconds(options_.stall_limit_s)}) {}
 
   absl::Status Serve() {
     TANDEM_ASSIGN_OR_RETURN(options_.embedded.dtype, ParseMode(options_.dtype));
@@ -316,9 +316,13 @@ void GatewayOptions::AddTo(CLI::App& app) {
          "with --registry: seconds that a worker may be at one layer before it counts as lost")
       ->check(CLI::Range(1.0, 1e6))
       ->capture_default_str();
-  app.add_option("--max-unread-bytes", live_calls.unread_bytes,
+  app.add_option("--max-unread-bytes", max_unread_bytes,
                  "bytes of answers that may wait for their clients to read them")
       ->check(CLI::Range(int64_t{1} << 16, int64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--stall-limit", stall_limit_s,
+                 "seconds that a client may read nothing of an answer that waits for it")
+      ->check(CLI::Range(0.1, 1e6))
       ->capture_default_str();
   app.add_option("--grace", grace_s, "seconds that running requests get at the end")
       ->check(CLI::NonNegativeNumber)

@@ -24,7 +24,8 @@ struct GatewayOptions {
   SchedulerPolicy policy;
   double grace_s = 20;
   double hang_limit_s = 120;
-  LiveCallLimits live_calls;
+  int64_t max_unread_bytes = LiveCallLimits{}.unread_bytes;
+  double stall_limit_s = absl::ToDoubleSeconds(LiveCallLimits{}.stall);
 
   void AddTo(CLI::App& app);
 };

@@ -10,10 +10,14 @@
 #include "common/status.h"
 #include "gateway/streaming_call.h"
 #include "gateway/text_stream.h"
+#include "gateway/unary_call.h"
 #include "gateway/validate.h"
 
 namespace tandem {
 namespace {
+
+// A message of ids may hold many more, and each may stand for a hundred bytes of text.
+constexpr int kMaxDetokenizeIds = 1 << 20;
 
 static_assert(std::endian::native == std::endian::little, "logits travel as the memory holds them");
 
@@ -166,15 +170,37 @@ grpc::ServerUnaryReactor* Finished(grpc::CallbackServerContext* context,
   return reactor;
 }
 
-absl::StatusOr<std::vector<int32_t>> TokenizeRequested(const v1::TokenizeRequest& request,
+absl::StatusOr<v1::TokenizeResponse> TokenizeRequested(const v1::TokenizeRequest& request,
                                                        const ServedModel& model) {
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
-  if (request.has_chat()) return tokenizer->EncodeChat(ChatFromProto(request.chat()), true);
-  return tokenizer->Encode(
-      request.text(),
-      request.plain() ? Tokenizer::AddedTokens::kPlain : Tokenizer::AddedTokens::kMatch,
-      request.add_bos());
+  std::vector<int32_t> ids;
+  if (request.has_chat()) {
+    TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->EncodeChat(ChatFromProto(request.chat()), true));
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->Encode(request.text(),
+                                                   request.plain() ? Tokenizer::AddedTokens::kPlain
+                                                                   : Tokenizer::AddedTokens::kMatch,
+                                                   request.add_bos()));
+  }
+  v1::TokenizeResponse response;
+  response.mutable_ids()->Add(ids.begin(), ids.end());
+  return response;
+}
+
+absl::StatusOr<v1::DetokenizeResponse> DetokenizeRequested(const v1::DetokenizeRequest& request,
+                                                           const ServedModel& model) {
+  TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
+  TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
+  if (request.ids_size() > kMaxDetokenizeIds) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ids has ", request.ids_size(), " ids, but at most ", kMaxDetokenizeIds, " are allowed"));
+  }
+  const std::vector<int32_t> ids(request.ids().begin(), request.ids().end());
+  TANDEM_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode(ids, request.skip_special()));
+  v1::DetokenizeResponse response;
+  response.set_text(std::move(text));
+  return response;
 }
 
 }  // namespace
@@ -200,12 +226,16 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartCall(
   const auto request = std::make_shared<const Request>(*std::move(parsed));
   const auto call = std::make_shared<Call>(driver_, &live_, context);
   call->KeepAlive();
-  const absl::Status taken = text_work_.Do(
-      TextBytes(*request), [call, request, &model = **model, deadline = Deadline(*context)] {
-        const absl::Status started = call->cancelled() ? absl::CancelledError("the client is gone")
-                                                       : call->Start(*request, model, deadline);
-        if (!started.ok()) call->End(ToGrpc(started));
-      });
+  // First, so that a text which cannot fit neither waits for others nor they for it.
+  absl::Status taken = ValidateTextBytes(*request, **model);
+  if (taken.ok()) {
+    taken = text_work_.Do(TextBytes(*request), [call, request, &model = **model,
+                                                deadline = Deadline(*context)] {
+      const absl::Status started = call->cancelled() ? absl::CancelledError("the client is gone")
+                                                     : call->Start(*request, model, deadline);
+      if (!started.ok()) call->End(ToGrpc(started));
+    });
+  }
   if (!taken.ok()) call->End(ToGrpc(taken));
   return call.get();
 }
@@ -220,42 +250,38 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Score(
   return StartCall<ScoreCall, v1::ScoreRequest>(context, buffer);
 }
 
+template <typename Request, typename Response>
+grpc::ServerUnaryReactor* InferenceService::StartUnary(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer,
+    grpc::ByteBuffer* response,
+    absl::StatusOr<Response> (*answer)(const Request&, const ServedModel&)) {
+  const absl::StatusOr<const ServedModel*> model = Model();
+  if (!model.ok()) return Finished(context, model.status());
+  absl::StatusOr<Request> parsed = Parse<Request>(buffer);
+  if (!parsed.ok()) return Finished(context, parsed.status());
+  const auto request = std::make_shared<const Request>(*std::move(parsed));
+  auto* const call = new UnaryCall(&live_, context, response);
+  const absl::Status taken =
+      text_work_.Do(TextBytes(*request), [call, request, answer, &model = **model] {
+        if (call->cancelled()) return call->Fail(absl::CancelledError("the client is gone"));
+        const absl::StatusOr<Response> answered = answer(*request, model);
+        if (!answered.ok()) return call->Fail(answered.status());
+        call->Answer(*answered);
+      });
+  if (!taken.ok()) call->Fail(taken);
+  return call;
+}
+
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* buffer,
                                                      grpc::ByteBuffer* response) {
-  const absl::StatusOr<const ServedModel*> model = Model();
-  if (!model.ok()) return Finished(context, model.status());
-  absl::StatusOr<v1::TokenizeRequest> parsed = Parse<v1::TokenizeRequest>(buffer);
-  if (!parsed.ok()) return Finished(context, parsed.status());
-  const auto request = std::make_shared<const v1::TokenizeRequest>(*std::move(parsed));
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const absl::Status taken =
-      text_work_.Do(TextBytes(*request), [reactor, request, response, &model = **model] {
-        const absl::StatusOr<std::vector<int32_t>> ids = TokenizeRequested(*request, model);
-        if (ids.ok()) {
-          v1::TokenizeResponse answer;
-          answer.mutable_ids()->Add(ids->begin(), ids->end());
-          *response = SerializeMessage(answer);
-        }
-        reactor->Finish(ToGrpc(ids.status()));
-      });
-  if (!taken.ok()) reactor->Finish(ToGrpc(taken));
-  return reactor;
+  return StartUnary(context, buffer, response, TokenizeRequested);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
-                                                       const v1::DetokenizeRequest* request,
-                                                       v1::DetokenizeResponse* response) {
-  const auto detokenize = [&]() -> absl::Status {
-    TANDEM_ASSIGN_OR_RETURN(const ServedModel* model, Model());
-    TANDEM_RETURN_IF_ERROR(ValidateModelName(request->model(), *model));
-    TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(*model));
-    const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
-    TANDEM_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode(ids, request->skip_special()));
-    response->set_text(std::move(text));
-    return absl::OkStatus();
-  };
-  return Finished(context, detokenize());
+                                                       const grpc::ByteBuffer* buffer,
+                                                       grpc::ByteBuffer* response) {
+  return StartUnary(context, buffer, response, DetokenizeRequested);
 }
 
 grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext* context,

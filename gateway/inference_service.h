@@ -22,7 +22,7 @@ namespace tandem {
 class InferenceService final
     : public v1::Inference::WithRawCallbackMethod_Generate<
           v1::Inference::WithRawCallbackMethod_Score<v1::Inference::WithRawCallbackMethod_Tokenize<
-              v1::Inference::WithCallbackMethod_Detokenize<
+              v1::Inference::WithRawCallbackMethod_Detokenize<
                   v1::Inference::WithCallbackMethod_GetModel<
                       v1::Inference::WithCallbackMethod_GetStatus<v1::Inference::Service>>>>>> {
  public:
@@ -45,8 +45,8 @@ class InferenceService final
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override;
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
                                      const v1::GetModelRequest* request,
                                      v1::GetModelResponse* response) override;
@@ -59,6 +59,11 @@ class InferenceService final
   template <typename Call, typename Request>
   grpc::ServerWriteReactor<grpc::ByteBuffer>* StartCall(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* buffer);
+  template <typename Request, typename Response>
+  grpc::ServerUnaryReactor* StartUnary(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* buffer, grpc::ByteBuffer* response,
+                                       absl::StatusOr<Response> (*answer)(const Request&,
+                                                                          const ServedModel&));
 
   StepDriver* const driver_;
   const std::function<v1::GetStatusResponse()> status_;

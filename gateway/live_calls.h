@@ -1,4 +1,4 @@
-// The streams that a gateway answers now, and the bound over what their clients have not read yet.
+// The calls that a gateway answers now, and the bound over what their clients have not read yet.
 #ifndef TANDEM_GATEWAY_LIVE_CALLS_H_
 #define TANDEM_GATEWAY_LIVE_CALLS_H_
 

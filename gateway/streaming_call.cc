@@ -9,6 +9,13 @@
 
 namespace tandem {
 
+void CancelCall(grpc::CallbackServerContext* context, const absl::Status& why) {
+  const grpc::Status status = ToGrpc(why);
+  grpc_call_cancel_with_status(context->c_call(),
+                               static_cast<grpc_status_code>(status.error_code()),
+                               status.error_message().c_str(), nullptr);
+}
+
 void StreamingCall::Submit(Job job) {
   const absl::StatusOr<JobId> id = driver_->Submit(std::move(job), shared_from_this());
   if (!id.ok()) return End(ToGrpc(id.status()));
@@ -38,16 +45,13 @@ void StreamingCall::End(grpc::Status status) {
   if (queue_.empty()) Finish(status_);
 }
 
-// Flow control holds a message back that the client does not read, and with it the status behind
-// it; cancelling the call sends a status of its own past both.
 void StreamingCall::Shed(const absl::Status& why) {
   MutexLock lock(mutex_);
   if (shed_.exchange(true)) return;
   DropRest();
-  const grpc::Status status = ToGrpc(why);
-  grpc_call_cancel_with_status(context_->c_call(),
-                               static_cast<grpc_status_code>(status.error_code()),
-                               status.error_message().c_str(), nullptr);
+  // The message on its way goes with the call; until then no other call is to be ended for it.
+  CountUnread(-unread_bytes_);
+  CancelCall(context_, why);
 }
 
 void StreamingCall::CancelJob() {
@@ -68,7 +72,7 @@ void StreamingCall::CountUnread(int64_t bytes) {
 }
 
 void StreamingCall::DropFirst() {
-  CountUnread(-static_cast<int64_t>(queue_.front().Length()));
+  if (!shed_) CountUnread(-static_cast<int64_t>(queue_.front().Length()));
   queue_.pop_front();
 }
 

@@ -29,6 +29,10 @@ inline grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& me
   return grpc::ByteBuffer(&slice, 1);
 }
 
+// Ends a call with `why` past whatever its client does not read. Flow control holds a message back,
+// and with it the status behind it; cancelling the call sends a status of its own past both.
+void CancelCall(grpc::CallbackServerContext* context, const absl::Status& why);
+
 // A call that is a job: writes are queued, one is on its way at a time, and a client that goes away
 // cancels the job. What is queued is bounded by the job itself, at most one message per row of it,
 // and with that of all other calls by LiveCalls. Keeps itself alive until gRPC is done with it; the
@@ -58,7 +62,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     return cancelled_;
   }
 
-  int64_t unread_bytes() const override { return shed_ ? 0 : unread_bytes_.load(); }
+  int64_t unread_bytes() const override { return unread_bytes_; }
   absl::Duration stalled_for() const override { return write_clock_.elapsed(); }
   void Shed(const absl::Status& why) override;
 

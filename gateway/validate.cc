@@ -21,13 +21,7 @@ constexpr float kMaxTemperature = 100;
 // Of a score's answer: rows of logits wait for the client in memory, half of LiveCalls' bound.
 constexpr int64_t kMaxLogitsBytes = int64_t{1} << 29;
 
-size_t ChatBytes(const v1::Chat& chat) {
-  size_t bytes = 0;
-  for (const v1::ChatMessage& message : chat.messages()) bytes += message.content().size();
-  return bytes;
-}
-
-// Before the text is tokenized: no token has more bytes than the longest.
+// White space that an added token takes in (lstrip, rstrip) counts here as well.
 absl::Status CheckTextBytes(size_t bytes, const ServedModel& model) {
   if (model.tokenizer == nullptr) return absl::OkStatus();
   const auto context = static_cast<size_t>(model.config.max_position_embeddings);
@@ -65,9 +59,8 @@ absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const Serve
     static std::once_flag said;
     std::call_once(said, [] {
       spdlog::warn(
-          "a prompt's text begins with the begin-of-sequence token, and another one was put in "
-          "front "
-          "of it: add_bos = false leaves that out (said once)");
+          "a prompt's text begins with the begin-of-sequence token, and another one was put before "
+          "it: add_bos = false leaves that out (said once)");
     });
   }
   return ids;
@@ -77,7 +70,6 @@ absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const Serve
 template <typename Request>
 absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const ServedModel& model) {
   std::vector<int32_t> ids;
-  TANDEM_RETURN_IF_ERROR(CheckTextBytes(TextBytes(request), model));
   if (request.has_add_bos() && !request.has_text()) {
     return absl::InvalidArgumentError("add_bos is set, but it goes with text only");
   }
@@ -133,11 +125,25 @@ absl::StatusOr<SamplingParams> ValidateSampling(const v1::Sampling& sampling,
 }  // namespace
 
 size_t TextBytes(const v1::GenerateRequest& request) {
-  return request.text().size() + ChatBytes(request.chat());
+  return request.text().size() + request.chat().ByteSizeLong();
 }
 size_t TextBytes(const v1::ScoreRequest& request) { return request.text().size(); }
 size_t TextBytes(const v1::TokenizeRequest& request) {
-  return request.text().size() + ChatBytes(request.chat());
+  return request.text().size() + request.chat().ByteSizeLong();
+}
+size_t TextBytes(const v1::DetokenizeRequest& request) {
+  return sizeof(int32_t) * static_cast<size_t>(request.ids_size());
+}
+
+absl::Status ValidateTextBytes(const v1::GenerateRequest& request, const ServedModel& model) {
+  size_t bytes = request.text().size();
+  for (const v1::ChatMessage& message : request.chat().messages()) {
+    bytes += message.content().size();
+  }
+  return CheckTextBytes(bytes, model);
+}
+absl::Status ValidateTextBytes(const v1::ScoreRequest& request, const ServedModel& model) {
+  return CheckTextBytes(request.text().size(), model);
 }
 
 absl::Status ValidateModelName(const std::string& name, const ServedModel& model) {

@@ -18,10 +18,18 @@ struct ValidRequest {
   std::vector<std::string> stop;  // none empty
 };
 
-// Of the texts in a request: what its tokenizing costs goes by them.
+// Of the texts in a request, with roles and framing of a chat: what its tokenizing costs goes by
+// them. Of ids whose text is asked for, their own.
 size_t TextBytes(const v1::GenerateRequest& request);
 size_t TextBytes(const v1::ScoreRequest& request);
 size_t TextBytes(const v1::TokenizeRequest& request);
+size_t TextBytes(const v1::DetokenizeRequest& request);
+
+// Whether the text may fit the context at all, before it is tokenized: no token has more bytes than
+// the longest.
+//   INVALID_ARGUMENT  it cannot
+absl::Status ValidateTextBytes(const v1::GenerateRequest& request, const ServedModel& model);
+absl::Status ValidateTextBytes(const v1::ScoreRequest& request, const ServedModel& model);
 
 // All return
 //   INVALID_ARGUMENT     the field and its limit

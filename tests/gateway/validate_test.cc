@@ -1,0 +1,71 @@
+#include "gateway/validate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "common/checkpoint/checkpoint.h"
+
+namespace tandem {
+namespace {
+
+using testing::HasSubstr;
+
+class ValidateTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string dir = std::string(TANDEM_SOURCE_DIR) + "/tests/golden/tiny";
+    const auto checkpoint = Checkpoint::Open(dir);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    auto model = LoadServedModel(**checkpoint, dir, Dtype::kF32, "");
+    ASSERT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+    longest_ = static_cast<size_t>(model_.config.max_position_embeddings) *
+               model_.tokenizer->max_token_bytes();
+  }
+
+  ServedModel model_;
+  size_t longest_ = 0;  // text that the context may have
+};
+
+TEST_F(ValidateTest, TextIsRefusedByBytesFromTheFirstThatCannotFit) {
+  v1::GenerateRequest text;
+  text.set_text(std::string(longest_, 'a'));
+  EXPECT_TRUE(ValidateTextBytes(text, model_).ok());
+  text.mutable_text()->push_back('a');
+  const absl::Status refused = ValidateTextBytes(text, model_);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("bytes of text"));
+
+  v1::ScoreRequest score;
+  score.set_text(text.text());
+  EXPECT_EQ(ValidateTextBytes(score, model_), refused);
+
+  v1::GenerateRequest chat;
+  for (int i = 0; i < 2; ++i) {
+    v1::ChatMessage& message = *chat.mutable_chat()->add_messages();
+    message.set_role("user");
+    message.set_content(std::string(longest_ / 2, 'a'));
+  }
+  EXPECT_TRUE(ValidateTextBytes(chat, model_).ok());
+  chat.mutable_chat()->mutable_messages(0)->set_content(text.text());
+  EXPECT_EQ(ValidateTextBytes(chat, model_).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ValidateTest, AChatsWorkCountsItsMessagesAndRolesToo) {
+  v1::GenerateRequest chat;
+  for (int i = 0; i < 10000; ++i) chat.mutable_chat()->add_messages();
+  EXPECT_GE(TextBytes(chat), 2u * 10000);
+  chat.mutable_chat()->mutable_messages(0)->set_role(std::string(100000, 'u'));
+  EXPECT_GT(TextBytes(chat), 120000u);
+  v1::TokenizeRequest tokenize;
+  *tokenize.mutable_chat() = chat.chat();
+  EXPECT_EQ(TextBytes(tokenize), TextBytes(chat));
+  v1::DetokenizeRequest detokenize;
+  for (int i = 0; i < 10000; ++i) detokenize.add_ids(i);
+  EXPECT_GE(TextBytes(detokenize), 10000u);
+}
+
+}  // namespace
+}  // namespace tandem
