@@ -115,7 +115,7 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   return workers;
 }
 
-void EmbeddedDeployment::LookAtFiles() const { parts_->watch->Counters(); }
+CounterSnapshot EmbeddedDeployment::LookAtFiles() const { return parts_->watch->Counters(); }
 
 struct InProcessDeployment::Parts {
   StepDriver driver{SchedulerPolicy{}};

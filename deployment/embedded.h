@@ -42,8 +42,8 @@ class EmbeddedDeployment {
   const ServedModel& model() const;
   // The attention and the expert worker, as GetStatus shows them.
   std::vector<v1::WorkerStatus> Workers() const;
-  // Logs, once, that the checkpoint's files have changed.
-  void LookAtFiles() const;
+  // CheckpointWatch's: logs, once, that the checkpoint's files have changed.
+  CounterSnapshot LookAtFiles() const;
 
  private:
   struct Parts;

@@ -178,6 +178,10 @@ class Gateway {
     for (auto& counter : inference_.Counters()) all.push_back(std::move(counter));
     for (auto& counter : host_->Counters()) all.push_back(std::move(counter));
     all.emplace_back("loaded_percent", static_cast<int64_t>(progress_.share() * 100));
+    MutexLock lock(mutex_);
+    if (embedded_ != nullptr) {
+      for (auto& counter : embedded_->LookAtFiles()) all.push_back(std::move(counter));
+    }
     return all;
   }
 
@@ -216,6 +220,7 @@ class Gateway {
 
   static void SayWhatChanged(v1::GetStatusResponse* status) {
     for (const v1::WorkerStatus& worker : status->workers()) {
+      if (worker.kind() == "gateway") continue;  // it says so of the workers in its process
       const auto changed = worker.counters().find("checkpoint_changed");
       if (changed == worker.counters().end() || changed->second == 0) continue;
       status->set_detail(absl::StrCat(

@@ -188,14 +188,18 @@ absl::StatusOr<v1::TokenizeResponse> TokenizeRequested(const v1::TokenizeRequest
   return response;
 }
 
+// What must be known before a request waits among others.
+absl::Status CheckSize(const v1::TokenizeRequest&) { return absl::OkStatus(); }
+absl::Status CheckSize(const v1::DetokenizeRequest& request) {
+  if (request.ids_size() <= kMaxDetokenizeIds) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "ids has ", request.ids_size(), " ids, but at most ", kMaxDetokenizeIds, " are allowed"));
+}
+
 absl::StatusOr<v1::DetokenizeResponse> DetokenizeRequested(const v1::DetokenizeRequest& request,
                                                            const ServedModel& model) {
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
-  if (request.ids_size() > kMaxDetokenizeIds) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "ids has ", request.ids_size(), " ids, but at most ", kMaxDetokenizeIds, " are allowed"));
-  }
   const std::vector<int32_t> ids(request.ids().begin(), request.ids().end());
   TANDEM_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode(ids, request.skip_special()));
   v1::DetokenizeResponse response;
@@ -259,6 +263,7 @@ grpc::ServerUnaryReactor* InferenceService::StartUnary(
   if (!model.ok()) return Finished(context, model.status());
   absl::StatusOr<Request> parsed = Parse<Request>(buffer);
   if (!parsed.ok()) return Finished(context, parsed.status());
+  if (const absl::Status size = CheckSize(*parsed); !size.ok()) return Finished(context, size);
   const auto request = std::make_shared<const Request>(*std::move(parsed));
   auto* const call = new UnaryCall(&live_, context, response);
   const absl::Status taken =

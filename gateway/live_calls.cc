@@ -29,6 +29,7 @@ void LiveCalls::Enforce() {
         [](const LiveCall* a, const LiveCall* b) { return a->unread_bytes() < b->unread_bytes(); });
     if (slowest == calls_.end()) return;
     const int64_t all = unread_bytes_, of_call = (*slowest)->unread_bytes();
+    if (of_call == 0) return;  // what is over was let go of just now
     ++shed_;
     (*slowest)->Shed(absl::ResourceExhaustedError(
         absl::StrCat(all, " bytes of answers wait for their clients to read them, ", of_call,

@@ -72,6 +72,9 @@ absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time
   member.last_seen = now;
   members_[member.id] = member;
   let_go_.erase(request.address);
+  if (Count(request.kind) == wanted) {
+    std::erase_if(let_go_, [&](const auto& entry) { return entry.second.kind == request.kind; });
+  }
   options_.numerics_class = request.numerics_class;
   if (request.kind == WorkerKind::kExpert) experts_changed_ = true;
   return member.id;
@@ -113,7 +116,8 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
   }
   for (MembershipAction& drop : drops) {
     const WorkerId id = drop.worker;
-    let_go_[members_.at(id).join.address] = drop.why;
+    const JoinRequest& join = members_.at(id).join;
+    let_go_[join.address] = {join.kind, drop.why};
     departures_.push_back(std::move(drop));
     Leave(id);
   }
@@ -163,7 +167,7 @@ std::string Membership::Detail() const {
     std::string detail =
         absl::StrCat("waiting for workers: ", attention, " of ", options_.attention_workers,
                      " attention, ", expert, " of ", options_.expert_workers, " expert");
-    for (const auto& [address, why] : let_go_) absl::StrAppend(&detail, "; ", why);
+    for (const auto& [address, let_go] : let_go_) absl::StrAppend(&detail, "; ", let_go.why);
     return detail;
   }
   float loaded = 1;

@@ -116,8 +116,12 @@ class Membership {
   bool experts_changed_ = true;             // since placement_ was planned
   std::map<WorkerId, uint64_t> load_sent_;  // newest placement counter sent to each
   std::map<WorkerId, uint64_t> use_sent_;
-  std::vector<MembershipAction> departures_;   // to be said at the next Advance
-  std::map<std::string, std::string> let_go_;  // by address, a sentence; until it joins again
+  std::vector<MembershipAction> departures_;  // to be said at the next Advance
+  struct LetGo {
+    WorkerKind kind;
+    std::string why;
+  };
+  std::map<std::string, LetGo> let_go_;  // by address; until all of its kind are there again
 };
 
 }  // namespace tandem

@@ -43,12 +43,13 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                       public std::enable_shared_from_this<StreamingCall> {
  public:
   StreamingCall(StepDriver* driver, LiveCalls* live, grpc::CallbackServerContext* context)
-      : driver_(driver), live_(live), context_(context) {
-    live_->Add(this);
-  }
+      : driver_(driver), live_(live), context_(context) {}
 
   // Must be called once, before gRPC can be done with the call.
-  void KeepAlive() { self_ = shared_from_this(); }
+  void KeepAlive() {
+    self_ = shared_from_this();
+    live_->Add(this);  // here, once the call is whole: others may ask it from now on
+  }
 
   // Hands the job in; ends the call if the driver does not take it.
   void Submit(Job job);

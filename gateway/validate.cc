@@ -136,6 +136,13 @@ size_t TextBytes(const v1::DetokenizeRequest& request) {
 }
 
 absl::Status ValidateTextBytes(const v1::GenerateRequest& request, const ServedModel& model) {
+  // Every template writes something around a message.
+  const int64_t context = model.config.max_position_embeddings;
+  if (request.chat().messages_size() > context) {
+    return absl::InvalidArgumentError(absl::StrCat("chat has ", request.chat().messages_size(),
+                                                   " messages, but the model's context is ",
+                                                   context, " tokens"));
+  }
   size_t bytes = request.text().size();
   for (const v1::ChatMessage& message : request.chat().messages()) {
     bytes += message.content().size();

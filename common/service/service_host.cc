@@ -1,5 +1,6 @@
 #include "common/service/service_host.h"
 
+#include <arpa/inet.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <malloc.h>
@@ -49,6 +50,16 @@ bool IsLoopback(const std::string& host) {
 
 // Of a message that comes in; a prompt as long as the real model's context is 20 MB at most.
 constexpr int kMaxMessageBytes = 64 << 20;
+
+// All of a machine's addresses, however they are spelled: 0.0.0.0, 0, [::], [0:0::0].
+bool IsAnyAddress(const std::string& host) {
+  in_addr v4{};
+  if (inet_aton(host.c_str(), &v4) != 0) return v4.s_addr == INADDR_ANY;
+  if (host.size() < 2 || host.front() != '[') return false;
+  in6_addr v6{};
+  return inet_pton(AF_INET6, host.substr(1, host.size() - 2).c_str(), &v6) == 1 &&
+         IN6_IS_ADDR_UNSPECIFIED(&v6);
+}
 
 sigset_t EndSignals() {
   sigset_t set;
@@ -118,7 +129,7 @@ absl::Status CheckListenAddress(const std::string& address, bool insecure) {
 absl::Status CheckDialAddress(const std::string& address) {
   TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(address));
   const auto& [host, port] = host_port;
-  if (host == "0.0.0.0" || host == "[::]") {
+  if (IsAnyAddress(host)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "address \"", address, "\" stands for all of a machine's addresses and cannot be dialled"));
   }

@@ -119,6 +119,21 @@ TEST_F(MembershipTest, AWorkerThatHangsIsLetGoThoughItsHeartbeatsGoOn) {
   EXPECT_THAT(membership.Detail(), HasSubstr("attention worker at a:1 hangs"));
 }
 
+TEST_F(MembershipTest, TheLostAreForgottenOnceOthersAreInTheirPlaces) {
+  Membership membership(&config_, Options(1, 2));
+  const WorkerId e1 = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
+  const absl::Time later = kStart + absl::Seconds(10);
+  EXPECT_EQ(Kinds(membership.Advance(later)), std::vector<Kind>{Kind::kDrop});
+  EXPECT_THAT(membership.Detail(), HasSubstr("e:1 has sent no heartbeat for 3s"));
+  ASSERT_TRUE(membership.Join(Request(WorkerKind::kExpert, "e:2"), later).ok());
+  EXPECT_THAT(membership.Detail(), HasSubstr("e:1"));
+  const WorkerId e3 = *membership.Join(Request(WorkerKind::kExpert, "e:3"), later);
+  membership.Leave(e3);
+  EXPECT_THAT(membership.Detail(), HasSubstr("1 of 2 expert"));
+  EXPECT_THAT(membership.Detail(), testing::Not(HasSubstr("e:1")));
+  EXPECT_NE(e1, e3);
+}
+
 TEST_F(MembershipTest, RefusesAnotherCheckpointModeOrNumericsClass) {
   Membership membership(&config_, Options(4, 4));
   ASSERT_TRUE(membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart).ok());

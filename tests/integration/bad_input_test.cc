@@ -90,6 +90,11 @@ const BadRequest kBadRequests[] = {
     {"invalid UTF-8", [](auto& r) { r.set_text("ab\xff"); }, StatusCode::INVALID_ARGUMENT, "UTF-8"},
     {"chat without messages", [](auto& r) { r.mutable_chat(); }, StatusCode::INVALID_ARGUMENT,
      "message"},
+    {"more messages than the context has tokens",
+     [](auto& r) {
+       for (int i = 0; i < 163841; ++i) r.mutable_chat()->add_messages()->set_role("user");
+     },
+     StatusCode::INVALID_ARGUMENT, "163841 messages"},
     {"unknown role",
      [](auto& r) {
        auto* message = r.mutable_chat()->add_messages();

@@ -34,7 +34,8 @@ TEST(ServiceHostTest, AnAddressThatIsWrongIsSaidToBeSo) {
   for (const char* address : {"10.0.0.1:80", "[::1]:80", "expert-0.experts:9000"}) {
     EXPECT_TRUE(CheckDialAddress(address).ok()) << address;
   }
-  for (const char* address : {"0.0.0.0:80", "[::]:80", "localhost:0", "localhost", "fe80::1:80"}) {
+  for (const char* address : {"0.0.0.0:80", "[::]:80", "0:80", "0.0.0:80", "[::0]:80",
+                              "[0:0::0]:80", "localhost:0", "localhost", "fe80::1:80"}) {
     EXPECT_EQ(CheckDialAddress(address).code(), absl::StatusCode::kInvalidArgument) << address;
   }
 }
