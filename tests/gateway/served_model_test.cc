@@ -4,13 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "common/checkpoint/checkpoint.h"
 #include "gateway/validate.h"
+#include "tests/common/checkpoint/safetensors_writer.h"
 
 namespace tandem {
 namespace {
@@ -59,17 +59,15 @@ TEST(ServedModelTest, AGivenNameReplacesTheFolders) {
 // A copy of the tiny model, loaded with other files in the place of its own.
 absl::StatusOr<ServedModel> LoadWith(
     const std::vector<std::pair<std::string, std::string>>& files) {
-  const std::filesystem::path dir = std::filesystem::path(testing::TempDir()) / "served_model_copy";
-  std::filesystem::remove_all(dir);
-  std::filesystem::create_directories(dir);
-  std::filesystem::copy(TinyModel(), dir);
+  const ScratchDir dir;
+  std::filesystem::copy(TinyModel(), dir.path());
   for (const auto& [name, content] : files) {
-    std::filesystem::remove(dir / name);
-    std::ofstream(dir / name, std::ios::binary) << content;
+    std::filesystem::remove(dir.File(name));
+    WriteFile(dir.File(name), content);
   }
-  const auto checkpoint = Checkpoint::Open(dir.string());
+  const auto checkpoint = Checkpoint::Open(dir.path());
   if (!checkpoint.ok()) return checkpoint.status();
-  return LoadServedModel(**checkpoint, dir.string(), Dtype::kF32, "");
+  return LoadServedModel(**checkpoint, dir.path(), Dtype::kF32, "");
 }
 
 TEST(ServedModelTest, EndsAtTheIdsOfBothConfigs) {
