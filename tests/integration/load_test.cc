@@ -47,7 +47,7 @@ class HurriedCalls {
     std::vector<std::thread> threads;
     std::atomic<int> next = 0;
     for (int t = 0; t < kAtOnce; ++t) {
-      threads.emplace_back([&, t] {
+      threads.emplace_back([&] {
         const auto stub = v1::Inference::NewStub(
             grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
         for (int i; (i = next++) < count;) Add(Call(*stub, i));
