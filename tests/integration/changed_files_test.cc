@@ -18,14 +18,6 @@ using testing::Not;
 
 constexpr absl::Duration kLimit = absl::Seconds(30);
 
-v1::GenerateRequest Request() {
-  v1::GenerateRequest request;
-  for (int i = 0; i < 10; ++i) request.mutable_token_ids()->add_ids(i * 37 + 11);
-  request.mutable_sampling()->set_temperature(0);
-  request.set_max_tokens(4);
-  return request;
-}
-
 class ChangedFilesTest : public testing::TestWithParam<int> {
  protected:
   ChangedFilesTest() {
@@ -61,20 +53,20 @@ TEST_P(ChangedFilesTest, AreSeenInStatusAndLog) {
 
 TEST_P(ChangedFilesTest, ReplacedOnesDoNotMatter) {
   Deployment deployment(options_);
-  const Answer before = Ask(deployment.stub(), Request(), kLimit);
+  const Answer before = Ask(deployment.stub(), ShortRequest(), kLimit);
   ASSERT_TRUE(before.status.ok()) << before.status.error_message();
   std::ofstream(File() + ".new") << "something else";
   std::filesystem::rename(File() + ".new", File());
-  EXPECT_EQ(Ask(deployment.stub(), Request(), kLimit), before);
+  EXPECT_EQ(Ask(deployment.stub(), ShortRequest(), kLimit), before);
   EXPECT_THAT(deployment.Status().detail(), Not(HasSubstr("changed")));
 }
 
 TEST_P(ChangedFilesTest, ThatShrinkEndTheProcessWithTheirName) {
   Deployment deployment(options_);
-  ASSERT_TRUE(Ask(deployment.stub(), Request(), kLimit).status.ok());
+  ASSERT_TRUE(Ask(deployment.stub(), ShortRequest(), kLimit).status.ok());
   std::filesystem::resize_file(File(), 100'000);
   Process& process = GetParam() == 0 ? deployment.gateway() : *deployment.workers()[0];
-  Ask(deployment.stub(), Request(), absl::Seconds(2));  // touches the pages that are gone
+  Ask(deployment.stub(), ShortRequest(), absl::Seconds(2));  // touches the pages that are gone
   EXPECT_EQ(process.Wait(kLimit), 1);
   EXPECT_THAT(process.Output(), HasSubstr("model.safetensors has become shorter"));
 }

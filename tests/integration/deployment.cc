@@ -235,6 +235,26 @@ bool Deployment::WaitIdle(absl::Duration limit) {
       limit);
 }
 
+v1::GenerateRequest ShortRequest() {
+  v1::GenerateRequest request;
+  for (int i = 0; i < 10; ++i) request.mutable_token_ids()->add_ids(i * 37 + 11);
+  request.mutable_sampling()->set_temperature(0);
+  request.set_max_tokens(4);
+  return request;
+}
+
+v1::GenerateRequest SeededRequest(int seed, uint32_t max_tokens) {
+  v1::GenerateRequest request;
+  for (int i = 0; i < 5 + seed % 90; ++i) {
+    request.mutable_token_ids()->add_ids((i * 37 + seed * 11) % 500 + 11);
+  }
+  request.mutable_sampling()->set_temperature(0.8);
+  request.mutable_sampling()->set_seed(seed);
+  request.set_max_tokens(max_tokens);
+  request.set_ignore_eos(true);
+  return request;
+}
+
 Answer Ask(v1::Inference::Stub& stub, const v1::GenerateRequest& request, absl::Duration timeout) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));

@@ -106,6 +106,11 @@ class Deployment {
   std::unique_ptr<v1::Inference::Stub> stub_;
 };
 
+// Ten ids, to be continued greedily by four.
+v1::GenerateRequest ShortRequest();
+// A prompt of 5 to 94 ids, and draws, that depend on the seed; `max_tokens` are generated.
+v1::GenerateRequest SeededRequest(int seed, uint32_t max_tokens);
+
 // What a Generate came to. `bits` are those of the log-probabilities.
 struct Answer {
   grpc::Status status;

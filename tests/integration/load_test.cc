@@ -12,6 +12,8 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "tests/integration/deployment.h"
@@ -24,18 +26,6 @@ using testing::Not;
 
 constexpr absl::Duration kLimit = absl::Seconds(60);
 constexpr int kAtOnce = 64;
-
-v1::GenerateRequest Request(int seed, uint32_t max_tokens) {
-  v1::GenerateRequest request;
-  for (int i = 0; i < 5 + seed % 90; ++i) {
-    request.mutable_token_ids()->add_ids((i * 37 + seed * 11) % 500 + 11);
-  }
-  request.mutable_sampling()->set_temperature(0.8);
-  request.mutable_sampling()->set_seed(seed);
-  request.set_max_tokens(max_tokens);
-  request.set_ignore_eos(true);
-  return request;
-}
 
 // Calls with deadlines from 0.1 to 40 ms, of which a third are cancelled by the client, by their
 // status codes.
@@ -77,7 +67,7 @@ class HurriedCalls {
     switch (number % 8) {
       case 6: {
         v1::ScoreRequest request;
-        *request.mutable_token_ids() = Request(number, 1).token_ids();
+        *request.mutable_token_ids() = SeededRequest(number, 1).token_ids();
         return read_all(stub.Score(&context, request), v1::ScoreResponse());
       }
       case 7: {
@@ -87,7 +77,7 @@ class HurriedCalls {
         return stub.Tokenize(&context, request, &response).error_code();
       }
       default:
-        return read_all(stub.Generate(&context, Request(number, 1 + random() % 60)),
+        return read_all(stub.Generate(&context, SeededRequest(number, 1 + random() % 60)),
                         v1::GenerateResponse());
     }
   }
@@ -103,19 +93,13 @@ class HurriedCalls {
 };
 
 // (attention workers, expert workers); none: all in the gateway's process.
-class LoadTest : public testing::TestWithParam<std::pair<int, int>> {
- protected:
-  static DeploymentOptions Options() {
-    DeploymentOptions options;
-    options.attention_workers = GetParam().first;
-    options.expert_workers = GetParam().second;
-    return options;
-  }
-};
+class LoadTest : public testing::TestWithParam<std::pair<int, int>> {};
 
 TEST_P(LoadTest, TwentyThousandHurriedCallsLeaveNothingBehind) {
-  Deployment deployment(Options());
-  const Answer before = Ask(deployment.stub(), Request(7, 20), kLimit);
+  DeploymentOptions options;
+  std::tie(options.attention_workers, options.expert_workers) = GetParam();
+  Deployment deployment(options);
+  const Answer before = Ask(deployment.stub(), SeededRequest(7, 20), kLimit);
   ASSERT_TRUE(before.status.ok()) << before.status.error_message();
   const auto codes = HurriedCalls(deployment.address()).Run(20'000);
   for (const auto& [code, count] : codes) {
@@ -125,7 +109,7 @@ TEST_P(LoadTest, TwentyThousandHurriedCallsLeaveNothingBehind) {
   }
   EXPECT_GT(codes.at(grpc::DEADLINE_EXCEEDED), 1000);
   EXPECT_TRUE(deployment.WaitIdle()) << deployment.Status().DebugString();
-  EXPECT_EQ(Ask(deployment.stub(), Request(7, 20), kLimit), before);
+  EXPECT_EQ(Ask(deployment.stub(), SeededRequest(7, 20), kLimit), before);
   // With leaks, a sanitized build ends with another code.
   deployment.gateway().Signal(SIGTERM);
   EXPECT_EQ(deployment.gateway().Wait(kLimit), 0) << deployment.gateway().Output();

@@ -21,14 +21,6 @@ using testing::HasSubstr;
 
 constexpr absl::Duration kLimit = absl::Seconds(30);
 
-v1::GenerateRequest Request() {
-  v1::GenerateRequest request;
-  for (int i = 0; i < 10; ++i) request.mutable_token_ids()->add_ids(i * 37 + 11);
-  request.mutable_sampling()->set_temperature(0);
-  request.set_max_tokens(4);
-  return request;
-}
-
 int Connect(const std::string& address) {
   const int descriptor = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in name{};
@@ -62,7 +54,7 @@ TEST(MachineTest, AcceptsAgainAfterTheDescriptorsRanOut) {
   DeploymentOptions options;
   options.gateway_prefix = {"/usr/bin/prlimit", "--nofile=128"};
   Deployment deployment(options);
-  const Answer before = Ask(deployment.stub(), Request(), kLimit);
+  const Answer before = Ask(deployment.stub(), ShortRequest(), kLimit);
   ASSERT_TRUE(before.status.ok()) << before.status.error_message();
   for (int round = 0; round < 3; ++round) {
     std::vector<int> connections;
@@ -70,13 +62,14 @@ TEST(MachineTest, AcceptsAgainAfterTheDescriptorsRanOut) {
     ASSERT_TRUE(WaitUntil(
         [&] { return deployment.Counter("gateway", "connections_refused_total") > 100 * round; },
         kLimit));
-    EXPECT_EQ(Ask(deployment.stub(), Request(), kLimit), before);  // on a connection that is there
+    EXPECT_EQ(Ask(deployment.stub(), ShortRequest(), kLimit),
+              before);  // on a connection that is there
     for (const int connection : connections) close(connection);
     const auto channel =
         grpc::CreateChannel(deployment.address(), grpc::InsecureChannelCredentials());
     ASSERT_TRUE(
         channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(30)));
-    EXPECT_EQ(Ask(*v1::Inference::NewStub(channel), Request(), kLimit), before);
+    EXPECT_EQ(Ask(*v1::Inference::NewStub(channel), ShortRequest(), kLimit), before);
   }
 }
 
@@ -86,7 +79,7 @@ TEST(MachineTest, TheSoftDescriptorLimitIsRaised) {
   Deployment deployment(options);
   std::vector<int> connections;
   for (int i = 0; i < 150; ++i) connections.push_back(Connect(deployment.address()));
-  EXPECT_TRUE(Ask(deployment.stub(), Request(), kLimit).status.ok());
+  EXPECT_TRUE(Ask(deployment.stub(), ShortRequest(), kLimit).status.ok());
   EXPECT_EQ(deployment.Counter("gateway", "connections_refused_total"), 0);
   for (const int connection : connections) close(connection);
 }
@@ -96,7 +89,7 @@ TEST(MachineTest, ComputesWithTheCoresThatItMayUse) {
   options.gateway_prefix = {"/usr/bin/taskset", "-c", FirstUsableCore()};
   Deployment deployment(options);
   EXPECT_THAT(deployment.gateway().Output(), HasSubstr("compute threads: 1, by affinity"));
-  EXPECT_TRUE(Ask(deployment.stub(), Request(), kLimit).status.ok());
+  EXPECT_TRUE(Ask(deployment.stub(), ShortRequest(), kLimit).status.ok());
 }
 
 TEST(MachineTest, WhatCannotFitIntoMemoryIsRefusedBeforeItIsLoaded) {

@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <fstream>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "tests/integration/deployment.h"
@@ -18,17 +20,6 @@ constexpr bool kSanitized = true;
 #else
 constexpr bool kSanitized = false;
 #endif
-
-v1::GenerateRequest Request(int seed, uint32_t max_tokens) {
-  v1::GenerateRequest request;
-  for (int i = 0; i < 5 + seed % 90; ++i) {
-    request.mutable_token_ids()->add_ids((i * 37 + seed * 11) % 500 + 11);
-  }
-  request.mutable_sampling()->set_seed(seed);
-  request.set_max_tokens(max_tokens);
-  request.set_ignore_eos(true);
-  return request;
-}
 
 // Bytes of a process that no file backs.
 int64_t AnonymousBytes(pid_t process) {
@@ -43,32 +34,26 @@ int64_t AnonymousBytes(pid_t process) {
 }
 
 // (attention workers, expert workers); none: all in the gateway's process.
-class MemoryTest : public testing::TestWithParam<std::pair<int, int>> {
- protected:
-  static DeploymentOptions Options() {
-    DeploymentOptions options;
-    options.attention_workers = GetParam().first;
-    options.expert_workers = GetParam().second;
-    return options;
-  }
-};
+class MemoryTest : public testing::TestWithParam<std::pair<int, int>> {};
 
 TEST_P(MemoryTest, IsFlatAfterTenRoundsOfLoad) {
   if (kSanitized) GTEST_SKIP() << "the sanitizer keeps what is freed";
-  Deployment deployment(Options());
+  DeploymentOptions options;
+  std::tie(options.attention_workers, options.expert_workers) = GetParam();
+  Deployment deployment(options);
   std::vector<pid_t> processes = {deployment.gateway().pid()};
   for (auto& worker : deployment.workers()) processes.push_back(worker->pid());
   // The largest batches that there can be: workspaces grow to them and stay.
   std::vector<v1::GenerateRequest> long_prompts;
   for (int i = 0; i < 16; ++i) {
-    long_prompts.push_back(Request(i, 2));
+    long_prompts.push_back(SeededRequest(i, 2));
     while (long_prompts[i].token_ids().ids_size() < 1500) {
       long_prompts[i].mutable_token_ids()->add_ids(11);
     }
   }
   AskAll(deployment.stub(), long_prompts, 16);
   std::vector<v1::GenerateRequest> requests;
-  for (int i = 0; i < 700; ++i) requests.push_back(Request(i, 16));
+  for (int i = 0; i < 700; ++i) requests.push_back(SeededRequest(i, 16));
   std::vector<std::vector<int64_t>> bytes;  // by round and process
   for (int round = 0; round < 10; ++round) {
     for (const Answer& answer : AskAll(deployment.stub(), requests, 32)) {
