@@ -10,6 +10,7 @@ namespace tandem {
 namespace {
 
 constexpr char kEmbedding[] = "model.embed_tokens.weight";
+constexpr char kLmHead[] = "lm_head.weight";
 
 class Loader {
  public:
@@ -26,17 +27,18 @@ class Loader {
   absl::StatusOr<AttentionWeights> Load() {
     AttentionWeights weights;
     TANDEM_ASSIGN_OR_RETURN(OwnedTensor embedding, tensors_.Load(kEmbedding));
-    TANDEM_ASSIGN_OR_RETURN(weights.embed_tokens, backend_.PrepareEmbedding(embedding, format_));
+    TANDEM_ASSIGN_OR_RETURN(weights.embed_tokens,
+                            backend_.PrepareEmbedding(embedding, FormatOf(kEmbedding, format_)));
     for (int layer = 0; layer < config_.num_layers; ++layer) {
       TANDEM_ASSIGN_OR_RETURN(LayerWeights layer_weights, LoadLayer(layer));
       weights.layers.push_back(std::move(layer_weights));
     }
     TANDEM_ASSIGN_OR_RETURN(weights.norm, Norm("model.norm.weight"));
     if (config_.tie_word_embeddings) {
-      TANDEM_ASSIGN_OR_RETURN(weights.lm_head,
-                              backend_.PrepareLinear(std::move(embedding), format_));
+      TANDEM_ASSIGN_OR_RETURN(weights.lm_head, backend_.PrepareLinear(std::move(embedding),
+                                                                      FormatOf(kLmHead, format_)));
     } else {
-      TANDEM_ASSIGN_OR_RETURN(weights.lm_head, Linear("lm_head.weight"));
+      TANDEM_ASSIGN_OR_RETURN(weights.lm_head, Linear(kLmHead));
     }
     return weights;
   }
@@ -44,12 +46,12 @@ class Loader {
  private:
   absl::StatusOr<LinearPtr> Linear(const std::string& name) {
     TANDEM_ASSIGN_OR_RETURN(OwnedTensor tensor, tensors_.Load(name));
-    return backend_.PrepareLinear(std::move(tensor), format_);
+    return backend_.PrepareLinear(std::move(tensor), FormatOf(name, format_));
   }
 
   absl::StatusOr<NormPtr> Norm(const std::string& name) {
     TANDEM_ASSIGN_OR_RETURN(OwnedTensor tensor, tensors_.Load(name));
-    return backend_.PrepareNorm(std::move(tensor), format_);
+    return backend_.PrepareNorm(std::move(tensor), FormatOf(name, format_));
   }
 
   absl::StatusOr<MlpWeights> Mlp(const std::string& prefix) {
@@ -70,10 +72,12 @@ class Loader {
     }
     TANDEM_ASSIGN_OR_RETURN(w->kv_a_proj_with_mqa, Linear(prefix + "kv_a_proj_with_mqa.weight"));
     TANDEM_ASSIGN_OR_RETURN(w->kv_a_layernorm, Norm(prefix + "kv_a_layernorm.weight"));
-    TANDEM_ASSIGN_OR_RETURN(OwnedTensor kv_b, tensors_.Load(prefix + "kv_b_proj.weight"));
+    const std::string kv_b_name = prefix + "kv_b_proj.weight";
+    TANDEM_ASSIGN_OR_RETURN(OwnedTensor kv_b, tensors_.Load(kv_b_name));
     const kernels::KvUpShape shape{config_.num_heads, config_.qk_nope_head_dim, config_.v_head_dim,
                                    config_.kv_lora_rank};
-    TANDEM_ASSIGN_OR_RETURN(w->kv_b_proj, backend_.PrepareKvUp(std::move(kv_b), shape, format_));
+    TANDEM_ASSIGN_OR_RETURN(
+        w->kv_b_proj, backend_.PrepareKvUp(std::move(kv_b), shape, FormatOf(kv_b_name, format_)));
     TANDEM_ASSIGN_OR_RETURN(w->o_proj, Linear(prefix + "o_proj.weight"));
     return absl::OkStatus();
   }

@@ -11,9 +11,14 @@
 namespace tandem {
 namespace {
 
-// As Checkpoint::Load leaves it: mapped as it lies, or converted.
+// As Checkpoint::Load leaves it, mapped as it lies or converted; or, of integers, as kernels pack
+// it, but for what pads its dimensions.
 int64_t LoadedBytes(const SafetensorsEntry& entry, WeightFormat format) {
   const auto in_file = static_cast<int64_t>(entry.end - entry.begin);
+  if (IsInteger(format)) {
+    const int64_t values = in_file / (entry.dtype == "F32" ? 4 : 2);
+    return format == WeightFormat::kInt8 ? values : values / 2 + values / 64;
+  }
   if (entry.dtype == "F32" && format == WeightFormat::kBF16) return in_file / 2;
   if (entry.dtype == "F16" && format == WeightFormat::kF32) return in_file * 2;
   return in_file;
@@ -22,7 +27,9 @@ int64_t LoadedBytes(const SafetensorsEntry& entry, WeightFormat format) {
 int64_t Sum(const Checkpoint& checkpoint, WeightFormat format, bool routed_experts) {
   int64_t bytes = 0;
   for (const auto& [name, location] : checkpoint.tensors()) {
-    if (IsRoutedExpert(name) == routed_experts) bytes += LoadedBytes(location.entry, format);
+    if (IsRoutedExpert(name) == routed_experts) {
+      bytes += LoadedBytes(location.entry, FormatOf(name, format));
+    };
   }
   return bytes;
 }

@@ -24,11 +24,12 @@ bool IsVector(const TensorLayout& t, Dtype dtype, int64_t width) {
 }
 bool AreIndices(const TensorLayout& t, int64_t count) { return IsVector(t, Dtype::kI32, count); }
 
-// A checkpoint's tensor, dense, in a dtype whose values are those of the format.
+// A checkpoint's tensor, dense, in a dtype whose values are those of the format or, of integers,
+// what they are made of.
 void CheckSource(const TensorView& tensor, WeightFormat format) {
   TANDEM_CHECK(tensor.row_stride == tensor.width());
   TANDEM_CHECK(tensor.dtype == Dtype::kBF16 ||
-               (tensor.dtype == Dtype::kF32 && format == WeightFormat::kF32));
+               (tensor.dtype == Dtype::kF32 && format != WeightFormat::kBF16));
 }
 
 }  // namespace

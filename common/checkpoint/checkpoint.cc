@@ -336,7 +336,7 @@ CheckpointLoader::CheckpointLoader(const Checkpoint* checkpoint, WeightFormat fo
       progress_(std::move(progress)) {}
 
 absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name) {
-  TANDEM_ASSIGN_OR_RETURN(OwnedTensor weight, checkpoint_->Load(name, format_));
+  TANDEM_ASSIGN_OR_RETURN(OwnedTensor weight, checkpoint_->Load(name, FormatOf(name, format_)));
   const SafetensorsEntry& entry = checkpoint_->tensors().at(name).entry;
   const auto file_bytes = static_cast<double>(entry.end - entry.begin);
   const size_t bytes = weight.view.bytes();
@@ -355,6 +355,14 @@ absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name) {
   }
   done_bytes_ += static_cast<int64_t>(entry.end - entry.begin);
   return weight;
+}
+
+WeightFormat FormatOf(const std::string& name, WeightFormat format) {
+  if (!IsInteger(format)) return format;
+  if (absl::EndsWith(name, "kv_a_proj_with_mqa.weight")) return WeightFormat::kInt8;
+  const bool is_matrix = absl::EndsWith(name, "_proj.weight") || name == "lm_head.weight";
+  const bool is_kept = absl::EndsWith(name, "kv_b_proj.weight");
+  return is_matrix && !is_kept ? format : WeightFormat::kF32;
 }
 
 bool IsRoutedExpert(const std::string& name) { return absl::StrContains(name, ".mlp.experts."); }

@@ -53,8 +53,9 @@ class Checkpoint {
   absl::Status CheckStop() const;
 
   // Maps or converts one tensor to a format's values: for kBF16, BF16 stays as it lies in the file,
-  // and F16 and F32 are rounded to a bf16 copy; for kF32, BF16 and F32 stay as they lie (bf16
-  // widens exactly), and F16 is widened to a copy.
+  // and F16 and F32 are rounded to a bf16 copy; for kF32 and formats of integers, which a backend
+  // makes itself, BF16 and F32 stay as they lie (bf16 widens exactly), and F16 is widened to a
+  // copy.
   //   NOT_FOUND  no such tensor
   //   DATA_LOSS  the file has shrunk since Open
   //   CANCELLED  it is to stop
@@ -75,8 +76,9 @@ class Checkpoint {
   mutable std::atomic<int64_t> mapped_bytes_ = 0;
 };
 
-// Loads many tensors one after the other, touches their pages so that the first request does not
-// wait for the disk, and reports the share of the bytes that is done.
+// Loads many tensors one after the other, each in its FormatOf the model's, touches their pages so
+// that the first request does not wait for the disk, and reports the share of the bytes that is
+// done.
 class CheckpointLoader {
  public:
   // `checkpoint` must outlive the loader. `total_bytes`: of all that will be loaded.
@@ -91,6 +93,10 @@ class CheckpointLoader {
   const std::function<void(float)> progress_;
   int64_t done_bytes_ = 0;
 };
+
+// The format of a tensor of a model in `format`: in an integer format the large matrices have it,
+// the one that makes latents has 8 bits, and all else stays as the checkpoint has it.
+WeightFormat FormatOf(const std::string& name, WeightFormat format);
 
 // Whether a tensor belongs to one of the routed experts.
 bool IsRoutedExpert(const std::string& name);

@@ -97,7 +97,9 @@ class CpuBackend final : public Backend {
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
                                                                 WeightFormat format) override {
-    return std::make_unique<cpu::CpuLinear>(std::move(tensor), format);
+    auto matrix = cpu::Matrix::Prepare(std::move(tensor), format, pool_);
+    if (!matrix.ok()) return matrix.status();
+    return std::make_unique<cpu::CpuLinear>(*std::move(matrix), format);
   }
   absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
                                                             const KvUpShape& shape,
@@ -114,7 +116,7 @@ class CpuBackend final : public Backend {
   }
   absl::StatusOr<std::unique_ptr<ExpertLayer>> DoPrepareExpertLayer(const ExpertLayerShape& shape,
                                                                     WeightFormat format) override {
-    return std::make_unique<cpu::CpuExpertLayer>(shape, format);
+    return std::make_unique<cpu::CpuExpertLayer>(shape, format, &pool_);
   }
 
   void DoEmbed(const EmbedArgs& args) override { cpu::Embed(args, pool_); }

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
@@ -17,7 +15,7 @@ namespace {
 constexpr int64_t kMinElements = 16 << 10;
 constexpr int64_t kMinMulAdds = 64 << 10;
 // Rows per pass over the weights; bounds the scratch memory.
-constexpr int64_t kMaxRowsAtOnce = 256;
+constexpr int64_t kMaxRowsAtOnce = 512;
 
 // Calls fn(row) for all rows, some at a time per thread.
 template <typename Fn>
@@ -30,11 +28,10 @@ void ForEachRow(ThreadPool& pool, int64_t rows, int64_t width, Fn fn) {
 
 // Outputs per piece: several pieces per thread, none too small to hand over.
 int64_t OutputGrain(int64_t outputs, int64_t mul_adds_each, int num_threads) {
-  constexpr int64_t kTile = 24;  // a multiple of the outputs of every GEMM tile
   const int64_t balanced = outputs / (8 * num_threads);
   const int64_t worthwhile = kMinMulAdds / std::max<int64_t>(1, mul_adds_each);
-  const int64_t grain = std::max({int64_t{1}, std::min<int64_t>(balanced, 240), worthwhile});
-  return (grain + kTile - 1) / kTile * kTile;
+  const int64_t grain = std::max({int64_t{1}, std::min<int64_t>(balanced, 256), worthwhile});
+  return CeilDiv(grain, kPanelOutputs) * kPanelOutputs;
 }
 
 }  // namespace
@@ -64,29 +61,19 @@ void RmsNorm(const RmsNormArgs& args, ThreadPool& pool) {
 }
 
 void Linear(const LinearArgs& args, ThreadPool& pool) {
-  thread_local std::vector<float> widened;
+  thread_local MatrixRows x;
+  const Matrix& weight = MatrixOf(args.weight);
   const int64_t k = args.x.width();
   const int64_t outputs = args.weight.outputs();
   for (int64_t first = 0; first < args.x.rows(); first += kMaxRowsAtOnce) {
     const int64_t rows = std::min(kMaxRowsAtOnce, args.x.rows() - first);
-    const TensorView x = View(args.x.slice_rows(first, rows));
-    Gemm gemm{x.as<const float>(),
-              x.row_stride,
-              rows,
-              k,
-              View(args.weight),
-              View(args.out.slice_rows(first, rows))};
-    if (x.dtype != Dtype::kF32) {
-      const int64_t stride = WidenedWidth(k);
-      widened.resize(std::max(widened.size(), static_cast<size_t>(rows * stride)));
-      float* const to = widened.data();
-      ForEachRow(pool, rows, k,
-                 [&](int64_t i) { WidenRow(x.row(i), x.dtype, k, to + i * stride); });
-      gemm.x = to;
-      gemm.x_stride = stride;
-    }
+    MatrixRows& taken = x;  // the caller's, whichever thread sets a row
+    taken.Resize(args.weight.format(), rows, k);
+    ForEachRow(pool, rows, k,
+               [&](int64_t i) { taken.Set(i, Row(args.x, first + i), args.x.dtype); });
+    const Product product{weight, taken, 0, rows, View(args.out.slice_rows(first, rows))};
     pool.ParallelFor(outputs, OutputGrain(outputs, rows * k, pool.num_threads()),
-                     [&](int64_t begin, int64_t end) { GemmRange(gemm, begin, end); });
+                     [&](int64_t begin, int64_t end) { Multiply(product, begin, end); });
   }
 }
 

@@ -1,5 +1,5 @@
-// On the CPU, the device's memory is the host's and a weight lies as in the file: how kernels/cpu/
-// comes to both.
+// On the CPU, the device's memory is the host's, and what is not a matrix of integers lies as in
+// the file: how kernels/cpu/ comes to both.
 #ifndef TANDEM_KERNELS_CPU_LOCAL_MEMORY_H_
 #define TANDEM_KERNELS_CPU_LOCAL_MEMORY_H_
 
@@ -9,7 +9,10 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "common/status.h"
 #include "common/tensor.h"
+#include "kernels/cpu/matrix.h"
+#include "kernels/cpu/thread_pool.h"
 #include "kernels/device_access.h"
 #include "kernels/weights.h"
 
@@ -33,12 +36,12 @@ inline TensorView View(const DeviceTensor& tensor) {
   return view;
 }
 
-// ---- weights, as they lie in the file or its converted copy ----
+// ---- weights ----
 
 struct CpuLinear final : LinearWeight {
-  CpuLinear(OwnedTensor tensor, WeightFormat format)
-      : LinearWeight(format, tensor.view.dim(0), tensor.view.dim(1)), tensor(std::move(tensor)) {}
-  const OwnedTensor tensor;
+  CpuLinear(Matrix matrix, WeightFormat format)
+      : LinearWeight(format, matrix.outputs(), matrix.inputs()), matrix(std::move(matrix)) {}
+  const Matrix matrix;
 };
 struct CpuKvUp final : KvUpWeight {
   CpuKvUp(OwnedTensor tensor, const KvUpShape& shape, WeightFormat format)
@@ -57,29 +60,45 @@ struct CpuNorm final : NormWeight {
   const OwnedTensor tensor;
 };
 
+struct ExpertMatrices {
+  Matrix gate;  // [intermediate, hidden]
+  Matrix up;    // [intermediate, hidden]
+  Matrix down;  // [hidden, intermediate]
+};
+
 class CpuExpertLayer final : public ExpertLayer {
  public:
-  CpuExpertLayer(const ExpertLayerShape& shape, WeightFormat format)
-      : ExpertLayer(format, shape), experts_(shape.num_experts) {}
+  // `pool`, which must outlive it, prepares the experts.
+  CpuExpertLayer(const ExpertLayerShape& shape, WeightFormat format, ThreadPool* pool)
+      : ExpertLayer(format, shape), pool_(*pool), experts_(shape.num_experts) {}
 
   // Requires that it is loaded.
-  const ExpertTensors& expert(int id) const { return experts_[id]; }
+  const ExpertMatrices& expert(int id) const { return experts_[id]; }
 
  private:
   absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors) override {
-    const size_t bytes =
-        tensors.gate.view.bytes() + tensors.up.view.bytes() + tensors.down.view.bytes();
-    experts_[expert] = std::move(tensors);
-    return static_cast<int64_t>(bytes);
+    ExpertMatrices loaded;
+    const auto prepare = [&](OwnedTensor& tensor, Matrix* matrix) {
+      absl::StatusOr<Matrix> prepared = Matrix::Prepare(std::move(tensor), format(), pool_);
+      if (prepared.ok()) *matrix = *std::move(prepared);
+      return prepared.status();
+    };
+    TANDEM_RETURN_IF_ERROR(prepare(tensors.gate, &loaded.gate));
+    TANDEM_RETURN_IF_ERROR(prepare(tensors.up, &loaded.up));
+    TANDEM_RETURN_IF_ERROR(prepare(tensors.down, &loaded.down));
+    experts_[expert] = std::move(loaded);
+    const ExpertMatrices& now = experts_[expert];
+    return now.gate.bytes() + now.up.bytes() + now.down.bytes();
   }
   void DoUnload(int expert) override { experts_[expert] = {}; }
 
-  std::vector<ExpertTensors> experts_;
+  ThreadPool& pool_;
+  std::vector<ExpertMatrices> experts_;
 };
 
-// The tensor of a weight that this backend has prepared.
-inline const TensorView& View(const LinearWeight& weight) {
-  return static_cast<const CpuLinear&>(weight).tensor.view;
+// What this backend has prepared.
+inline const Matrix& MatrixOf(const LinearWeight& weight) {
+  return static_cast<const CpuLinear&>(weight).matrix;
 }
 inline const TensorView& View(const KvUpWeight& weight) {
   return static_cast<const CpuKvUp&>(weight).tensor.view;
@@ -90,7 +109,7 @@ inline const TensorView& View(const EmbeddingWeight& weight) {
 inline const TensorView& View(const NormWeight& weight) {
   return static_cast<const CpuNorm&>(weight).tensor.view;
 }
-inline const ExpertTensors& Expert(const ExpertLayer& layer, int id) {
+inline const ExpertMatrices& Expert(const ExpertLayer& layer, int id) {
   return static_cast<const CpuExpertLayer&>(layer).expert(id);
 }
 

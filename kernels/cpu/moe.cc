@@ -7,7 +7,6 @@
 
 #include "absl/types/span.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
@@ -119,19 +118,30 @@ class ExpertPass {
     ForEachBlock(intermediate_, [this](const Group& g, int64_t n_begin, int64_t n_end) {
       GateAndUp(g, n_begin, n_end);
     });
+    TakeActivated();
     ForEachBlock(hidden_, [this](const Group& g, int64_t n_begin, int64_t n_end) {
       Down(g, n_begin, n_end);
     });
   }
 
  private:
-  // Outputs per piece of work: a multiple of the outputs of every GEMM tile, and few enough that a
-  // single expert's matrix still feeds several threads.
-  static constexpr int64_t kBlock = 96;
+  // Outputs per piece of work: few enough that a single expert's matrix still feeds several
+  // threads.
+  static constexpr int64_t kBlock = 3 * kPanelOutputs;
+  static constexpr int64_t kRowGrain = 16;
+
+  // What a thread keeps between its calls.
+  struct Scratch {
+    MatrixRows rows;  // of x
+    MatrixRows x;     // of x, one per route
+    MatrixRows activated;
+    std::vector<float> gate;
+    std::vector<float> up;
+  };
 
   template <typename Fn>
   void ForEachBlock(int64_t outputs, Fn fn) {
-    const int64_t blocks = (outputs + kBlock - 1) / kBlock;
+    const int64_t blocks = CeilDiv(outputs, kBlock);
     const int64_t items = blocks * static_cast<int64_t>(groups_.size());
     pool_.ParallelFor(items, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
@@ -141,60 +151,66 @@ class ExpertPass {
     });
   }
 
-  // A thread keeps this memory between calls.
-  static float* Scratch(std::vector<float>& memory, size_t size) {
-    if (memory.size() < size) memory.resize(size);
+  // Calls fn(i) for i < count, some at a time per thread.
+  template <typename Fn>
+  void ForEachRow(int64_t count, Fn fn) {
+    pool_.ParallelFor(count, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) fn(i);
+    });
+  }
+
+  static Scratch& ThreadScratch() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+  static float* Grown(std::vector<float>& memory, int64_t size) {
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
     return memory.data();
   }
 
+  // A row is widened or quantized once, whatever number of routes it has.
   void Gather() {
-    thread_local std::vector<float> x_memory, gate_memory, up_memory;
-    const size_t routes = order_.size();
-    x_ = Scratch(x_memory, routes * WidenedWidth(hidden_));
-    gate_ = Scratch(gate_memory, routes * intermediate_);
-    up_ = Scratch(up_memory, routes * intermediate_);
-    pool_.ParallelFor(static_cast<int64_t>(routes), 16, [this](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        WidenRow(Row(args_.x, route_rows_[order_[i]]), args_.x.dtype, hidden_,
-                 x_ + i * WidenedWidth(hidden_));
-      }
-    });
+    const WeightFormat format = args_.experts.format();
+    const auto routes = static_cast<int64_t>(order_.size());
+    const int64_t rows = args_.x.rows();
+    scratch_.rows.Resize(format, rows, hidden_);
+    scratch_.x.Resize(format, routes, hidden_);
+    scratch_.activated.Resize(format, routes, intermediate_);
+    gate_ = Grown(scratch_.gate, routes * intermediate_);
+    up_ = Grown(scratch_.up, routes * intermediate_);
+    ForEachRow(rows, [&](int64_t i) { scratch_.rows.Set(i, Row(args_.x, i), args_.x.dtype); });
+    ForEachRow(routes,
+               [&](int64_t i) { scratch_.x.Copy(i, scratch_.rows, route_rows_[order_[i]]); });
   }
 
   // The columns [n_begin, n_end) of round(round(silu(round(gate x))) * round(up x)), into gate_.
   void GateAndUp(const Group& g, int64_t n_begin, int64_t n_end) {
-    const ExpertTensors& weights = Expert(args_.experts, g.expert);
+    const ExpertMatrices& weights = Expert(args_.experts, g.expert);
+    const bool round = args_.x.dtype == Dtype::kBF16;
     const int64_t rows = g.end - g.begin;
-    Gemm gemm{x_ + g.begin * WidenedWidth(hidden_),
-              WidenedWidth(hidden_),
-              rows,
-              hidden_,
-              weights.gate.view,
-              Widened(gate_, g)};
-    gemm.round_to_bf16 = args_.x.dtype == Dtype::kBF16;
-    GemmRange(gemm, n_begin, n_end);
-    gemm.weight = weights.up.view;
-    gemm.out = Widened(up_, g);
-    GemmRange(gemm, n_begin, n_end);
+    Multiply({weights.gate, scratch_.x, g.begin, rows, Intermediate(gate_, g), nullptr, round},
+             n_begin, n_end);
+    Multiply({weights.up, scratch_.x, g.begin, rows, Intermediate(up_, g), nullptr, round}, n_begin,
+             n_end);
     for (int64_t i = g.begin; i < g.end; ++i) {
       const int64_t first = i * intermediate_ + n_begin;
       SiluMulWidened(gate_ + first, up_ + first, args_.x.dtype, n_end - n_begin);
     }
   }
 
-  void Down(const Group& g, int64_t n_begin, int64_t n_end) {
-    const TensorView& weight = Expert(args_.experts, g.expert).down.view;
-    Gemm gemm{gate_ + g.begin * intermediate_,
-              intermediate_,
-              g.end - g.begin,
-              intermediate_,
-              weight,
-              out_};
-    gemm.out_rows = order_.data() + g.begin;
-    GemmRange(gemm, n_begin, n_end);
+  void TakeActivated() {
+    ForEachRow(static_cast<int64_t>(order_.size()), [&](int64_t i) {
+      scratch_.activated.Set(i, gate_ + i * intermediate_, Dtype::kF32);
+    });
   }
 
-  TensorView Widened(float* memory, const Group& g) const {
+  void Down(const Group& g, int64_t n_begin, int64_t n_end) {
+    const Matrix& weight = Expert(args_.experts, g.expert).down;
+    Multiply({weight, scratch_.activated, g.begin, g.end - g.begin, out_, order_.data() + g.begin},
+             n_begin, n_end);
+  }
+
+  TensorView Intermediate(float* memory, const Group& g) const {
     return TensorView(memory + g.begin * intermediate_, Dtype::kF32,
                       {g.end - g.begin, intermediate_});
   }
@@ -206,8 +222,8 @@ class ExpertPass {
   ThreadPool& pool_;
   const int64_t hidden_;
   const int64_t intermediate_;
+  Scratch& scratch_ = ThreadScratch();  // the caller's
   std::vector<Group> groups_;
-  float* x_ = nullptr;     // [routes, hidden] gathered, widened
   float* gate_ = nullptr;  // [routes, intermediate] gate, then the activated product
   float* up_ = nullptr;    // [routes, intermediate]
 };

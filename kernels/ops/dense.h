@@ -7,9 +7,10 @@
 // tensor must satisfy is required of whoever puts them there.
 //
 // Activations ("act") are f32 or bf16, one dtype throughout a model: the mode. A weight's values
-// are those of its format (common/mode.h), widened exactly on the fly. Arithmetic is f32. "Rounded"
-// means to the output's dtype, to nearest even; a no-op for f32. No result depends on how many rows
-// a call has, on the other rows, on threads or on the vector width.
+// are those of its format (common/mode.h), floats widened exactly on the fly. Arithmetic is f32,
+// but in products with a matrix of integers. "Rounded" means to the output's dtype, to nearest
+// even; a no-op for f32. No result depends on how many rows a call has, on the other rows, on
+// threads or on the vector width.
 //
 // The order of every long sum over k ("lane order"): sixteen partial sums, partial sum i takes
 // k = i, i + 16, i + 32, ... in that order by fused multiply-add from zero, and they are folded as
@@ -46,6 +47,12 @@ struct RmsNormArgs {
 };
 
 // out[i, n] = round(sum_k x[i, k] * weight[n, k]), the sum in lane order.
+//
+// With a weight of integers, w[n, k] = s_w[n] q_w[n, k], a row is quantized as well:
+//   s_x[i] = max_k |x[i, k]| / 127,  q_x[i, k] = x[i, k] * (127 / max), to nearest even
+//   out[i, n] = round(float(sum_k q_x[i, k] q_w[n, k]) * (s_x[i] * s_w[n]))
+// The sum is exact in 32 bits, so its order does not matter. A row whose largest magnitude is below
+// 2^-100 is zero; a row or an output's weights with a NaN or an infinity give NaN.
 // Cost: rows * n * k fused multiply-adds; reads the weight once per block of rows.
 struct LinearArgs {
   DeviceTensor x;  // [rows, k] act; rows may be strided

@@ -266,6 +266,15 @@ TEST(PromptsTest, WhatNeedsExactlyTheCacheOrTheContextFits) {
   EXPECT_EQ(context_more.status.error_code(), grpc::INVALID_ARGUMENT);
 }
 
+// A client that takes in little that its user has not read: the probe of the connection's bandwidth
+// would make its window as large as an answer.
+std::unique_ptr<v1::Inference::Stub> StubOfSmallWindow(const Deployment& deployment) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  return v1::Inference::NewStub(grpc::CreateCustomChannel(
+      deployment.address(), grpc::InsecureChannelCredentials(), arguments));
+}
+
 TEST(PromptsTest, ReadersThatStopReadingAreEndedAndOthersGoOn) {
   DeploymentOptions options;
   options.gateway_flags = {"--max-unread-bytes", "8000000"};
@@ -277,8 +286,9 @@ TEST(PromptsTest, ReadersThatStopReadingAreEndedAndOthersGoOn) {
     grpc::ClientContext context;
     std::unique_ptr<grpc::ClientReader<v1::ScoreResponse>> stream;
   };
+  const auto stub = StubOfSmallWindow(deployment);
   std::vector<Reader> readers(4);
-  for (Reader& reader : readers) reader.stream = deployment.stub().Score(&reader.context, request);
+  for (Reader& reader : readers) reader.stream = stub->Score(&reader.context, request);
   ASSERT_TRUE(
       WaitUntil([&] { return deployment.Counter("gateway", "requests_shed_total") > 0; }, kLimit));
   EXPECT_TRUE(Generate(deployment.stub(), IdsRequest(5, 5)).status.ok());
@@ -305,10 +315,7 @@ TEST(PromptsTest, UnaryAnswersThatNobodyReadsCountToo) {
   Deployment deployment(options);
   v1::TokenizeRequest request;
   while (request.text().size() < 4'000'000) request.mutable_text()->append("one two three four ");
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // it would make the window as large as the answer
-  const auto stub = v1::Inference::NewStub(grpc::CreateCustomChannel(
-      deployment.address(), grpc::InsecureChannelCredentials(), arguments));
+  const auto stub = StubOfSmallWindow(deployment);
   grpc::CompletionQueue queue;
   struct Reader {
     grpc::ClientContext context;

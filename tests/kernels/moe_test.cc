@@ -153,10 +153,9 @@ std::vector<Expert> MakeExperts(int count, Dtype dtype, int64_t hidden, int64_t 
 
 // A layer of `num_experts`, the first of them loaded with `experts`, which must outlive it.
 std::unique_ptr<ExpertLayer> LoadLayer(Backend& backend, const std::vector<Expert>& experts,
-                                       int num_experts) {
+                                       int num_experts, WeightFormat format) {
   const TensorView& down = experts[0].down.view();
-  auto layer = *backend.PrepareExpertLayer({num_experts, down.dim(0), down.dim(1)},
-                                           experts[0].down.format());
+  auto layer = *backend.PrepareExpertLayer({num_experts, down.dim(0), down.dim(1)}, format);
   for (size_t e = 0; e < experts.size(); ++e) {
     EXPECT_TRUE(layer->Load(static_cast<int>(e), experts[e].lent()).ok());
   }
@@ -167,8 +166,10 @@ TEST(ExpertMlpTest, EqualsLinearSiluMulLinearOnEachRowAloneBitForBit) {
   constexpr int64_t kHidden = 40, kIntermediate = 136, kRows = 12;
   constexpr int kExperts = 5, kRoutes = 50;
   for (Dtype act : {kF32, kBF16}) {
-    for (Dtype weight : {kF32, kBF16}) {
-      const std::vector<Expert> experts = MakeExperts(kExperts, weight, kHidden, kIntermediate);
+    for (WeightFormat format :
+         {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8, WeightFormat::kInt4}) {
+      const Dtype dtype = format == WeightFormat::kF32 ? kF32 : kBF16;
+      const std::vector<Expert> experts = MakeExperts(kExperts, dtype, kHidden, kIntermediate);
       const TestTensor x = std::move(TestTensor(act, {kRows, kHidden}, 8).Fill(5));
       std::mt19937 random(6);
       std::vector<int32_t> route_experts, route_rows;
@@ -182,17 +183,18 @@ TEST(ExpertMlpTest, EqualsLinearSiluMulLinearOnEachRowAloneBitForBit) {
         TestTensor gate(act, {1, kIntermediate}), up(act, {1, kIntermediate});
         const DeviceTensor row = x.device().slice_rows(route_rows[t], 1);
         const Expert& e = experts[route_experts[t]];
-        alone->Linear({row, *PrepareLinear(*alone, e.gate), gate.device()});
-        alone->Linear({row, *PrepareLinear(*alone, e.up), up.device()});
+        alone->Linear({row, *PrepareLinear(*alone, e.gate, format), gate.device()});
+        alone->Linear({row, *PrepareLinear(*alone, e.up, format), up.device()});
         alone->SiluMul({gate.device(), up.device(), gate.device()});
-        alone->Linear(
-            {gate.device(), *PrepareLinear(*alone, e.down), want.device().slice_rows(t, 1)});
+        alone->Linear({gate.device(), *PrepareLinear(*alone, e.down, format),
+                       want.device().slice_rows(t, 1)});
       }
       for (int64_t target : AvailableTargets()) {
         ScopedTarget scoped(target);
         for (int num_threads : {1, 2, 3}) {
           auto backend = *CreateCpuBackend(num_threads);
-          const auto layer = LoadLayer(*backend, experts, kExperts + 1);  // one is never loaded
+          const auto layer =
+              LoadLayer(*backend, experts, kExperts + 1, format);  // one is never loaded
           TestTensor out(act, {kRoutes, kHidden}, 4);
           backend->ExpertMlp({x.device(), *layer, DeviceVector(route_experts),
                               DeviceVector(route_rows), out.device()});
@@ -213,7 +215,7 @@ TEST(ExpertMlpTest, MoreRoutesThanFitAtOnceAndNoneAtAll) {
     route_rows.push_back(t % 3);
   }
   auto backend = *CreateCpuBackend(2);
-  const auto layer = LoadLayer(*backend, experts, 2);
+  const auto layer = LoadLayer(*backend, experts, 2, experts[0].down.format());
   TestTensor out(kF32, {kRoutes, 8});
   backend->ExpertMlp(
       {x.device(), *layer, DeviceVector(route_experts), DeviceVector(route_rows), out.device()});

@@ -93,8 +93,12 @@ DeviceTensor DeviceStructs(const std::vector<T>& rows) {
       TensorLayout(Dtype::kU8, {static_cast<int64_t>(rows.size()), sizeof(T)}));
 }
 
+inline std::unique_ptr<LinearWeight> PrepareLinear(Backend& backend, const TestTensor& tensor,
+                                                   WeightFormat format) {
+  return *backend.PrepareLinear(tensor.lent(), format);
+}
 inline std::unique_ptr<LinearWeight> PrepareLinear(Backend& backend, const TestTensor& tensor) {
-  return *backend.PrepareLinear(tensor.lent(), tensor.format());
+  return PrepareLinear(backend, tensor, tensor.format());
 }
 inline std::unique_ptr<EmbeddingWeight> PrepareEmbedding(Backend& backend,
                                                          const TestTensor& tensor) {

@@ -1,0 +1,371 @@
+#include "kernels/cpu/integer_kernels.h"
+
+#include <asm/prctl.h>
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "hwy/base.h"
+
+// GCC 12 takes what its own AVX-512 intrinsics leave undefined on purpose for a mistake.
+#if HWY_COMPILER_GCC && !HWY_COMPILER_CLANG
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+// Before a loop over registers: without it they may end up in memory.
+#if HWY_COMPILER_CLANG
+#define TANDEM_UNROLL HWY_PRAGMA(clang loop unroll(full))
+#else
+#define TANDEM_UNROLL HWY_PRAGMA(GCC unroll 16)
+#endif
+
+namespace tandem::kernels::cpu {
+namespace {
+
+// How far ahead of what is multiplied memory is asked for, and in products of how many rows.
+constexpr int64_t kPrefetchAhead = 4096;
+constexpr int kPrefetchRows = 4;
+
+}  // namespace
+}  // namespace tandem::kernels::cpu
+
+// ---- AVX2: bytes by pairs into 16 bits ----
+
+HWY_PUSH_ATTRIBUTES("avx2")
+namespace tandem::kernels::cpu {
+namespace {
+namespace avx2 {
+
+struct Instructions {
+  static constexpr int kVecOutputs = 8;
+  static constexpr int kInt8Rows = 4, kInt8Vecs = 2;
+  static constexpr int kInt4Rows = 4, kInt4Vecs = 1;
+  static constexpr bool kBytesAreOffset = false;  // DotBytes takes q itself
+  using Sum = __m256i;
+  using Bytes = __m256i;
+  using Inputs = __m256i;
+  using GroupSum = __m256i;
+  using Factors = __m256i;
+
+  static HWY_INLINE __m256i Load(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+  }
+  static HWY_INLINE Sum LoadSum(const int32_t* from) { return Load(from); }
+  static HWY_INLINE void StoreSum(Sum sum, int32_t* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum);
+  }
+  static HWY_INLINE Inputs Broadcast(const int8_t* four) {
+    int32_t bits;
+    std::memcpy(&bits, four, sizeof(bits));
+    return _mm256_set1_epi32(bits);
+  }
+
+  static HWY_INLINE Bytes LoadBytes(const uint8_t* from) {
+    return _mm256_xor_si256(Load(from), _mm256_set1_epi8(-128));
+  }
+  // Magnitudes of x by weights with the signs of x: pairs of at most 2 * 127 * 127 in 16 bits.
+  static HWY_INLINE Sum DotBytes(Sum sum, Bytes weights, Inputs x) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(weights, x));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+
+  static HWY_INLINE void LoadNibbles(const uint8_t* from, Bytes* low, Bytes* high) {
+    const __m256i lower_half = _mm256_set1_epi8(15);
+    const __m256i bytes = Load(from);
+    *low = _mm256_and_si256(bytes, lower_half);
+    *high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), lower_half);
+  }
+  // Sixteen products of at most 15 * 127 and what they start from stay within 16 bits.
+  static HWY_INLINE GroupSum StartGroup(const int32_t* pair) { return _mm256_set1_epi32(*pair); }
+  static HWY_INLINE GroupSum DotNibbles(GroupSum sum, Bytes nibbles, Inputs x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles, x));
+  }
+  static HWY_INLINE Factors LoadFactors(const uint8_t* from, int shift) {
+    const __m256i bytes =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    const __m256i factors =
+        _mm256_and_si256(_mm256_srli_epi32(bytes, shift), _mm256_set1_epi32(15));
+    return _mm256_or_si256(factors, _mm256_slli_epi32(factors, 16));
+  }
+  static HWY_INLINE Sum AddGroup(Sum sum, GroupSum group, Factors factors) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(group, factors));
+  }
+};
+
+#include "kernels/cpu/integer_kernels.inc"
+
+}  // namespace avx2
+}  // namespace
+}  // namespace tandem::kernels::cpu
+HWY_POP_ATTRIBUTES
+
+// ---- AVX-512 with VNNI: four bytes into 32 bits; AMX: tiles of them ----
+
+HWY_PUSH_ATTRIBUTES("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+namespace tandem::kernels::cpu {
+namespace {
+namespace vnni {
+
+struct Instructions {
+  static constexpr int kVecOutputs = 16;
+  static constexpr int kInt8Rows = 12, kInt8Vecs = 2;
+  static constexpr int kInt4Rows = 6, kInt4Vecs = 2;
+  static constexpr bool kBytesAreOffset = true;  // DotBytes takes q + 128
+  using Sum = __m512i;
+  using Bytes = __m512i;
+  using Inputs = __m512i;
+  using GroupSum = __m512i;
+  using Factors = __m512i;
+  struct ByteFactors {
+    __m512i factor;  // in both halves of each output's 32 bits
+    __m512i offset;  // 128 - 8 * factor in each byte
+  };
+
+  static HWY_INLINE Sum LoadSum(const int32_t* from) { return _mm512_loadu_si512(from); }
+  static HWY_INLINE void StoreSum(Sum sum, int32_t* to) { _mm512_storeu_si512(to, sum); }
+  static HWY_INLINE Inputs Broadcast(const int8_t* four) {
+    int32_t bits;
+    std::memcpy(&bits, four, sizeof(bits));
+    return _mm512_set1_epi32(bits);
+  }
+
+  static HWY_INLINE Bytes LoadBytes(const uint8_t* from) { return _mm512_loadu_si512(from); }
+  static HWY_INLINE void StoreBytes(Bytes bytes, uint8_t* to) { _mm512_storeu_si512(to, bytes); }
+  static HWY_INLINE Sum DotBytes(Sum sum, Bytes weights, Inputs x) {
+    return _mm512_dpbusd_epi32(sum, weights, x);
+  }
+
+  static HWY_INLINE void LoadNibbles(const uint8_t* from, Bytes* low, Bytes* high) {
+    const __m512i lower_half = _mm512_set1_epi8(15);
+    const __m512i bytes = LoadBytes(from);
+    *low = _mm512_and_si512(bytes, lower_half);
+    *high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), lower_half);
+  }
+  static HWY_INLINE GroupSum StartGroup(const int32_t* pair) {
+    return _mm512_madd_epi16(_mm512_set1_epi32(*pair), _mm512_set1_epi16(1));
+  }
+  static HWY_INLINE GroupSum DotNibbles(GroupSum sum, Bytes nibbles, Inputs x) {
+    return _mm512_dpbusd_epi32(sum, nibbles, x);
+  }
+  static HWY_INLINE Factors LoadFactors(const uint8_t* from, int shift) {
+    const __m512i bytes =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return _mm512_and_si512(_mm512_srli_epi32(bytes, shift), _mm512_set1_epi32(15));
+  }
+  // A group's sum, of at most 32 * 8 * 127, is what its lower 16 bits say.
+  static HWY_INLINE Sum AddGroup(Sum sum, GroupSum group, Factors factors) {
+    return _mm512_dpwssd_epi32(sum, group, factors);
+  }
+
+  static HWY_INLINE ByteFactors LoadByteFactors(const uint8_t* from, int shift) {
+    const __m512i factors = LoadFactors(from, shift);
+    const __m512i factor = _mm512_or_si512(factors, _mm512_slli_epi32(factors, 16));
+    const __m512i bytes = _mm512_or_si512(factor, _mm512_slli_epi32(factor, 8));
+    const __m512i eight_times = _mm512_slli_epi16(bytes, 3);  // at most 120: stays in its byte
+    return {factor, _mm512_sub_epi8(_mm512_set1_epi8(-128), eight_times)};
+  }
+  // Two nibbles a time: products of at most 225 do not reach into the upper byte.
+  static HWY_INLINE Bytes Multiplied(Bytes nibbles, ByteFactors by) {
+    return _mm512_add_epi8(_mm512_mullo_epi16(nibbles, by.factor), by.offset);
+  }
+};
+
+struct Tiles {
+  // Eight tiles of 16 rows of 64 bytes.
+  struct alignas(64) Config {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+
+  static HWY_INLINE void Configure() {
+    static constexpr Config kConfig;
+    asm volatile("ldtilecfg %0" : : "m"(kConfig));
+  }
+  static HWY_INLINE void Release() { asm volatile("tilerelease"); }
+  template <int kTile>
+  static HWY_INLINE void Load(const void* from, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
+  }
+  template <int kTile>
+  static HWY_INLINE void Store(void* to, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+  }
+  // sums[r][n] += sum over 64 k of x[r][k] * weights[k / 4][n][k % 4]; x signed, weights not.
+  template <int kSums, int kX, int kWeights>
+  static HWY_INLINE void DotBytes() {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kX), "i"(kWeights));
+  }
+};
+
+#include "kernels/cpu/integer_kernels.inc"
+#include "kernels/cpu/integer_tiles.inc"
+
+}  // namespace vnni
+}  // namespace
+}  // namespace tandem::kernels::cpu
+HWY_POP_ATTRIBUTES
+
+// ---- Emulated: the same instructions in plain C++ ----
+
+namespace tandem::kernels::cpu {
+namespace {
+namespace emulated {
+
+struct Instructions {
+  static constexpr int kVecOutputs = 16;
+  static constexpr int kInt8Rows = 12, kInt8Vecs = 2;
+  static constexpr int kInt4Rows = 6, kInt4Vecs = 2;
+  static constexpr bool kBytesAreOffset = true;
+  struct Sum {
+    int32_t of[kVecOutputs];
+  };
+  struct Bytes {
+    uint8_t of[kVecOutputs][4];
+  };
+  struct Inputs {
+    int8_t of[4];
+  };
+  using GroupSum = Sum;
+  using Factors = Sum;
+  using ByteFactors = Sum;
+
+  template <typename T>
+  static T Load(const void* from) {
+    T value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+  }
+  static Sum LoadSum(const int32_t* from) { return Load<Sum>(from); }
+  static void StoreSum(Sum sum, int32_t* to) { std::memcpy(to, &sum, sizeof(sum)); }
+  static Inputs Broadcast(const int8_t* four) { return Load<Inputs>(four); }
+
+  static Bytes LoadBytes(const uint8_t* from) { return Load<Bytes>(from); }
+  static void StoreBytes(Bytes bytes, uint8_t* to) { std::memcpy(to, &bytes, sizeof(bytes)); }
+  static Sum DotBytes(Sum sum, Bytes weights, Inputs x) {
+    for (int n = 0; n < kVecOutputs; ++n) {
+      for (int k = 0; k < 4; ++k) sum.of[n] += weights.of[n][k] * x.of[k];
+    }
+    return sum;
+  }
+
+  static void LoadNibbles(const uint8_t* from, Bytes* low, Bytes* high) {
+    const Bytes bytes = LoadBytes(from);
+    for (int n = 0; n < kVecOutputs; ++n) {
+      for (int k = 0; k < 4; ++k) {
+        low->of[n][k] = bytes.of[n][k] & 15;
+        high->of[n][k] = bytes.of[n][k] >> 4;
+      }
+    }
+  }
+  static GroupSum StartGroup(const int32_t* pair) {
+    int16_t halves[2];
+    std::memcpy(halves, pair, sizeof(halves));
+    GroupSum sum;
+    std::fill_n(sum.of, kVecOutputs, halves[0] + halves[1]);
+    return sum;
+  }
+  static GroupSum DotNibbles(GroupSum sum, Bytes nibbles, Inputs x) {
+    return DotBytes(sum, nibbles, x);
+  }
+  static Factors LoadFactors(const uint8_t* from, int shift) {
+    Factors factors;
+    for (int n = 0; n < kVecOutputs; ++n) factors.of[n] = from[n] >> shift & 15;
+    return factors;
+  }
+  static Sum AddGroup(Sum sum, GroupSum group, Factors factors) {
+    for (int n = 0; n < kVecOutputs; ++n) {
+      sum.of[n] += static_cast<int16_t>(group.of[n]) * factors.of[n];
+    }
+    return sum;
+  }
+
+  static ByteFactors LoadByteFactors(const uint8_t* from, int shift) {
+    return LoadFactors(from, shift);
+  }
+  static Bytes Multiplied(Bytes nibbles, ByteFactors by) {
+    for (int n = 0; n < kVecOutputs; ++n) {
+      for (uint8_t& byte : nibbles.of[n]) {
+        byte = static_cast<uint8_t>((byte - 8) * by.of[n] + 128);
+      }
+    }
+    return nibbles;
+  }
+};
+
+struct Tiles {
+  struct Tile {
+    uint8_t rows[16][64];
+  };
+  static inline thread_local Tile tiles[8];
+
+  static void Configure() { std::memset(tiles, 0, sizeof(tiles)); }
+  static void Release() { std::memset(tiles, 0xEE, sizeof(tiles)); }
+  template <int kTile>
+  static void Load(const void* from, int64_t stride) {
+    for (int64_t r = 0; r < 16; ++r) {
+      std::memcpy(tiles[kTile].rows[r], static_cast<const char*>(from) + r * stride, 64);
+    }
+  }
+  template <int kTile>
+  static void Store(void* to, int64_t stride) {
+    for (int64_t r = 0; r < 16; ++r) {
+      std::memcpy(static_cast<char*>(to) + r * stride, tiles[kTile].rows[r], 64);
+    }
+  }
+  template <int kSums, int kX, int kWeights>
+  static void DotBytes() {
+    for (int r = 0; r < 16; ++r) {
+      int32_t sums[16];
+      std::memcpy(sums, tiles[kSums].rows[r], sizeof(sums));
+      for (int k = 0; k < 64; ++k) {
+        const auto x = static_cast<int8_t>(tiles[kX].rows[r][k]);
+        for (int n = 0; n < 16; ++n) {
+          sums[n] += x * tiles[kWeights].rows[k / 4][n * 4 + k % 4];
+        }
+      }
+      std::memcpy(tiles[kSums].rows[r], sums, sizeof(sums));
+    }
+  }
+};
+
+#include "kernels/cpu/integer_kernels.inc"
+#include "kernels/cpu/integer_tiles.inc"
+
+}  // namespace emulated
+
+// What cpuid's leaf 7 says of AMX for bytes.
+bool HasTiles() {
+  unsigned int a, b, c, d;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned int kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+  if ((d & kAmxTile) == 0 || (d & kAmxInt8) == 0) return false;
+  // A process asks the system once for the tiles' registers.
+  constexpr int kTileData = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, kTileData) == 0;
+}
+
+}  // namespace
+
+std::vector<IntegerKernel> IntegerKernels(bool emulated) {
+  constexpr int64_t kTileMinRows = 5, kTileMaxRows = 512, kVectorMaxRows = 128;
+  if (emulated) {
+    return {{"emulated amx", emulated::RunTiles, kTileMinRows, kTileMaxRows},
+            {"emulated vnni", emulated::RunVectors, 1, kVectorMaxRows}};
+  }
+  std::vector<IntegerKernel> kernels;
+  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (vnni && HasTiles()) kernels.push_back({"amx", vnni::RunTiles, kTileMinRows, kTileMaxRows});
+  if (vnni) kernels.push_back({"vnni", vnni::RunVectors, 1, kVectorMaxRows});
+  kernels.push_back({"avx2", avx2::RunVectors, 1, kVectorMaxRows});
+  return kernels;
+}
+
+}  // namespace tandem::kernels::cpu

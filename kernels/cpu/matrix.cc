@@ -1,0 +1,102 @@
+#include "kernels/cpu/matrix.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/integer_gemm.h"
+
+namespace tandem::kernels::cpu {
+namespace {
+
+// Zeroed memory in huge pages where the system has them.
+absl::StatusOr<std::shared_ptr<std::byte>> AllocateWeight(int64_t bytes) {
+  const auto size = static_cast<size_t>(bytes);
+  void* const memory =
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("The system does not have ", bytes, " bytes of memory for a weight"));
+  }
+  madvise(memory, size, MADV_HUGEPAGE);  // advice only
+  return std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
+                                    [size](std::byte* p) { munmap(p, size); });
+}
+
+absl::StatusOr<IntegerWeight> Quantize(const TensorView& source, WeightFormat format,
+                                       ThreadPool& pool) {
+  const IntegerLayout layout(format, source.dim(0), source.dim(1));
+  TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<std::byte> memory, AllocateWeight(layout.bytes()));
+  pool.ParallelFor(layout.panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) QuantizePanel(source, layout, i, memory.get());
+  });
+  return IntegerWeight{layout, std::move(memory)};
+}
+
+}  // namespace
+
+absl::StatusOr<Matrix> Matrix::Prepare(OwnedTensor tensor, WeightFormat format, ThreadPool& pool) {
+  Matrix matrix;
+  matrix.outputs_ = tensor.view.dim(0);
+  matrix.inputs_ = tensor.view.dim(1);
+  if (IsInteger(format)) {
+    TANDEM_ASSIGN_OR_RETURN(matrix.values_, Quantize(tensor.view, format, pool));
+  } else {
+    matrix.values_ = std::move(tensor);
+  }
+  return matrix;
+}
+
+int64_t Matrix::bytes() const {
+  const IntegerWeight* const weight = integers();
+  return weight != nullptr ? weight->layout.bytes() : static_cast<int64_t>(floats().bytes());
+}
+
+void MatrixRows::Resize(WeightFormat format, int64_t rows, int64_t inputs) {
+  are_integers_ = IsInteger(format);
+  inputs_ = inputs;
+  if (are_integers_) return integers_.Resize(rows, inputs);
+  const auto size = static_cast<size_t>(rows * stride());
+  if (floats_.size() < size) floats_.resize(size);
+}
+
+int64_t MatrixRows::stride() const { return WidenedWidth(inputs_); }
+
+void MatrixRows::Set(int64_t i, const void* x, Dtype dtype) {
+  if (are_integers_) return integers_.Set(i, x, dtype);
+  WidenRow(x, dtype, inputs_, floats_.data() + i * stride());
+}
+
+void MatrixRows::Copy(int64_t i, const MatrixRows& from, int64_t from_row) {
+  if (are_integers_) return integers_.Copy(i, from.integers_, from_row);
+  std::memcpy(floats_.data() + i * stride(), from.floats(from_row),
+              static_cast<size_t>(stride()) * sizeof(float));
+}
+
+void Multiply(const Product& product, int64_t begin, int64_t end) {
+  TANDEM_CHECK(begin % kPanelOutputs == 0);
+  if (const IntegerWeight* const weight = product.weight.integers(); weight != nullptr) {
+    IntegerGemm gemm{*weight,     product.x.integers(), product.first_row,    product.rows,
+                     product.out, product.out_rows,     product.round_to_bf16};
+    return MultiplyPanels(gemm, begin / kPanelOutputs, CeilDiv(end, kPanelOutputs));
+  }
+  Gemm gemm{product.x.floats(product.first_row),
+            product.x.stride(),
+            product.rows,
+            product.weight.inputs(),
+            product.weight.floats(),
+            product.out,
+            product.out_rows,
+            product.round_to_bf16};
+  GemmRange(gemm, begin, end);
+}
+
+}  // namespace tandem::kernels::cpu
