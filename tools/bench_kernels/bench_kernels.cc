@@ -17,10 +17,10 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
+#include "common/machine.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/bf16.h"
-#include "kernels/cpu/thread_pool.h"
-#include "tools/bench_kernels/mul_add_peak.h"
+#include "tools/ceilings/ceilings.h"
 
 namespace tandem::kernels {
 namespace {
@@ -44,36 +44,6 @@ Timing Measure(Fn fn) {
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[kRuns / 2];
   return {median, (seconds[kRuns * 3 / 4] - seconds[kRuns / 4]) / median};
-}
-
-// The rate of reading memory, in bytes per second, by a sum that the compiler vectorizes.
-double StreamBandwidth(cpu::ThreadPool& pool) {
-  constexpr int64_t kWords = 32 << 20;
-  std::vector<uint64_t> data(kWords, 1);
-  volatile uint64_t sink = 0;
-  const Timing timing = Measure([&] {
-    pool.ParallelFor(kWords, 1 << 16, [&](int64_t begin, int64_t end) {
-      uint64_t sum = 0;
-      for (int64_t i = begin; i < end; ++i) sum += data[i];
-      if (sum == 42) sink = sum;
-    });
-  });
-  return kWords * 8.0 / timing.median_s;
-}
-
-// All threads' rate of fused multiply-adds on registers, in floating-point operations per second.
-double PeakFlopRate(cpu::ThreadPool& pool) {
-  constexpr int64_t kSteps = 2000000;
-  const int num_threads = pool.num_threads();
-  int64_t flops_of_one = 0;
-  const Timing timing = Measure([&] {
-    // One piece per thread; each lasts long enough for every thread to come and take its own.
-    pool.ParallelFor(num_threads, 1, [&](int64_t begin, int64_t) {
-      const int64_t flops = RunMulAdds(kSteps);
-      if (begin == 0) flops_of_one = flops;
-    });
-  });
-  return static_cast<double>(flops_of_one) * num_threads / timing.median_s;
 }
 
 // The operands of a bf16 product [rows, k] x [n, k], of values that repeat.
@@ -143,11 +113,13 @@ int Main(int num_threads) {
     std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
     return 1;
   }
-  Ceilings ceilings;
-  {
-    cpu::ThreadPool pool(num_threads);
-    ceilings = {StreamBandwidth(pool), PeakFlopRate(pool)};
+  const int threads = num_threads > 0 ? num_threads : ReadMachineLimits().cpus;
+  const std::vector<ReadRate> reads = MeasureReadRates(threads);
+  if (reads.empty()) {
+    std::fprintf(stderr, "There is no memory to measure reads in\n");
+    return 1;
   }
+  const Ceilings ceilings = {reads.front().bytes_per_s, F32PeakRate(MeasurePeakRates(threads))};
   std::printf("%s; ceilings: %.1f GB/s read, %.1f GFLOP/s f32\n", (*backend)->Description().c_str(),
               ceilings.bandwidth * 1e-9, ceilings.flop_rate * 1e-9);
   bool succeeded = true;

@@ -23,6 +23,7 @@ Command AddScore(CLI::App& root);
 Command AddTokenize(CLI::App& root);
 Command AddDetokenize(CLI::App& root);
 Command AddStatus(CLI::App& root);
+Command AddBench(CLI::App& root);
 
 }  // namespace tandem::tool
 
