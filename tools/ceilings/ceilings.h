@@ -24,8 +24,8 @@ struct ReadRate {
 };
 
 // Every pattern, the fastest first. Loads are of 64 bytes with AVX-512, of 32 with AVX2. Reads a
-// buffer of 1 GiB, so that no cache helps; takes some ten seconds. Empty: no memory for it.
-// Requires AVX2.
+// buffer of 1 GiB, so that no cache helps; takes some ten seconds. Without huge pages where there
+// are none; empty where there is no memory. Requires AVX2.
 std::vector<ReadRate> MeasureReadRates(int num_threads);
 
 // The rate of one instruction sequence on registers alone.

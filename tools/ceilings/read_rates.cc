@@ -137,7 +137,7 @@ std::vector<ReadRate> MeasureReadRates(int num_threads) {
   std::vector<ReadRate> rates;
   for (const bool huge_pages : {false, true}) {
     const Buffer buffer(huge_pages);
-    if (!buffer.usable()) continue;
+    if (!buffer.usable()) break;
     for (const int streams : {1, 2, 4, 8}) {
       for (const int prefetch_bytes : {0, 512, 1024, 2048, 4096}) {
         const ReadPattern pattern = {streams, prefetch_bytes, huge_pages};

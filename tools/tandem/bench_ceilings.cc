@@ -21,7 +21,7 @@ using ReadsByThreads = std::map<int, std::vector<ReadRate>>;
 const ReadRate& PlainLoop(const std::vector<ReadRate>& reads) {
   return *std::find_if(reads.begin(), reads.end(), [](const ReadRate& read) {
     const ReadPattern& p = read.pattern;
-    return p.streams == 1 && p.prefetch_bytes == 0;
+    return p.streams == 1 && p.prefetch_bytes == 0 && !p.huge_pages;
   });
 }
 
