@@ -18,8 +18,9 @@ void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
   app.add_option("--threads", threads,
                  absl::StrCat(when, "compute threads, 0 for one per usable core"))
       ->check(CLI::Range(0, 1024));
-  app.add_option("--weights", weights,
-                 absl::StrCat(when, "format of the weights, f32, bf16, int8 or int4; default: --dtype's"));
+  app.add_option(
+      "--weights", weights,
+      absl::StrCat(when, "format of the weights, f32, bf16, int8 or int4; default: --dtype's"));
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options) {
