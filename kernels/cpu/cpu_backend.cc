@@ -97,9 +97,10 @@ class CpuBackend final : public Backend {
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
                                                                 WeightFormat format) override {
-    auto matrix = cpu::Matrix::Prepare(std::move(tensor), format, pool_);
-    if (!matrix.ok()) return matrix.status();
-    return std::make_unique<cpu::CpuLinear>(*std::move(matrix), format);
+    auto memory = cpu::WeightMemory::Allocate(cpu::Matrix::BytesToPrepare(tensor.view, format));
+    if (!memory.ok()) return memory.status();
+    cpu::Matrix matrix = cpu::Matrix::Prepare(std::move(tensor), format, &*memory, pool_);
+    return std::make_unique<cpu::CpuLinear>(std::move(matrix), format);
   }
   absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
                                                             const KvUpShape& shape,

@@ -77,18 +77,17 @@ class CpuExpertLayer final : public ExpertLayer {
 
  private:
   absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors) override {
-    ExpertMatrices loaded;
-    const auto prepare = [&](OwnedTensor& tensor, Matrix* matrix) {
-      absl::StatusOr<Matrix> prepared = Matrix::Prepare(std::move(tensor), format(), pool_);
-      if (prepared.ok()) *matrix = *std::move(prepared);
-      return prepared.status();
+    int64_t bytes = 0;
+    for (const OwnedTensor* tensor : {&tensors.gate, &tensors.up, &tensors.down}) {
+      bytes += Matrix::BytesToPrepare(tensor->view, format());
+    }
+    TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::Allocate(bytes));
+    const auto prepare = [&](OwnedTensor& tensor) {
+      return Matrix::Prepare(std::move(tensor), format(), &memory, pool_);
     };
-    TANDEM_RETURN_IF_ERROR(prepare(tensors.gate, &loaded.gate));
-    TANDEM_RETURN_IF_ERROR(prepare(tensors.up, &loaded.up));
-    TANDEM_RETURN_IF_ERROR(prepare(tensors.down, &loaded.down));
-    experts_[expert] = std::move(loaded);
-    const ExpertMatrices& now = experts_[expert];
-    return now.gate.bytes() + now.up.bytes() + now.down.bytes();
+    ExpertMatrices& loaded = experts_[expert];
+    loaded = {prepare(tensors.gate), prepare(tensors.up), prepare(tensors.down)};
+    return loaded.gate.bytes() + loaded.up.bytes() + loaded.down.bytes();
   }
   void DoUnload(int expert) override { experts_[expert] = {}; }
 

@@ -10,45 +10,66 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
-#include "common/status.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/integer_gemm.h"
 
 namespace tandem::kernels::cpu {
 namespace {
 
-// Zeroed memory in huge pages where the system has them.
-absl::StatusOr<std::shared_ptr<std::byte>> AllocateWeight(int64_t bytes) {
-  const auto size = static_cast<size_t>(bytes);
-  void* const memory =
-      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("The system does not have ", bytes, " bytes of memory for a weight"));
-  }
-  madvise(memory, size, MADV_HUGEPAGE);  // advice only
-  return std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
-                                    [size](std::byte* p) { munmap(p, size); });
-}
+constexpr int64_t kAlignment = 64;
+constexpr size_t kHugePage = 2 << 20;
 
-absl::StatusOr<IntegerWeight> Quantize(const TensorView& source, WeightFormat format,
-                                       ThreadPool& pool) {
+IntegerWeight Quantize(const TensorView& source, WeightFormat format, WeightMemory* memory,
+                       ThreadPool& pool) {
   const IntegerLayout layout(format, source.dim(0), source.dim(1));
-  TANDEM_ASSIGN_OR_RETURN(std::shared_ptr<std::byte> memory, AllocateWeight(layout.bytes()));
+  std::shared_ptr<std::byte> packed = memory->Take(layout.bytes());
   pool.ParallelFor(layout.panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) QuantizePanel(source, layout, i, memory.get());
+    for (int64_t i = begin; i < end; ++i) QuantizePanel(source, layout, i, packed.get());
   });
-  return IntegerWeight{layout, std::move(memory)};
+  return IntegerWeight{layout, std::move(packed)};
 }
 
 }  // namespace
 
-absl::StatusOr<Matrix> Matrix::Prepare(OwnedTensor tensor, WeightFormat format, ThreadPool& pool) {
+absl::StatusOr<WeightMemory> WeightMemory::Allocate(int64_t bytes) {
+  WeightMemory memory;
+  memory.bytes_ = bytes;
+  if (bytes == 0) return memory;
+  const size_t size = static_cast<size_t>(bytes) + kHugePage;
+  void* const mapped =
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("The system does not have ", bytes, " bytes of memory for weights"));
+  }
+  const size_t to_boundary =
+      (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
+  madvise(mapped, size, MADV_HUGEPAGE);  // advice only
+  memory.memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,
+                                              [mapped, size](std::byte*) { munmap(mapped, size); });
+  return memory;
+}
+
+std::shared_ptr<std::byte> WeightMemory::Take(int64_t bytes) {
+  TANDEM_CHECK(bytes <= bytes_ - taken_);
+  std::shared_ptr<std::byte> taken(memory_, memory_.get() + taken_);
+  taken_ += CeilDiv(bytes, kAlignment) * kAlignment;
+  return taken;
+}
+
+int64_t Matrix::BytesToPrepare(const TensorView& tensor, WeightFormat format) {
+  if (!IsInteger(format)) return 0;
+  const IntegerLayout layout(format, tensor.dim(0), tensor.dim(1));
+  return CeilDiv(layout.bytes(), kAlignment) * kAlignment;
+}
+
+Matrix Matrix::Prepare(OwnedTensor tensor, WeightFormat format, WeightMemory* memory,
+                       ThreadPool& pool) {
   Matrix matrix;
   matrix.outputs_ = tensor.view.dim(0);
   matrix.inputs_ = tensor.view.dim(1);
   if (IsInteger(format)) {
-    TANDEM_ASSIGN_OR_RETURN(matrix.values_, Quantize(tensor.view, format, pool));
+    matrix.values_ = Quantize(tensor.view, format, memory, pool);
   } else {
     matrix.values_ = std::move(tensor);
   }
