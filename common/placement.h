@@ -23,7 +23,8 @@ struct PlacementVersion {
 struct Placement {
   struct Worker {
     WorkerId id = 0;
-    std::string address;  // host:port of its ExpertWorker service; empty within one process
+    std::string address;       // host:port of its ExpertWorker service; empty within one process
+    uint64_t incarnation = 0;  // of its process: where it listens on its own machine
     bool operator==(const Worker&) const = default;
   };
 

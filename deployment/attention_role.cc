@@ -8,8 +8,8 @@
 #include "common/status.h"
 #include "common/tokenizer/tokenizer.h"
 #include "common/transport/expert_dispatcher.h"
+#include "common/transport/expert_links.h"
 #include "common/transport/grpc_attention_service.h"
-#include "common/transport/grpc_expert_links.h"
 #include "deployment/load_attention.h"
 #include "deployment/memory_needs.h"
 
@@ -23,10 +23,9 @@ class AttentionRole : public WorkerRole {
       : parts_(parts),
         options_(options),
         tokenizer_(std::move(tokenizer)),
+        links_(parts.options->use_shared_memory() ? ExpertLinkKind::kAuto : ExpertLinkKind::kGrpc),
         dispatcher_(parts.incarnation, {},
-                    [this](const Placement::Worker& worker) {
-                      return links_.Dial({worker.address, nullptr});
-                    }),
+                    [this](const Placement::Worker& worker) { return links_.Dial(worker); }),
         experts_(parts.backend, parts.checkpoint->config().experts_per_token, &dispatcher_),
         service_(
             [this](AttentionLink::Observer* observer) {
@@ -85,7 +84,7 @@ class AttentionRole : public WorkerRole {
   const std::unique_ptr<const Tokenizer> tokenizer_;  // null: the checkpoint has none
 
   // Each uses those above it, so they go down from the last to the first.
-  GrpcExpertLinks links_;
+  ExpertLinks links_;
   ExpertDispatcher dispatcher_;
   DispatchedExperts experts_;
   LoadedAttention attention_;

@@ -6,9 +6,11 @@
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/transport/grpc_expert_service.h"
+#include "common/transport/shm_expert_service.h"
 #include "deployment/memory_needs.h"
 #include "expert_worker/engine.h"
 #include "expert_worker/loaded_experts.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -31,7 +33,15 @@ class ExpertRole : public WorkerRole {
         format_(parts.format),
         experts_(std::move(experts)),
         engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
-        service_(&engine_) {}
+        service_(&engine_) {
+    if (!parts.options->use_shared_memory()) return;
+    auto shm_service = ShmExpertService::Start(parts.incarnation, &engine_);
+    if (shm_service.ok()) {
+      shm_service_ = *std::move(shm_service);
+    } else {
+      spdlog::info("gRPC only: {}", std::string(shm_service.status().message()));
+    }
+  }
 
   WorkerNames names() const override {
     return {v1::WORKER_KIND_EXPERT, "expert worker", "experts", "tandem.v1.ExpertWorker",
@@ -68,6 +78,9 @@ class ExpertRole : public WorkerRole {
   CounterSnapshot Counters() const override {
     CounterSnapshot all = engine_.Counters();
     for (auto& counter : service_.Counters()) all.push_back(std::move(counter));
+    if (shm_service_ != nullptr) {
+      for (auto& counter : shm_service_->Counters()) all.push_back(std::move(counter));
+    }
     return all;
   }
 
@@ -78,10 +91,11 @@ class ExpertRole : public WorkerRole {
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
 
-  // Each uses those above it; the service waits for the engine's answers when it goes.
+  // Each uses those above it; the services wait for the engine's answers when they go.
   const std::unique_ptr<LoadedExperts> experts_;
   ExpertEngine engine_;
   GrpcExpertService service_;
+  std::unique_ptr<ShmExpertService> shm_service_;  // null: none
 };
 
 }  // namespace

@@ -26,6 +26,11 @@ void WorkerOptions::AddTo(CLI::App& app) {
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
   backend.AddTo(app);
   app.add_option("--advertise", advertise, "host:port that others reach this worker at");
+  app.add_option("--expert-link", expert_link,
+                 "how attention and expert workers reach each other: auto (through shared memory "
+                 "where both are on one machine, otherwise over gRPC) or grpc")
+      ->check(CLI::IsMember({"auto", "grpc"}))
+      ->capture_default_str();
   AddListenFlags(app, &listen);
 }
 

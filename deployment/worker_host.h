@@ -37,10 +37,13 @@ struct WorkerOptions {
   std::string registry;
   std::string advertise;  // address that others dial; empty: where it listens
   std::string dtype = "bf16";
+  std::string expert_link = "auto";  // or "grpc"
   BackendOptions backend;
   ListenOptions listen{"127.0.0.1:0", "", false};
 
   void AddTo(CLI::App& app);
+  // Between attention and expert workers of one machine.
+  bool use_shared_memory() const { return expert_link == "auto"; }
 };
 
 // What a role is made from. The pointers outlive the role.

@@ -209,7 +209,9 @@ bool Membership::PlacementUsed() const {
 void Membership::Replan() {
   std::vector<Placement::Worker> workers;
   for (const auto& [id, member] : members_) {
-    if (member.join.kind == WorkerKind::kExpert) workers.push_back({id, member.join.address});
+    if (member.join.kind == WorkerKind::kExpert) {
+      workers.push_back({id, member.join.address, member.join.incarnation});
+    }
   }
   absl::StatusOr<Placement> plan =
       PlanPlacement(*config_, workers, {options_.epoch, placement_.version.counter + 1});

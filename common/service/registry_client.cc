@@ -54,7 +54,7 @@ Placement PlacementFromProto(const v1::PlacementOrder& order) {
   placement.num_layers = static_cast<int>(order.num_layers());
   placement.num_experts = static_cast<int>(order.num_experts());
   for (const auto& worker : order.workers()) {
-    placement.workers.push_back({worker.id(), worker.address()});
+    placement.workers.push_back({worker.id(), worker.address(), worker.incarnation()});
   }
   for (const auto& holders : order.holders()) {
     placement.holders.emplace_back(holders.worker_ids().begin(), holders.worker_ids().end());
@@ -73,6 +73,7 @@ v1::PlacementOrder PlacementToProto(const Placement& placement) {
     auto& to = *order.add_workers();
     to.set_id(worker.id);
     to.set_address(worker.address);
+    to.set_incarnation(worker.incarnation);
   }
   for (const auto& holders : placement.holders) {
     auto& to = *order.add_holders();

@@ -46,11 +46,8 @@ grpc::Slice RowsSlice(const TensorView& rows, std::shared_ptr<const void> owner)
   if (rows.row_stride == rows.width() || rows.rows() <= 1) {
     return OwnedSlice(rows.data, rows.bytes(), std::move(owner));
   }
-  const size_t row_bytes = static_cast<size_t>(rows.width()) * DtypeBytes(rows.dtype);
   std::shared_ptr<std::byte[]> dense(new std::byte[rows.bytes()]);
-  for (int64_t i = 0; i < rows.rows(); ++i) {
-    std::memcpy(dense.get() + i * row_bytes, rows.row(i), row_bytes);
-  }
+  CopyRows(rows, dense.get());
   return OwnedSlice(dense.get(), rows.bytes(), dense);
 }
 
@@ -249,20 +246,62 @@ int64_t RequestPayloadBytes(const ExpertRequest& request) {
                                            request.rows.width(), DtypeBytes(request.rows.dtype)));
 }
 
+void CopyRows(const TensorView& rows, std::byte* to) {
+  if (rows.row_stride == rows.width() || rows.rows() <= 1) {
+    std::memcpy(to, rows.data, rows.bytes());
+    return;
+  }
+  const size_t row_bytes = static_cast<size_t>(rows.width()) * DtypeBytes(rows.dtype);
+  for (int64_t i = 0; i < rows.rows(); ++i) {
+    std::memcpy(to + i * row_bytes, rows.row(i), row_bytes);
+  }
+}
+
+void CopyRequestPayload(const ExpertRequest& request, std::byte* to) {
+  CopyRows(request.rows, to);
+  to += request.rows.bytes();
+  const auto copy = [&to](const auto& values) {
+    const size_t bytes = values.size() * sizeof(values[0]);
+    std::memcpy(to, values.data(), bytes);
+    to += bytes;
+  };
+  copy(request.route_offsets);
+  copy(request.route_experts);
+  copy(request.route_weights);
+  copy(request.combined);
+}
+
+v1::ExpertFrameHeader RequestHeader(const ExpertRequest& request) {
+  v1::ExpertFrameHeader header = MessageHeader(v1::EXPERT_FRAME_KIND_REQUEST, request.id);
+  header.set_placement_epoch(request.placement.epoch);
+  header.set_placement_counter(request.placement.counter);
+  header.set_num_rows(request.num_rows());
+  header.set_num_routes(request.num_routes());
+  header.set_hidden(static_cast<uint32_t>(request.rows.width()));
+  header.set_dtype(static_cast<uint32_t>(request.rows.dtype));
+  header.set_time_left_us(std::max<int64_t>(absl::ToInt64Microseconds(request.time_left), 0));
+  return header;
+}
+
+v1::ExpertFrameHeader ReplyHeader(const DispatchId& id, const ExpertReply& reply) {
+  v1::ExpertFrameHeader header = MessageHeader(v1::EXPERT_FRAME_KIND_REPLY, id);
+  if (!reply.status.ok()) {
+    header.set_status_code(static_cast<int32_t>(reply.status.code()));
+    header.set_status_message(PrintableMessage(reply.status.message()));
+    return header;
+  }
+  header.set_num_rows(static_cast<uint32_t>(reply.rows.rows()));
+  header.set_hidden(static_cast<uint32_t>(reply.rows.width()));
+  header.set_dtype(static_cast<uint32_t>(reply.rows.dtype));
+  return header;
+}
+
 absl::StatusOr<std::vector<EncodedFrame>> EncodeRequest(
     std::shared_ptr<const ExpertRequest> request) {
-  v1::ExpertFrameHeader header = MessageHeader(v1::EXPERT_FRAME_KIND_REQUEST, request->id);
-  header.set_placement_epoch(request->placement.epoch);
-  header.set_placement_counter(request->placement.counter);
-  header.set_num_rows(request->num_rows());
-  header.set_num_routes(request->num_routes());
-  header.set_hidden(static_cast<uint32_t>(request->rows.width()));
-  header.set_dtype(static_cast<uint32_t>(request->rows.dtype));
-  header.set_time_left_us(std::max<int64_t>(absl::ToInt64Microseconds(request->time_left), 0));
   const auto slice_of = [&request](const auto& values) {
     return OwnedSlice(values.data(), values.size() * sizeof(values[0]), request);
   };
-  return EncodeMessage(std::move(header),
+  return EncodeMessage(RequestHeader(*request),
                        {RowsSlice(request->rows, request), slice_of(request->route_offsets),
                         slice_of(request->route_experts), slice_of(request->route_weights),
                         slice_of(request->combined)});
@@ -270,16 +309,8 @@ absl::StatusOr<std::vector<EncodedFrame>> EncodeRequest(
 
 absl::StatusOr<std::vector<EncodedFrame>> EncodeReply(const DispatchId& id,
                                                       const ExpertReply& reply) {
-  v1::ExpertFrameHeader header = MessageHeader(v1::EXPERT_FRAME_KIND_REPLY, id);
-  if (!reply.status.ok()) {
-    header.set_status_code(static_cast<int32_t>(reply.status.code()));
-    header.set_status_message(PrintableMessage(reply.status.message()));
-    return EncodeMessage(std::move(header), {});
-  }
-  header.set_num_rows(static_cast<uint32_t>(reply.rows.rows()));
-  header.set_hidden(static_cast<uint32_t>(reply.rows.width()));
-  header.set_dtype(static_cast<uint32_t>(reply.rows.dtype));
-  return EncodeMessage(std::move(header), {RowsSlice(reply.rows, reply.owner)});
+  if (!reply.status.ok()) return EncodeMessage(ReplyHeader(id, reply), {});
+  return EncodeMessage(ReplyHeader(id, reply), {RowsSlice(reply.rows, reply.owner)});
 }
 
 EncodedFrame EncodeKeepalive() {

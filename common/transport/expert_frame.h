@@ -60,6 +60,14 @@ EncodedFrame EncodeKeepalive();
 
 // Bytes of a request's message, rows and routes.
 int64_t RequestPayloadBytes(const ExpertRequest& request);
+// Writes that message's payload to `to`.
+void CopyRequestPayload(const ExpertRequest& request, std::byte* to);
+// Writes rows one after the other, without what may lie between them.
+void CopyRows(const TensorView& rows, std::byte* to);
+
+// A message's header, but for payload_offset, payload_total and checksum.
+v1::ExpertFrameHeader RequestHeader(const ExpertRequest& request);
+v1::ExpertFrameHeader ReplyHeader(const DispatchId& id, const ExpertReply& reply);
 
 // A received frame.
 struct DecodedFrame {

@@ -103,6 +103,7 @@ struct Shape {
   int expert_workers;
   int at_once;
   int test_seed;
+  const char* expert_link = "auto";  // the processes share a machine: through shared memory
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
@@ -115,6 +116,7 @@ TEST_P(TopologyTest, GivesTheSameBits) {
   options.dtype = dtype;
   options.attention_workers = shape.attention_workers;
   options.expert_workers = shape.expert_workers;
+  options.worker_flags = {"--expert-link", shape.expert_link};
   if (shape.test_seed != 0) {
     options.gateway_flags = {"--test-schedule-seed", std::to_string(shape.test_seed)};
   }
@@ -123,6 +125,10 @@ TEST_P(TopologyTest, GivesTheSameBits) {
 
   EXPECT_TRUE(deployment.WaitIdle());
   for (int64_t rows : deployment.CounterEach("expert", "rows_total")) EXPECT_GT(rows, 0);
+  if (shape.attention_workers > 0) {
+    const int each = std::string(shape.expert_link) == "auto" ? shape.expert_workers : 0;
+    EXPECT_EQ(deployment.Counter("attention", "expert_links_shm"), shape.attention_workers * each);
+  }
   for (int64_t rows : deployment.CounterEach("attention", "absorbed_row_layers_total")) {
     EXPECT_GT(rows, 0);
   }
@@ -152,7 +158,9 @@ INSTANTIATE_TEST_SUITE_P(
                                      Shape{"embedded_test_scheduler", 0, 0, 16, 7},
                                      Shape{"three_processes", 1, 1, 16, 0},
                                      Shape{"three_processes_alone", 1, 1, 1, 0},
+                                     Shape{"three_processes_grpc", 1, 1, 16, 0, "grpc"},
                                      Shape{"two_experts", 1, 2, 16, 0},
+                                     Shape{"two_experts_grpc", 1, 2, 16, 0, "grpc"},
                                      Shape{"four_experts", 1, 4, 16, 0},
                                      Shape{"two_attention", 2, 2, 16, 0},
                                      Shape{"two_experts_test_scheduler", 1, 2, 16, 11})),
@@ -164,6 +172,7 @@ TEST(WireTest, ProtobufEncodesOnlyHeadersAndEachWorkerMapsOnlyItsTensors) {
   DeploymentOptions options;
   options.attention_workers = 1;
   options.expert_workers = 2;
+  options.worker_flags = {"--expert-link", "grpc"};
   Deployment deployment(options);
   const std::vector<Answer> answers = AskAll(deployment.stub(), Requests(), 16);
   for (const Answer& answer : answers) ASSERT_TRUE(answer.status.ok());

@@ -16,32 +16,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/transport/expert_frame.h"
-#include "common/transport/grpc_expert_links.h"
 #include "common/transport/grpc_expert_service.h"
+#include "tests/common/transport/expert_link_contract.h"
 #include "tests/common/transport/fake_expert.h"
 
 namespace tandem {
 namespace {
 
 using ::testing::HasSubstr;
-
-int64_t Counter(const CounterSnapshot& snapshot, const std::string& name) {
-  for (const auto& [key, value] : snapshot) {
-    if (key == name) return value;
-  }
-  ADD_FAILURE() << "no counter " << name;
-  return -1;
-}
-
-template <typename F>
-bool Eventually(F condition) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::yield();
-  }
-  return true;
-}
 
 // An expert worker on a port of its own.
 class Worker {
@@ -64,6 +46,8 @@ class Worker {
   int port() const { return port_; }
   GrpcPeer peer() const { return {absl::StrCat("127.0.0.1:", port_), nullptr}; }
   CounterSnapshot Counters() const { return service_.Counters(); }
+  int64_t connections_live() const { return Counter(Counters(), "streams_live"); }
+  int64_t replies_dropped() const { return Counter(Counters(), "replies_dropped_total"); }
 
  private:
   int port_ = 0;
@@ -76,21 +60,16 @@ class Worker {
   std::unique_ptr<grpc::Server> server_;
 };
 
-void ExpectAnswers(const ExpertReply& reply, const ExpertRequest& request) {
-  ASSERT_TRUE(reply.status.ok()) << reply.status;
-  EXPECT_TRUE(SameBytes(reply.rows, ComputeFakeReply(request).rows));
-}
-
-TEST(GrpcExpertLinkTest, AnswersAsTheWorkerItself) {
-  Worker worker;
-  GrpcExpertLink link(worker.peer());
-  for (int num_rows : {1, 5, 100}) {
-    const auto request = MakeFakeRequest(num_rows, num_rows, 64);
-    ExpectAnswers(Get(SendAsync(link, request)), *request);
+struct GrpcTransport {
+  using Worker = tandem::Worker;
+  using Link = GrpcExpertLink;
+  static std::unique_ptr<Link> Dial(Worker& worker, bool small) {
+    GrpcExpertLinkOptions options;
+    if (small) options.max_outstanding_bytes = 3000;
+    return std::make_unique<Link>(worker.peer(), options);
   }
-  EXPECT_EQ(Counter(link.Counters(), "streams_total"), 1);
-  EXPECT_EQ(Counter(link.Counters(), "outstanding_bytes"), 0);
-}
+};
+INSTANTIATE_TYPED_TEST_SUITE_P(Grpc, ExpertLinkContract, GrpcTransport);
 
 TEST(GrpcExpertLinkTest, CarriesMegabytesAndOnlyHeadersThroughProtobuf) {
   Worker worker;
@@ -111,23 +90,6 @@ TEST(GrpcExpertLinkTest, CarriesMegabytesAndOnlyHeadersThroughProtobuf) {
   EXPECT_EQ(Counter(served, "payload_bytes_received_total"),
             Counter(counters, "payload_bytes_sent_total"));
   EXPECT_EQ(Counter(served, "requests_total"), 1);
-}
-
-TEST(GrpcExpertLinkTest, ManyThreadsAndTwoLinksShareAWorker) {
-  Worker worker;
-  GrpcExpertLink links[2] = {GrpcExpertLink(worker.peer()), GrpcExpertLink(worker.peer())};
-  std::vector<std::thread> threads;
-  for (int t = 0; t < 4; ++t) {
-    threads.emplace_back([&links, t] {
-      for (int i = 0; i < 40; ++i) {
-        const auto request = MakeFakeRequest(t * 1000 + i, 1 + i % 9 * 40, 512, i);
-        ExpectAnswers(Get(SendAsync(links[t % 2], request)), *request);
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(Counter(worker.Counters(), "streams_live"), 2);
-  EXPECT_EQ(Counter(worker.Counters(), "requests_total"), 160);
 }
 
 TEST(GrpcExpertLinkTest, AWorkerThatDiesAnswersUnavailableAtOnceAndIsFoundAgainOnItsPort) {
@@ -163,46 +125,6 @@ TEST(GrpcExpertLinkTest, AnAddressWhereNobodyListensIsUnavailable) {
             absl::StatusCode::kUnavailable);
 }
 
-TEST(GrpcExpertLinkTest, TimeLimitsHoldAndLateRepliesAreDropped) {
-  Worker worker;
-  GrpcExpertLink link(worker.peer());
-  worker.engine.set_held(true);
-  const auto request = MakeFakeRequest(1, 4, 64);
-  request->time_left = absl::Milliseconds(50);
-  const auto start = std::chrono::steady_clock::now();
-  EXPECT_EQ(Get(SendAsync(link, request)).status.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(1050));
-  EXPECT_EQ(Counter(link.Counters(), "timeouts_total"), 1);
-  EXPECT_EQ(Counter(link.Counters(), "outstanding_bytes"), 0);
-  ASSERT_TRUE(worker.engine.WaitForRequests(1));
-  worker.engine.set_held(false);
-  EXPECT_TRUE(Eventually([&] { return Counter(link.Counters(), "late_replies_total") == 1; }));
-  const auto next = MakeFakeRequest(2, 4, 64);
-  ExpectAnswers(Get(SendAsync(link, next)), *next);
-
-  const auto expired = MakeFakeRequest(3, 4, 64);
-  expired->time_left = absl::ZeroDuration();
-  EXPECT_EQ(Get(SendAsync(link, expired)).status.code(), absl::StatusCode::kDeadlineExceeded);
-}
-
-TEST(GrpcExpertLinkTest, OutstandingBytesAreBounded) {
-  Worker worker;
-  GrpcExpertLinkOptions options;
-  options.max_outstanding_bytes = 3000;
-  GrpcExpertLink link(worker.peer(), options);
-  worker.engine.set_held(true);
-  const auto request = MakeFakeRequest(1, 8, 64);
-  std::future<ExpertReply> first = SendAsync(link, request);
-  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(2, 8, 64))).status.code(),
-            absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status.code(),
-            absl::StatusCode::kInvalidArgument);  // the id is taken
-  worker.engine.set_held(false);
-  ExpectAnswers(Get(std::move(first)), *request);
-  const auto next = MakeFakeRequest(2, 8, 64);
-  ExpectAnswers(Get(SendAsync(link, next)), *next);
-}
-
 TEST(GrpcExpertLinkTest, AWorkerRefusesMoreThanItsBound) {
   GrpcExpertServiceOptions options;
   options.max_outstanding_bytes = 1000;
@@ -212,50 +134,6 @@ TEST(GrpcExpertLinkTest, AWorkerRefusesMoreThanItsBound) {
             absl::StatusCode::kResourceExhausted);
   const auto small = MakeFakeRequest(3, 1, 8);
   ExpectAnswers(Get(SendAsync(link, small)), *small);
-}
-
-TEST(GrpcExpertLinkTest, ClosingALinkAnswersWhatIsOutstanding) {
-  Worker worker;
-  worker.engine.set_held(true);
-  auto link = std::make_unique<GrpcExpertLink>(worker.peer());
-  std::future<ExpertReply> reply = SendAsync(*link, MakeFakeRequest(1, 8, 64));
-  ASSERT_TRUE(worker.engine.WaitForRequests(1));
-  link.reset();
-  EXPECT_EQ(Get(std::move(reply)).status.code(), absl::StatusCode::kUnavailable);
-  // The worker computes it nevertheless, for nobody.
-  EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "streams_live") == 0; }));
-  worker.engine.set_held(false);
-  EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "replies_dropped_total") == 1; }));
-}
-
-TEST(GrpcExpertLinksTest, ALinkThatIsLetGoIsClosedElsewhereAndStaysCounted) {
-  Worker worker;
-  GrpcExpertLinks links;
-  const auto sent = [&] { return Counter(links.Counters(), "expert_payload_bytes_sent_total"); };
-  auto link = links.Dial(worker.peer());
-  const auto request = MakeFakeRequest(1, 8, 64);
-  ExpectAnswers(Get(SendAsync(*link, request)), *request);
-  const int64_t bytes = sent();
-  EXPECT_GT(bytes, 0);
-  EXPECT_EQ(Counter(links.Counters(), "expert_links_live"), 1);
-
-  // Let go by the callback of an answer: gRPC's own thread, which must not wait for the end.
-  worker.engine.set_held(true);
-  std::promise<void> let_go;
-  GrpcExpertLink* const raw = static_cast<GrpcExpertLink*>(link.get());
-  raw->Send(MakeFakeRequest(2, 8, 64), [&, held = std::move(link)](ExpertReply) mutable {
-    held.reset();
-    let_go.set_value();
-  });
-  ASSERT_TRUE(worker.engine.WaitForRequests(1));
-  worker.engine.set_held(false);
-  let_go.get_future().wait();
-  EXPECT_EQ(Counter(links.Counters(), "expert_links_live"), 0);
-  EXPECT_TRUE(Eventually([&] { return Counter(worker.Counters(), "streams_live") == 0; }));
-  EXPECT_GT(sent(), bytes);
-  const int64_t all = sent();
-  const auto second = links.Dial(worker.peer());
-  EXPECT_EQ(sent(), all);
 }
 
 TEST(GrpcExpertLinkTest, KeepalivesGoBothWaysWhileNothingElseDoes) {
