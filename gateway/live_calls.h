@@ -44,6 +44,7 @@ class LiveCalls {
   // Ends calls until the bound holds. Not under a call's lock.
   void Enforce();
   void CountFailure() { ++failed_; }
+  int64_t max_unread_bytes() const { return limits_.unread_bytes; }
 
   // requests_live, requests_total, requests_failed_total, unread_bytes, requests_shed_total
   CounterSnapshot Counters() const;

@@ -68,6 +68,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Shed(const absl::Status& why) override;
 
  protected:
+  int64_t max_unread_bytes() const { return live_->max_unread_bytes(); }
   // The job has all that it wanted: it is to end as a success.
   void FinishJob();
 

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "common/checkpoint/checkpoint.h"
 
 namespace tandem {
@@ -65,6 +66,25 @@ TEST_F(ValidateTest, AChatsWorkCountsItsMessagesAndRolesToo) {
   v1::DetokenizeRequest detokenize;
   for (int i = 0; i < 10000; ++i) detokenize.add_ids(i);
   EXPECT_GE(TextBytes(detokenize), 10000u);
+}
+
+TEST_F(ValidateTest, AScoreWhoseAnswerCouldNotWaitForItsClientIsRefused) {
+  v1::ScoreRequest score;
+  for (int i = 0; i < 10; ++i) score.mutable_token_ids()->add_ids(i);
+  const int64_t logits = int64_t{4} * model_.config.vocab_size * 10;
+  score.set_logits(true);
+  EXPECT_TRUE(ValidateScore(score, model_, logits + 1000).ok());
+  const auto refused = ValidateScore(score, model_, logits);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr(absl::StrCat("at most ", logits, " are answered")));
+  score.set_logits(false);
+  EXPECT_TRUE(ValidateScore(score, model_, logits).ok());
+  // However much may wait, one answer is bounded.
+  score.set_logits(true);
+  for (int i = 10; i < 150'000; ++i) score.mutable_token_ids()->add_ids(7);
+  EXPECT_EQ(ValidateScore(score, model_, int64_t{1} << 40).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace
