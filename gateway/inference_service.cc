@@ -107,7 +107,7 @@ class ScoreCall : public StreamingCall {
   // Errors: ValidateScore's.
   absl::Status Start(const v1::ScoreRequest& request, const ServedModel& model,
                      absl::Time deadline) {
-    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateScore(request, model));
+    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateScore(request, model, max_unread_bytes()));
     Job& job = valid.job;
     job.deadline = deadline;
     // Of the last position nothing is computed without logits.

@@ -21,8 +21,9 @@ class LiveCall {
   virtual int64_t unread_bytes() const = 0;  // 0 once it was shed
   // How long its present write has waited for the client; zero if none does.
   virtual absl::Duration stalled_for() const = 0;
-  // Ends it with `why` at once, and lets go of what is unread. Must not call LiveCalls but Unread.
-  virtual void Shed(const absl::Status& why) = 0;
+  // Ends it with `why` at once, and lets go of what is unread; false if that was done before. Must
+  // not call LiveCalls but Unread.
+  virtual bool Shed(const absl::Status& why) = 0;
 };
 
 struct LiveCallLimits {
@@ -44,6 +45,7 @@ class LiveCalls {
   // Ends calls until the bound holds. Not under a call's lock.
   void Enforce();
   void CountFailure() { ++failed_; }
+  int64_t max_unread_bytes() const { return limits_.unread_bytes; }
 
   // requests_live, requests_total, requests_failed_total, unread_bytes, requests_shed_total
   CounterSnapshot Counters() const;

@@ -1,18 +1,17 @@
 #include "gateway/text_work.h"
 
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace tandem {
-namespace {
-
-constexpr int kThreads = 2;
-
-}  // namespace
 
 TextWork::TextWork() {
-  for (int i = 0; i < kThreads; ++i) threads_.emplace_back([this] { Run(); });
+  for (const size_t max_bytes : {kMediumBytes, std::numeric_limits<size_t>::max()}) {
+    threads_.emplace_back([this, max_bytes] { Run(max_bytes); });
+  }
 }
 
 TextWork::~TextWork() {
@@ -39,24 +38,29 @@ absl::Status TextWork::Do(size_t bytes, std::function<void()> work) {
     waiting_bytes_ += bytes;
     waiting_.push_back({bytes, std::move(work)});
   }
-  changed_.NotifyOne();
+  changed_.NotifyAll();
   return absl::OkStatus();
 }
 
-void TextWork::Run() {
+void TextWork::Run(size_t max_bytes) {
   MutexLock lock(mutex_);
+  const auto next = [this, max_bytes]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return std::find_if(waiting_.begin(), waiting_.end(),
+                        [=](const Waiting& waiting) { return waiting.bytes <= max_bytes; });
+  };
   while (true) {
-    changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return ending_ || !waiting_.empty();
+    changed_.Wait(lock, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return ending_ || next() != waiting_.end();
     });
-    if (waiting_.empty()) return;
-    Waiting next = std::move(waiting_.front());
-    waiting_.pop_front();
+    const auto found = next();
+    if (found == waiting_.end()) return;
+    Waiting taken = std::move(*found);
+    waiting_.erase(found);
     lock.Unlock();
-    next.work();
-    next.work = nullptr;
+    taken.work();
+    taken.work = nullptr;
     lock.Lock();
-    waiting_bytes_ -= next.bytes;
+    waiting_bytes_ -= taken.bytes;
   }
 }
 

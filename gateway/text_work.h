@@ -18,6 +18,7 @@ namespace tandem {
 class TextWork {
  public:
   static constexpr size_t kShortBytes = 16 << 10;  // done where it comes: a few milliseconds
+  static constexpr size_t kMediumBytes = 1 << 20;  // has a thread that no longer text holds
   static constexpr size_t kMaxWaitingBytes = 64 << 20;
 
   TextWork();
@@ -34,7 +35,8 @@ class TextWork {
     size_t bytes = 0;
     std::function<void()> work;
   };
-  void Run();
+  // Does what waits and costs no more than `max_bytes`, until the end.
+  void Run(size_t max_bytes);
 
   Mutex mutex_;
   CondVar changed_;

@@ -18,8 +18,9 @@ constexpr int kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr int kMaxStopIds = 64;
 constexpr float kMaxTemperature = 100;
-// Of a score's answer: rows of logits wait for the client in memory, half of LiveCalls' bound.
-constexpr int64_t kMaxLogitsBytes = int64_t{1} << 29;
+// Of a score's answer, which may wait in memory for its client: half of what all may by default.
+constexpr int64_t kMaxScoreBytes = int64_t{1} << 29;
+constexpr int64_t kScoreRowBytes = 64;  // of a row without logits, at most
 
 // White space that an added token takes in (lstrip, rstrip) counts here as well.
 absl::Status CheckTextBytes(size_t bytes, const ServedModel& model) {
@@ -214,8 +215,13 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model));
   const int64_t prompt = static_cast<int64_t>(job.prompt.size());
   const int64_t room = model.config.max_position_embeddings - prompt;
+  if (room == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt has ", prompt, " tokens and fills the model's context: no token can follow it"));
+  }
+  job.may_be_shorter = !request.has_max_tokens();
   const int64_t wanted = request.has_max_tokens() ? int64_t{request.max_tokens()}
-                                                  : std::clamp<int64_t>(room, 1, kDefaultMaxTokens);
+                                                  : std::min<int64_t>(room, kDefaultMaxTokens);
   if (wanted > room) {
     return absl::InvalidArgumentError(
         absl::StrCat("prompt has ", prompt, " tokens and max_tokens is ", wanted,
@@ -228,7 +234,7 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
 }
 
 absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,
-                                           const ServedModel& model) {
+                                           const ServedModel& model, int64_t max_unread_bytes) {
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   ValidRequest valid;
   Job& job = valid.job;
@@ -248,12 +254,14 @@ absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,
   if (positions.empty()) {
     for (int32_t i = 0; i < length; ++i) positions.push_back(i);
   }
-  const int64_t bytes =
-      int64_t{4} * model.config.vocab_size * static_cast<int64_t>(positions.size());
-  if (request.logits() && bytes > kMaxLogitsBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "logits of ", positions.size(), " positions take ", bytes, " bytes, but at most ",
-        kMaxLogitsBytes, " are answered: name fewer positions"));
+  const int64_t row_bytes =
+      kScoreRowBytes + (request.logits() ? int64_t{4} * model.config.vocab_size : 0);
+  const int64_t bytes = row_bytes * static_cast<int64_t>(positions.size());
+  const int64_t max_bytes = std::min(kMaxScoreBytes, max_unread_bytes);
+  if (bytes > max_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the answer for ", positions.size(), " positions takes up to ", bytes,
+                     " bytes, but at most ", max_bytes, " are answered: name fewer positions"));
   }
   for (const int32_t position : positions) {
     const int32_t target = position + 1 < length ? job.prompt[position + 1] : -1;

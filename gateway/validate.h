@@ -38,8 +38,9 @@ absl::Status ValidateTextBytes(const v1::ScoreRequest& request, const ServedMode
 //                        template
 absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request,
                                               const ServedModel& model);
+// `max_unread_bytes`: LiveCallLimits', which an answer must keep even if nobody reads it.
 absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,
-                                           const ServedModel& model);
+                                           const ServedModel& model, int64_t max_unread_bytes);
 absl::Status ValidateModelName(const std::string& name, const ServedModel& model);
 
 // The tokenizer, or the sentence that there is none.

@@ -44,6 +44,18 @@ TEST(TextWorkTest, WaitingBytesAreBoundedAndShortTextsPass) {
   EXPECT_EQ(done, 4);  // the destructor leaves nothing undone
 }
 
+TEST(TextWorkTest, TheLongestTextsDoNotHoldThoseOfAMebibyte) {
+  std::promise<void> go, passed;
+  const std::shared_future<void> gate = go.get_future().share();
+  TextWork work;
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(work.Do(TextWork::kMediumBytes + 1, [gate] { gate.wait(); }).ok());
+  }
+  EXPECT_TRUE(work.Do(TextWork::kMediumBytes, [&] { passed.set_value(); }).ok());
+  EXPECT_EQ(passed.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  go.set_value();
+}
+
 TEST(TextWorkTest, OneTextMayBeLongerThanTheBoundAndItsPlaceBecomesFree) {
   std::promise<void> done;
   TextWork work;

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "common/checkpoint/checkpoint.h"
 
 namespace tandem {
@@ -65,6 +66,42 @@ TEST_F(ValidateTest, AChatsWorkCountsItsMessagesAndRolesToo) {
   v1::DetokenizeRequest detokenize;
   for (int i = 0; i < 10000; ++i) detokenize.add_ids(i);
   EXPECT_GE(TextBytes(detokenize), 10000u);
+}
+
+TEST_F(ValidateTest, WithoutMaxTokensAnAnswerIsAsLongAsFits) {
+  const int context = static_cast<int>(model_.config.max_position_embeddings);
+  v1::GenerateRequest request;
+  for (int i = 0; i < context - 10; ++i) request.mutable_token_ids()->add_ids(7);
+  const auto valid = ValidateGenerate(request, model_);
+  ASSERT_TRUE(valid.ok()) << valid.status();
+  EXPECT_EQ(valid->job.max_new_tokens, 10);
+  EXPECT_TRUE(valid->job.may_be_shorter);
+  request.set_max_tokens(10);
+  EXPECT_FALSE(ValidateGenerate(request, model_)->job.may_be_shorter);
+  request.clear_max_tokens();
+  for (int i = 0; i < 10; ++i) request.mutable_token_ids()->add_ids(7);
+  const absl::Status full = ValidateGenerate(request, model_).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("fills the model's context"));
+}
+
+TEST_F(ValidateTest, AScoreWhoseAnswerCouldNotWaitForItsClientIsRefused) {
+  v1::ScoreRequest score;
+  for (int i = 0; i < 10; ++i) score.mutable_token_ids()->add_ids(i);
+  const int64_t logits = int64_t{4} * model_.config.vocab_size * 10;
+  score.set_logits(true);
+  EXPECT_TRUE(ValidateScore(score, model_, logits + 1000).ok());
+  const auto refused = ValidateScore(score, model_, logits);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr(absl::StrCat("at most ", logits, " are answered")));
+  score.set_logits(false);
+  EXPECT_TRUE(ValidateScore(score, model_, logits).ok());
+  // However much may wait, one answer is bounded.
+  score.set_logits(true);
+  for (int i = 10; i < 150'000; ++i) score.mutable_token_ids()->add_ids(7);
+  EXPECT_EQ(ValidateScore(score, model_, int64_t{1} << 40).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace
