@@ -123,6 +123,7 @@ Deployment::Deployment(const DeploymentOptions& options) : options_(options) {
                                          "127.0.0.1:0",
                                          "--threads",
                                          "1"};
+      worker.insert(worker.end(), options.weights_flags.begin(), options.weights_flags.end());
       worker.insert(worker.end(), options.worker_flags.begin(), options.worker_flags.end());
       worker.insert(worker.end(), flags.begin(), flags.end());
       workers_.push_back(
@@ -149,6 +150,8 @@ void Deployment::StartGateway(const std::string& registry) {
     command.insert(command.end(), {"--registry", registry, "--attention-workers",
                                    std::to_string(options_.attention_workers), "--expert-workers",
                                    std::to_string(options_.expert_workers)});
+  } else {
+    command.insert(command.end(), options_.weights_flags.begin(), options_.weights_flags.end());
   }
   command.insert(command.end(), options_.gateway_flags.begin(), options_.gateway_flags.end());
   gateway_ = std::make_unique<Process>(command,

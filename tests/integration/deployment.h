@@ -67,6 +67,7 @@ struct DeploymentOptions {
   int expert_workers = 0;
   std::vector<std::string> gateway_prefix;  // a command that starts the gateway: taskset, prlimit
   std::vector<std::string> gateway_flags;
+  std::vector<std::string> weights_flags;  // of whoever holds weights
   std::vector<std::string> worker_flags;
   std::vector<std::string> attention_flags;  // besides worker_flags
 };

@@ -25,6 +25,9 @@ using Json = nlohmann::json;
 constexpr absl::Duration kCommandLimit = absl::Seconds(500);
 constexpr double kF32Error = 1e-5;
 constexpr double kBF16Factor = 1.25;  // of the reference's own bf16 run
+// Relative, over all prompts. Random weights, which these models have, lose most.
+constexpr double kInt8Error = 0.1;
+constexpr double kInt4Error = 0.5;
 
 std::string Read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -85,7 +88,9 @@ class Golden {
     return values;
   }
 
-  double Error(const Json& prompt, const std::string& dtype, const std::string& path) const {
+  // `flags`: more of the command's.
+  double Error(const Json& prompt, const std::string& dtype,
+               const std::vector<std::string>& flags) const {
     TempDir dir;
     std::ofstream(dir.path() + "/ids") << absl::StrJoin(prompt["ids"].get<std::vector<int>>(), " ");
     std::vector<std::string> command = {
@@ -101,7 +106,7 @@ class Golden {
         absl::StrJoin(prompt["positions"].get<std::vector<int>>(), ","),
         "--logits",
         dir.path() + "/logits.npy"};
-    if (!path.empty()) command.insert(command.end(), {"--path", path});
+    command.insert(command.end(), flags.begin(), flags.end());
     Run(command, dir);
     return RelativeError(ReadNpy(dir.path() + "/logits.npy"),
                          ExpectedLogits(prompt["name"].get<std::string>()));
@@ -155,9 +160,9 @@ class GoldenTest : public testing::TestWithParam<const char*> {
     ASSERT_TRUE(golden_->prompts().is_array());
   }
 
-  void ExpectF32(const std::string& path) {
+  void ExpectF32(const std::vector<std::string>& flags) {
     for (const Json& prompt : golden_->prompts()) {
-      const double error = golden_->Error(prompt, "f32", path);
+      const double error = golden_->Error(prompt, "f32", flags);
       EXPECT_LE(error, kF32Error) << prompt["name"];
       RecordProperty(prompt["name"].get<std::string>(), absl::StrCat(error));
     }
@@ -166,22 +171,35 @@ class GoldenTest : public testing::TestWithParam<const char*> {
   std::optional<Golden> golden_;
 };
 
-TEST_P(GoldenTest, F32LogitsAsARequest) { ExpectF32(""); }
-TEST_P(GoldenTest, F32LogitsByPrefill) { ExpectF32("prefill"); }
-TEST_P(GoldenTest, F32LogitsByDecode) { ExpectF32("decode"); }
-TEST_P(GoldenTest, F32LogitsByChunks) { ExpectF32("chunk=100"); }
+TEST_P(GoldenTest, F32LogitsAsARequest) { ExpectF32({}); }
+TEST_P(GoldenTest, F32LogitsByPrefill) { ExpectF32({"--path", "prefill"}); }
+TEST_P(GoldenTest, F32LogitsByDecode) { ExpectF32({"--path", "decode"}); }
+TEST_P(GoldenTest, F32LogitsByChunks) { ExpectF32({"--path", "chunk=100"}); }
 
 TEST_P(GoldenTest, BF16IsNoFurtherFromF32ThanTheReferenceIs) {
   double ours = 0, reference = 0;
   for (const Json& prompt : golden_->prompts()) {
     if (!prompt.contains("bf16_relative_error")) continue;
-    const double error = golden_->Error(prompt, "bf16", "");
+    const double error = golden_->Error(prompt, "bf16", {});
     ours += error * error;
     reference += std::pow(prompt["bf16_relative_error"].get<double>(), 2);
   }
   ASSERT_GT(reference, 0);
   EXPECT_LE(std::sqrt(ours), kBF16Factor * std::sqrt(reference));
   RecordProperty("ratio", absl::StrCat(std::sqrt(ours / reference)));
+}
+
+TEST_P(GoldenTest, IntegerFormatsStayNear) {
+  const std::pair<const char*, double> limits[] = {{"int8", kInt8Error}, {"int4", kInt4Error}};
+  for (const auto& [format, limit] : limits) {
+    double squares = 0;
+    for (const Json& prompt : golden_->prompts()) {
+      squares += std::pow(golden_->Error(prompt, "bf16", {"--weights", format}), 2);
+    }
+    const double error = std::sqrt(squares / static_cast<double>(golden_->prompts().size()));
+    EXPECT_LE(error, limit) << format;
+    RecordProperty(format, absl::StrCat(error));
+  }
 }
 
 TEST_P(GoldenTest, GreedyIds) {

@@ -71,22 +71,28 @@ std::string IdentityHash(const std::vector<Answer>& answers) {
   return absl::StrCat(absl::Hex(XXH3_64bits(bytes.data(), bytes.size()), absl::kZeroPad16));
 }
 
-// Embedded, one at a time: what everything else is compared with.
-const std::vector<Answer>& Reference(const std::string& dtype) {
-  static auto* answers = new std::map<std::string, std::vector<Answer>>;
-  if (answers->count(dtype) == 0) {
-    DeploymentOptions options;
-    options.dtype = dtype;
-    Deployment deployment(options);
-    (*answers)[dtype] = AskAll(deployment.stub(), Requests(), 1);
-    std::cout << "identity of 40 prompts, " << dtype << ": " << IdentityHash(answers->at(dtype))
-              << std::endl;
-  }
-  return answers->at(dtype);
+// A mode, "f32" or "bf16", or bf16 with weights in an integer format.
+DeploymentOptions OptionsFor(const std::string& numbers) {
+  DeploymentOptions options;
+  options.dtype = numbers == "f32" ? "f32" : "bf16";
+  if (numbers == "int8" || numbers == "int4") options.weights_flags = {"--weights", numbers};
+  return options;
 }
 
-void ExpectReference(const std::string& dtype, const std::vector<Answer>& answers) {
-  const std::vector<Answer>& reference = Reference(dtype);
+// Embedded, one at a time: what everything else is compared with.
+const std::vector<Answer>& Reference(const std::string& numbers) {
+  static auto* answers = new std::map<std::string, std::vector<Answer>>;
+  if (answers->count(numbers) == 0) {
+    Deployment deployment(OptionsFor(numbers));
+    (*answers)[numbers] = AskAll(deployment.stub(), Requests(), 1);
+    std::cout << "identity of 40 prompts, " << numbers << ": " << IdentityHash(answers->at(numbers))
+              << std::endl;
+  }
+  return answers->at(numbers);
+}
+
+void ExpectReference(const std::string& numbers, const std::vector<Answer>& answers) {
+  const std::vector<Answer>& reference = Reference(numbers);
   const std::vector<v1::GenerateRequest> requests = Requests();
   for (size_t i = 0; i < requests.size(); ++i) {
     ASSERT_TRUE(reference[i].status.ok()) << reference[i].status.error_message();
@@ -108,12 +114,16 @@ struct Shape {
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
 
-class TopologyTest : public testing::TestWithParam<std::tuple<std::string, Shape>> {};
+class TopologyTest : public testing::TestWithParam<std::tuple<std::string, Shape>> {
+ public:
+  static std::string Name(const testing::TestParamInfo<ParamType>& info) {
+    return absl::StrCat(std::get<0>(info.param), "_", std::get<1>(info.param).name);
+  }
+};
 
 TEST_P(TopologyTest, GivesTheSameBits) {
-  const auto& [dtype, shape] = GetParam();
-  DeploymentOptions options;
-  options.dtype = dtype;
+  const auto& [numbers, shape] = GetParam();
+  DeploymentOptions options = OptionsFor(numbers);
   options.attention_workers = shape.attention_workers;
   options.expert_workers = shape.expert_workers;
   options.worker_flags = {"--expert-link", shape.expert_link};
@@ -121,7 +131,7 @@ TEST_P(TopologyTest, GivesTheSameBits) {
     options.gateway_flags = {"--test-schedule-seed", std::to_string(shape.test_seed)};
   }
   Deployment deployment(options);
-  ExpectReference(dtype, AskAll(deployment.stub(), Requests(), shape.at_once));
+  ExpectReference(numbers, AskAll(deployment.stub(), Requests(), shape.at_once));
 
   EXPECT_TRUE(deployment.WaitIdle());
   for (int64_t rows : deployment.CounterEach("expert", "rows_total")) EXPECT_GT(rows, 0);
@@ -136,7 +146,7 @@ TEST_P(TopologyTest, GivesTheSameBits) {
   if (shape.test_seed != 0) {
     // What the seed interrupts depends on when results come: on a busy machine it may be nothing.
     for (int round = 0; round < 20 && preemptions() == 0; ++round) {
-      ExpectReference(dtype, AskAll(deployment.stub(), Requests(), shape.at_once));
+      ExpectReference(numbers, AskAll(deployment.stub(), Requests(), shape.at_once));
     }
     EXPECT_GT(preemptions(), 0) << "the test scheduler interrupted nothing";
     return;
@@ -164,9 +174,15 @@ INSTANTIATE_TEST_SUITE_P(
                                      Shape{"four_experts", 1, 4, 16, 0},
                                      Shape{"two_attention", 2, 2, 16, 0},
                                      Shape{"two_experts_test_scheduler", 1, 2, 16, 11})),
-    [](const auto& info) {
-      return absl::StrCat(std::get<0>(info.param), "_", std::get<1>(info.param).name);
-    });
+    TopologyTest::Name);
+
+INSTANTIATE_TEST_SUITE_P(
+    IntegerShapes, TopologyTest,
+    testing::Combine(testing::Values(std::string("int8"), std::string("int4")),
+                     testing::Values(Shape{"embedded_16_at_once", 0, 0, 16, 0},
+                                     Shape{"three_processes_grpc", 1, 1, 16, 0, "grpc"},
+                                     Shape{"two_experts_test_scheduler", 1, 2, 16, 11})),
+    TopologyTest::Name);
 
 TEST(WireTest, ProtobufEncodesOnlyHeadersAndEachWorkerMapsOnlyItsTensors) {
   DeploymentOptions options;

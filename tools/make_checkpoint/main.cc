@@ -1,6 +1,6 @@
 // make_checkpoint: writes a checkpoint of synthetic weights, of any depth, for benchmarks.
 //
-//   make_checkpoint CONFIG.json OUT_DIR [--layers N] [--seed N] [--threads N]
+//   make_checkpoint CONFIG.json OUT_DIR [--layers N] [--seed N] [--threads N] [--hollow]
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -21,6 +21,8 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", dtype, "of the weights")
       ->check(CLI::IsMember({"bf16"}))
       ->capture_default_str();
+  app.add_flag("--hollow", options.hollow,
+               "large matrices are holes in the files: zeros that take no disk");
   app.add_option("--file-bytes", options.file_bytes, "of weights in a file")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/checkpoint/read_file.h"
@@ -111,14 +112,23 @@ int WriteAt(int fd, const void* data, int64_t bytes, int64_t offset) {
   return 0;
 }
 
-absl::Status WriteWeights(const File& file, const fs::path& path, uint64_t seed, int num_threads) {
+// Whether nothing that decides where rows go depends on it.
+bool MayBeHollow(const std::string& name) {
+  return name == "lm_head.weight" || absl::EndsWith(name, "gate_proj.weight") ||
+         absl::EndsWith(name, "up_proj.weight") || absl::EndsWith(name, "down_proj.weight");
+}
+
+absl::Status WriteWeights(const File& file, const fs::path& path, const SyntheticOptions& options) {
   struct Piece {
     const Tensor* tensor;
     int64_t first;
     int64_t count;
   };
   std::vector<Piece> pieces;
+  int64_t bytes = 0;
   for (const Tensor& tensor : file.tensors) {
+    bytes += tensor.bytes();
+    if (options.hollow && MayBeHollow(tensor.name)) continue;
     for (int64_t first = 0; first < tensor.values; first += kPieceValues) {
       pieces.push_back({&tensor, first, std::min(kPieceValues, tensor.values - first)});
     }
@@ -127,12 +137,13 @@ absl::Status WriteWeights(const File& file, const fs::path& path, uint64_t seed,
   if (fd < 0) return CannotWrite(path, errno);
   const std::string header = HeaderOf(file);
   std::atomic<int> error = WriteAt(fd, header.data(), static_cast<int64_t>(header.size()), 0);
+  if (error == 0 && ftruncate(fd, static_cast<int64_t>(header.size()) + bytes) != 0) error = errno;
   std::atomic<size_t> next_piece = 0;
   const auto work = [&] {
     std::vector<BF16> values(kPieceValues);
     for (size_t i; error == 0 && (i = next_piece++) < pieces.size();) {
       const auto& [tensor, first, count] = pieces[i];
-      FillTensor(seed, tensor->name, absl::MakeSpan(values).first(count), first);
+      FillTensor(options.seed, tensor->name, absl::MakeSpan(values).first(count), first);
       const int64_t offset = tensor->begin + first * static_cast<int64_t>(sizeof(BF16));
       const int failed = WriteAt(fd, values.data(), count * static_cast<int64_t>(sizeof(BF16)),
                                  static_cast<int64_t>(header.size()) + offset);
@@ -140,7 +151,7 @@ absl::Status WriteWeights(const File& file, const fs::path& path, uint64_t seed,
     }
   };
   std::vector<std::thread> threads;
-  for (int i = 1; i < num_threads; ++i) threads.emplace_back(work);
+  for (int i = 1; i < options.threads; ++i) threads.emplace_back(work);
   work();
   for (std::thread& thread : threads) thread.join();
   if (close(fd) != 0 && error == 0) error = errno;
@@ -194,7 +205,7 @@ absl::StatusOr<SyntheticSummary> WriteSyntheticCheckpoint(const SyntheticOptions
   TANDEM_RETURN_IF_ERROR(MakeEmptyFolder(out_dir));
   SyntheticSummary summary{0, static_cast<int>(files.size()), config.num_layers};
   for (const File& file : files) {
-    TANDEM_RETURN_IF_ERROR(WriteWeights(file, out_dir / file.name, options.seed, options.threads));
+    TANDEM_RETURN_IF_ERROR(WriteWeights(file, out_dir / file.name, options));
     summary.bytes += file.bytes;
   }
   if (files.size() > 1) {

@@ -16,6 +16,9 @@ struct SyntheticOptions {
   int layers = 0;       // 0: the config's
   uint64_t seed = 1;
   int threads = 1;
+  // The experts' matrices, lm_head and a dense layer's are holes in the files, which read as zeros
+  // and take no disk: for the time of a model of full depth. Rows are routed as with other weights.
+  bool hollow = false;
   int64_t file_bytes = 4'000'000'000;  // of weights in a file; a larger tensor has its own
 };
 

@@ -512,6 +512,26 @@ INSTANTIATE_TEST_SUITE_P(
     }),
     [](const auto& info) { return info.param.name; });
 
+TEST(FormatOfTest, IntegersAreForTheLargeMatrices) {
+  const std::string layer = "model.layers.3.";
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    for (const std::string& name :
+         {layer + "mlp.experts.7.gate_proj.weight", layer + "mlp.shared_experts.down_proj.weight",
+          layer + "self_attn.q_proj.weight", layer + "self_attn.q_b_proj.weight",
+          layer + "self_attn.o_proj.weight", std::string("lm_head.weight")}) {
+      EXPECT_EQ(FormatOf(name, format), format) << name;
+    }
+    EXPECT_EQ(FormatOf(layer + "self_attn.kv_a_proj_with_mqa.weight", format), WeightFormat::kInt8);
+    for (const std::string& name :
+         {layer + "self_attn.kv_b_proj.weight", layer + "self_attn.kv_a_layernorm.weight",
+          layer + "input_layernorm.weight", layer + "mlp.gate.weight",
+          std::string("model.embed_tokens.weight"), std::string("model.norm.weight")}) {
+      EXPECT_EQ(FormatOf(name, format), WeightFormat::kF32) << name;
+    }
+  }
+  EXPECT_EQ(FormatOf("lm_head.weight", WeightFormat::kBF16), WeightFormat::kBF16);
+}
+
 TEST(GoldenCheckpointTest, TheCommittedModelOpensAndLoads) {
   const auto checkpoint = Checkpoint::Open(absl::StrCat(TANDEM_SOURCE_DIR, "/tests/golden/tiny"));
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();

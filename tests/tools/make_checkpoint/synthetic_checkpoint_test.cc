@@ -1,5 +1,6 @@
 #include "tools/make_checkpoint/synthetic_checkpoint.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -66,6 +67,23 @@ TEST(SyntheticCheckpointTest, ThreadsDoNotMatter) {
   ASSERT_TRUE(WriteSyntheticCheckpoint(many).ok());
   // Not compared by EXPECT_EQ, which would print them.
   EXPECT_TRUE(FilesIn(one.out_dir) == FilesIn(many.out_dir));
+}
+
+TEST(SyntheticCheckpointTest, HollowMatricesAreZerosAndRoutersAreNot) {
+  const ScratchDir dir;
+  SyntheticOptions options = TinyOptions(dir);
+  options.hollow = true;
+  ASSERT_TRUE(WriteSyntheticCheckpoint(options).ok());
+  const auto checkpoint = *Checkpoint::Open(options.out_dir);
+  const auto is_zero = [&](const std::string& name) {
+    const OwnedTensor tensor = *checkpoint->Load(name, WeightFormat::kBF16);
+    const auto* bytes = tensor.view.as<const char>();
+    return std::all_of(bytes, bytes + tensor.view.bytes(), [](char c) { return c == 0; });
+  };
+  EXPECT_TRUE(is_zero("lm_head.weight"));
+  EXPECT_TRUE(is_zero("model.layers.1.mlp.experts.0.down_proj.weight"));
+  EXPECT_FALSE(is_zero("model.layers.1.mlp.gate.weight"));
+  EXPECT_FALSE(is_zero("model.embed_tokens.weight"));
 }
 
 TEST(SyntheticCheckpointTest, RefusesAFolderWithWeights) {
