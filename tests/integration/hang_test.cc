@@ -91,7 +91,7 @@ TEST_P(HangTest, IsSeenAndCostsAPauseOnly) {
   std::string detail;
   const auto is_seen = [&] {
     detail = deployment.Status().detail();
-    return detail.find(" 0 of 1 ") != std::string::npos;
+    return detail.find("0 of 1 ") != std::string::npos;
   };
   // Stopped within the lock of its queue, the engine gets no work and so does not hang: once more.
   bool seen = false;
