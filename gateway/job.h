@@ -25,6 +25,7 @@ struct Job {
   std::vector<int32_t> prompt;
   int32_t expanded_length = 0;    // as in SequenceSpec
   int32_t max_new_tokens = 0;     // 0: only score
+  bool may_be_shorter = false;    // if no cache can hold so many: nobody asked for them
   std::vector<int32_t> eos_ids;   // end-of-sequence ids; empty: ignore them
   std::vector<int32_t> stop_ids;  // other ids that end the job
   SamplingParams sampling;

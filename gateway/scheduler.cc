@@ -137,13 +137,19 @@ void Scheduler::Admit(std::vector<SchedulerEvent>* events) {
   }
   while (!waiting_.empty()) {
     JobState& job = jobs_.at(*waiting_.begin());
+    if (job.job.may_be_shorter) {
+      const int64_t room =
+          most_pages * kPageTokens - job.prompt_size() + 1;  // the last is not kept
+      job.job.max_new_tokens = static_cast<int32_t>(std::clamp<int64_t>(
+          room, static_cast<int64_t>(job.generated.size()) + 1, job.job.max_new_tokens));
+    }
     const int64_t tokens = job.EndRow();
     if (PagesFor(tokens) > most_pages) {
       Fail(&job,
-           absl::ResourceExhaustedError(
-               absl::StrCat("the prompt and max_tokens keep ", tokens,
-                            " tokens in the cache, which take ", PagesFor(tokens),
-                            " pages of it, but no attention worker has more than ", most_pages)),
+           absl::ResourceExhaustedError(absl::StrCat(
+               job.job.max_new_tokens > 1 ? "the prompt and max_tokens keep " : "the prompt keeps ",
+               tokens, " tokens in the cache, which take ", PagesFor(tokens),
+               " pages of it, but no attention worker has more than ", most_pages)),
            events);
       continue;
     }

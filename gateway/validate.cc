@@ -215,8 +215,13 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model));
   const int64_t prompt = static_cast<int64_t>(job.prompt.size());
   const int64_t room = model.config.max_position_embeddings - prompt;
+  if (room == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt has ", prompt, " tokens and fills the model's context: no token can follow it"));
+  }
+  job.may_be_shorter = !request.has_max_tokens();
   const int64_t wanted = request.has_max_tokens() ? int64_t{request.max_tokens()}
-                                                  : std::clamp<int64_t>(room, 1, kDefaultMaxTokens);
+                                                  : std::min<int64_t>(room, kDefaultMaxTokens);
   if (wanted > room) {
     return absl::InvalidArgumentError(
         absl::StrCat("prompt has ", prompt, " tokens and max_tokens is ", wanted,

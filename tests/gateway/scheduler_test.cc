@@ -503,6 +503,24 @@ TEST(SchedulerTest, FailsAJobThatIsLongerThanEveryCache) {
   house.CheckAllFree();
 }
 
+TEST(SchedulerTest, AnAnswerThatMayBeShorterTakesWhatTheLargestCacheLeaves) {
+  House house;
+  house.AddWorker(1, 3);
+  const auto add = [&](int prompt) {
+    Job job = MakeJob(prompt, 1000);
+    job.may_be_shorter = true;
+    return house.Add(std::move(job));
+  };
+  const JobId shortened = add(100), exact = add(192), too_long = add(193);
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_EQ(house.outcomes[shortened].end, JobEnd::kLength);
+  EXPECT_THAT(house.outcomes[shortened].tokens, SizeIs(93));  // the last token takes no row
+  EXPECT_THAT(house.outcomes[exact].tokens, SizeIs(1));
+  EXPECT_THAT(std::string(house.outcomes[too_long].status.message()),
+              HasSubstr("the prompt keeps 193 tokens"));
+  house.CheckAllFree();
+}
+
 TEST(SchedulerTest, JobsGoToTheWorkerWithMostFreePages) {
   House house;
   house.AddWorker(1, 4);

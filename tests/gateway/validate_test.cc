@@ -68,6 +68,23 @@ TEST_F(ValidateTest, AChatsWorkCountsItsMessagesAndRolesToo) {
   EXPECT_GE(TextBytes(detokenize), 10000u);
 }
 
+TEST_F(ValidateTest, WithoutMaxTokensAnAnswerIsAsLongAsFits) {
+  const int context = static_cast<int>(model_.config.max_position_embeddings);
+  v1::GenerateRequest request;
+  for (int i = 0; i < context - 10; ++i) request.mutable_token_ids()->add_ids(7);
+  const auto valid = ValidateGenerate(request, model_);
+  ASSERT_TRUE(valid.ok()) << valid.status();
+  EXPECT_EQ(valid->job.max_new_tokens, 10);
+  EXPECT_TRUE(valid->job.may_be_shorter);
+  request.set_max_tokens(10);
+  EXPECT_FALSE(ValidateGenerate(request, model_)->job.may_be_shorter);
+  request.clear_max_tokens();
+  for (int i = 0; i < 10; ++i) request.mutable_token_ids()->add_ids(7);
+  const absl::Status full = ValidateGenerate(request, model_).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("fills the model's context"));
+}
+
 TEST_F(ValidateTest, AScoreWhoseAnswerCouldNotWaitForItsClientIsRefused) {
   v1::ScoreRequest score;
   for (int i = 0; i < 10; ++i) score.mutable_token_ids()->add_ids(i);
