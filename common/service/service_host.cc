@@ -10,10 +10,13 @@
 #include <signal.h>
 #include <time.h>
 
+#include <algorithm>
 #include <exception>
+#include <optional>
 #include <random>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -25,6 +28,24 @@
 namespace tandem {
 namespace {
 
+// The IPv6 address, maybe with a zone, of a host that is one in brackets.
+std::optional<in6_addr> Ipv6InBrackets(const std::string& host) {
+  if (host.size() < 2 || host.front() != '[' || host.back() != ']') return std::nullopt;
+  const std::string inner = host.substr(1, host.size() - 2);
+  in6_addr address{};
+  if (inet_pton(AF_INET6, inner.substr(0, inner.find('%')).c_str(), &address) != 1) {
+    return std::nullopt;
+  }
+  return address;
+}
+
+// A machine's name, or an IPv4 address.
+bool IsName(const std::string& host) {
+  return std::all_of(host.begin(), host.end(), [](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) || absl::StrContains("-._", c);
+  });
+}
+
 // Splits host:port at the last colon; an IPv6 host keeps its brackets.
 absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& address) {
   const size_t colon = address.rfind(':');
@@ -34,16 +55,20 @@ absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& addr
     return absl::InvalidArgumentError(absl::StrCat("address \"", address, "\" is not host:port"));
   }
   std::string host = address.substr(0, colon);
-  if (absl::StrContains(host, ':') && (host.front() != '[' || host.back() != ']')) {
+  if (IsName(host) || Ipv6InBrackets(host)) return std::make_pair(std::move(host), port);
+  if (Ipv6InBrackets(absl::StrCat("[", host, "]"))) {
     return absl::InvalidArgumentError(
         absl::StrCat("address \"", address, "\": an IPv6 address is written in brackets, as in [",
                      host, "]:", port));
   }
-  return std::make_pair(std::move(host), port);
+  return absl::InvalidArgumentError(absl::StrCat(
+      "address \"", address, "\": \"", host, "\" is no host, which is a name, an IPv4 address ",
+      "(0.0.0.0 for all of a machine's), or an IPv6 address in brackets ([::] for all)"));
 }
 
 bool IsLoopback(const std::string& host) {
-  if (host == "localhost" || host == "[::1]") return true;
+  if (host == "localhost") return true;
+  if (const auto v6 = Ipv6InBrackets(host)) return IN6_IS_ADDR_LOOPBACK(&*v6);
   // A name may begin with 127. as well.
   return absl::StartsWith(host, "127.") && host.find_first_not_of("0123456789.") == host.npos;
 }
@@ -55,10 +80,8 @@ constexpr int kMaxMessageBytes = 64 << 20;
 bool IsAnyAddress(const std::string& host) {
   in_addr v4{};
   if (inet_aton(host.c_str(), &v4) != 0) return v4.s_addr == INADDR_ANY;
-  if (host.size() < 2 || host.front() != '[') return false;
-  in6_addr v6{};
-  return inet_pton(AF_INET6, host.substr(1, host.size() - 2).c_str(), &v6) == 1 &&
-         IN6_IS_ADDR_UNSPECIFIED(&v6);
+  const auto v6 = Ipv6InBrackets(host);
+  return v6.has_value() && IN6_IS_ADDR_UNSPECIFIED(&*v6);
 }
 
 sigset_t EndSignals() {

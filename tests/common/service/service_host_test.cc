@@ -12,7 +12,8 @@ namespace {
 using testing::HasSubstr;
 
 TEST(ServiceHostTest, OnlyLoopbackMayBePlainTextWithoutAFlag) {
-  for (const char* address : {"127.0.0.1:80", "localhost:0", "[::1]:9", "127.1.2.3:65535"}) {
+  for (const char* address :
+       {"127.0.0.1:80", "localhost:0", "[::1]:9", "127.1.2.3:65535", "[0:0:0:0:0:0:0:1]:0"}) {
     EXPECT_TRUE(CheckListenAddress(address, false).ok()) << address;
   }
   for (const char* address :
@@ -31,7 +32,14 @@ TEST(ServiceHostTest, AnAddressThatIsWrongIsSaidToBeSo) {
   const absl::Status brackets = CheckListenAddress("::1:0", false);
   EXPECT_EQ(brackets.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(brackets.message()), HasSubstr("in brackets, as in [::1]:0"));
-  for (const char* address : {"10.0.0.1:80", "[::1]:80", "expert-0.experts:9000"}) {
+  for (const char* address : {"[127.0.0.1]:0", "*:0", "[]:5", "[::1", "[::1]x:0", "http://x:80"}) {
+    const absl::Status no_host = CheckListenAddress(address, false);
+    EXPECT_EQ(no_host.code(), absl::StatusCode::kInvalidArgument) << address;
+    EXPECT_THAT(std::string(no_host.message()), HasSubstr("is no host, which is a name"))
+        << address;
+  }
+  for (const char* address :
+       {"10.0.0.1:80", "[::1]:80", "expert-0.experts:9000", "[fe80::1%eth0]:80"}) {
     EXPECT_TRUE(CheckDialAddress(address).ok()) << address;
   }
   for (const char* address : {"0.0.0.0:80", "[::]:80", "0:80", "0.0.0:80", "[::0]:80",
