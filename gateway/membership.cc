@@ -164,9 +164,8 @@ std::string Membership::Detail() const {
   const int attention = Count(WorkerKind::kAttention);
   const int expert = Count(WorkerKind::kExpert);
   if (attention < options_.attention_workers || expert < options_.expert_workers) {
-    std::string detail =
-        absl::StrCat("waiting for workers: ", attention, " of ", options_.attention_workers,
-                     " attention, ", expert, " of ", options_.expert_workers, " expert");
+    std::string detail = absl::StrCat(attention, " of ", options_.attention_workers, " attention, ",
+                                      expert, " of ", options_.expert_workers, " expert");
     for (const auto& [address, let_go] : let_go_) absl::StrAppend(&detail, "; ", let_go.why);
     return detail;
   }

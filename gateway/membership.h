@@ -97,7 +97,7 @@ class Membership {
   const std::map<WorkerId, Member>& members() const { return members_; }
   // Whether requests can be served.
   bool serving() const;
-  // For people: what is waited for, as in "waiting for workers: 1 of 2 attention, 0 of 1 expert",
+  // For people: what is waited for, as in "1 of 2 attention, 0 of 1 expert",
   // and which workers were let go and why.
   std::string Detail() const;
 
