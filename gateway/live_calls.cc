@@ -30,8 +30,7 @@ void LiveCalls::Enforce() {
     if (slowest == calls_.end()) return;
     const int64_t all = unread_bytes_, of_call = (*slowest)->unread_bytes();
     if (of_call == 0) return;  // what is over was let go of just now
-    ++shed_;
-    (*slowest)->Shed(absl::ResourceExhaustedError(
+    shed_ += (*slowest)->Shed(absl::ResourceExhaustedError(
         absl::StrCat(all, " bytes of answers wait for their clients to read them, ", of_call,
                      " of this call's, but at most ", limits_.unread_bytes, " may")));
     if (unread_bytes_ >= all) return;  // nothing is left to let go of
@@ -42,8 +41,7 @@ TimerThread::Clock::time_point LiveCalls::EndStalled() {
   MutexLock lock(mutex_);
   for (LiveCall* call : calls_) {
     if (call->stalled_for() < limits_.stall) continue;
-    ++shed_;
-    call->Shed(absl::DeadlineExceededError(
+    shed_ += call->Shed(absl::DeadlineExceededError(
         absl::StrCat("the client has read nothing for ", absl::FormatDuration(limits_.stall))));
   }
   const absl::Duration pause = std::min(limits_.stall / 8, absl::Seconds(5));

@@ -21,8 +21,9 @@ class LiveCall {
   virtual int64_t unread_bytes() const = 0;  // 0 once it was shed
   // How long its present write has waited for the client; zero if none does.
   virtual absl::Duration stalled_for() const = 0;
-  // Ends it with `why` at once, and lets go of what is unread. Must not call LiveCalls but Unread.
-  virtual void Shed(const absl::Status& why) = 0;
+  // Ends it with `why` at once, and lets go of what is unread; false if that was done before. Must
+  // not call LiveCalls but Unread.
+  virtual bool Shed(const absl::Status& why) = 0;
 };
 
 struct LiveCallLimits {

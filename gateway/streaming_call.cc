@@ -45,13 +45,14 @@ void StreamingCall::End(grpc::Status status) {
   if (queue_.empty()) Finish(status_);
 }
 
-void StreamingCall::Shed(const absl::Status& why) {
+bool StreamingCall::Shed(const absl::Status& why) {
   MutexLock lock(mutex_);
-  if (shed_.exchange(true)) return;
+  if (shed_.exchange(true)) return false;
   DropRest();
   // The message on its way goes with the call; until then no other call is to be ended for it.
   CountUnread(-unread_bytes_);
   CancelCall(context_, why);
+  return true;
 }
 
 void StreamingCall::CancelJob() {

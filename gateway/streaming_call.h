@@ -65,7 +65,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   int64_t unread_bytes() const override { return unread_bytes_; }
   absl::Duration stalled_for() const override { return write_clock_.elapsed(); }
-  void Shed(const absl::Status& why) override;
+  bool Shed(const absl::Status& why) override;
 
  protected:
   int64_t max_unread_bytes() const { return live_->max_unread_bytes(); }

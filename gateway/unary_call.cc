@@ -20,11 +20,12 @@ void UnaryCall::Fail(const absl::Status& status) {
   Finish(ToGrpc(status));
 }
 
-void UnaryCall::Shed(const absl::Status& why) {
-  if (shed_.exchange(true)) return;
+bool UnaryCall::Shed(const absl::Status& why) {
+  if (shed_.exchange(true)) return false;
   write_clock_.Rest();
   live_->Unread(-unread_bytes_.exchange(0));
   CancelCall(context_, why);
+  return true;
 }
 
 void UnaryCall::OnDone() {

@@ -30,7 +30,7 @@ class UnaryCall : public grpc::ServerUnaryReactor, public LiveCall {
 
   int64_t unread_bytes() const override { return unread_bytes_; }
   absl::Duration stalled_for() const override { return write_clock_.elapsed(); }
-  void Shed(const absl::Status& why) override;
+  bool Shed(const absl::Status& why) override;
 
  private:
   void OnDone() override;

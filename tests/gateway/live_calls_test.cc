@@ -34,14 +34,18 @@ class FakeCall : public LiveCall {
   }
   int64_t unread_bytes() const override { return unread_; }
   absl::Duration stalled_for() const override { return stalled_; }
-  void Shed(const absl::Status& status) override {
+  bool Shed(const absl::Status& status) override {
+    ++asked;
+    if (shed) return false;
     why = status;
     live_->Unread(-unread_.exchange(0));
     shed = true;
+    return true;
   }
 
   absl::Status why;
   std::atomic<bool> shed = false;
+  std::atomic<int> asked = 0;  // to be shed
 
  private:
   LiveCalls* const live_;
@@ -89,8 +93,10 @@ TEST(LiveCallsTest, AWriteThatStallsEndsItsCall) {
   LiveCalls live(limits);
   FakeCall moving(&live, absl::Milliseconds(79)), stalled(&live, absl::Milliseconds(80));
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (!stalled.shed && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  while (stalled.asked < 3 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   ASSERT_TRUE(stalled.shed);
+  EXPECT_GE(stalled.asked, 3);  // its write stalls on until gRPC is done with it
+  EXPECT_EQ(Counter(live, "requests_shed_total"), 1);
   EXPECT_FALSE(moving.shed);
   EXPECT_EQ(stalled.why.code(), absl::StatusCode::kDeadlineExceeded);
 }
