@@ -176,7 +176,7 @@ absl::Status Tokenizer::Configure(const TokenizerConfig& config,
                                 ", as post_processor of tokenizer.json says");
   } else if (config.add_bos == true) {
     if (!bos_id_.has_value()) {
-      return absl::InvalidArgumentError("add_bos_token is true, but there is no bos_token");
+      return absl::UnimplementedError("add_bos_token is true, but there is no bos_token");
     }
     add_bos_ = true;
     prompt_rule_ = absl::StrCat("text prompts begin with token ", name(*bos_id_),
@@ -193,7 +193,7 @@ absl::Status Tokenizer::Configure(const TokenizerConfig& config,
   if (template_eos.has_value() || config.add_eos) {
     if (template_eos.has_value()) eos_id_ = template_eos;
     if (!eos_id_.has_value()) {
-      return absl::InvalidArgumentError("add_eos_token is true, but there is no eos_token");
+      return absl::UnimplementedError("add_eos_token is true, but there is no eos_token");
     }
     add_eos_ = true;
     absl::StrAppend(&prompt_rule_, "; they end with token ", name(*eos_id_), ", as ",

@@ -35,10 +35,10 @@ class Tokenizer {
   // Reads tokenizer.json and, where they are there, tokenizer_config.json, chat_template.jinja and
   // config.json (only its bos_token_id, where no bos_token is named) in `checkpoint_dir`;
   // docs/checkpoints.md says what comes before what.
-  // Returns NotFound if there is no tokenizer.json, Unimplemented if it describes another pipeline
-  // or a named BOS or EOS is no added token (such checkpoints serve token ids), InvalidArgument if
-  // a file is broken; the message names the file. An unknown chat template is no error until a chat
-  // is encoded.
+  // Returns NotFound if there is no tokenizer.json, Unimplemented if it describes another pipeline,
+  // a named BOS or EOS is no added token, or one is to be added and none is named (such checkpoints
+  // serve token ids), InvalidArgument if a file is broken; the message names the file. An unknown
+  // chat template is no error until a chat is encoded.
   // Cost: about 0.3 s for 100,000 tokens.
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(const std::string& checkpoint_dir);
 

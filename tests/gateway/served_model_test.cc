@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "common/checkpoint/checkpoint.h"
 #include "gateway/validate.h"
+#include "nlohmann/json.hpp"
 #include "tests/common/checkpoint/safetensors_writer.h"
 
 namespace tandem {
@@ -96,6 +98,23 @@ TEST(ServedModelTest, ATokenizerOfAnotherKindCostsTextOnly) {
   request.set_text("a");
   EXPECT_EQ(ValidateGenerate(request, *model).status().code(),
             absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(ServedModelTest, ATokenToAddThatNoFileNamesCostsTextOnly) {
+  for (const std::string name : {"bos_token", "eos_token"}) {
+    nlohmann::json config = nlohmann::json::parse(std::ifstream(TinyModel() + "/config.json"));
+    config.erase("bos_token_id");
+    const auto model = LoadWith({{"config.json", config.dump()},
+                                 {"tokenizer_config.json", "{\"add_" + name + "\": true}"}});
+    ASSERT_TRUE(model.ok()) << model.status();
+    const auto tokenizer = NeedTokenizer(*model);
+    EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(tokenizer.status().message()),
+                HasSubstr("add_" + name + " is true, but there is no " + name));
+    v1::GenerateRequest request;
+    request.mutable_token_ids()->add_ids(5);
+    EXPECT_TRUE(ValidateGenerate(request, *model).ok());
+  }
 }
 
 TEST(ServedModelTest, RequestsMayAskForTheServedNameOrForNone) {
