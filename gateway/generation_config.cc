@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <optional>
 #include <utility>
 
@@ -127,11 +126,9 @@ class Reader {
 
 absl::StatusOr<GenerationConfig> LoadGenerationConfig(const std::string& dir, int32_t vocab_size) {
   const std::string path = absl::StrCat(dir, "/generation_config.json");
-  std::error_code ignored;
-  std::string text;
-  if (std::filesystem::exists(path, ignored)) {
-    TANDEM_ASSIGN_OR_RETURN(text, ReadSmallFile(path, kMaxFileBytes));
-  }
+  TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> file,
+                          ReadSmallFileIfThere(path, kMaxFileBytes));
+  std::string text = file.value_or("");
   if (absl::StripAsciiWhitespace(text).empty()) text = "{}";
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) {

@@ -112,11 +112,15 @@ class Shards {
     shards.dir_ = dir;
     shards.index_ = dir + "/model.safetensors.index.json";
     const std::string single = dir + "/model.safetensors";
-    std::error_code ignored;
-    if (std::filesystem::exists(single, ignored)) {
+    // A link to nothing is to be named, not passed over.
+    const auto is_there = [](const std::string& path) {
+      std::error_code ignored;
+      return std::filesystem::exists(std::filesystem::symlink_status(path, ignored));
+    };
+    if (is_there(single)) {
       TANDEM_ASSIGN_OR_RETURN(shards.single_, SafetensorsFile::Open(single));
     }
-    if (std::filesystem::exists(shards.index_, ignored)) {
+    if (is_there(shards.index_)) {
       TANDEM_RETURN_IF_ERROR(shards.TakeIndex(config));
     } else if (shards.single_ == nullptr) {
       return absl::NotFoundError(

@@ -4,24 +4,51 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "common/status.h"
 
 namespace tandem {
+namespace {
+
+// What a git-lfs pointer, the file that git leaves where git-lfs did not fetch, begins with.
+constexpr absl::string_view kLfsPointer = "version https://git-lfs.github.com/spec/v1";
+
+bool IsLfsPointer(int fd) {
+  std::array<char, kLfsPointer.size()> begin{};
+  return pread(fd, begin.data(), begin.size(), 0) == static_cast<ssize_t>(begin.size()) &&
+         absl::string_view(begin.data(), begin.size()) == kLfsPointer;
+}
+
+}  // namespace
 
 absl::StatusOr<int> OpenRegularFile(const std::string& path, size_t* file_bytes) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
-    return absl::NotFoundError(
-        absl::StrCat("cannot read ", path, ": ", std::generic_category().message(errno)));
+    const int error = errno;
+    std::error_code ignored;
+    if (error == ENOENT && std::filesystem::is_symlink(path, ignored)) {
+      return absl::InvalidArgumentError(absl::StrCat(path, " is a link to a file that is missing"));
+    }
+    return absl::Status(
+        error == ENOENT ? absl::StatusCode::kNotFound : absl::StatusCode::kInvalidArgument,
+        absl::StrCat("cannot read ", path, ": ", std::generic_category().message(error)));
   }
   struct stat info;
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     close(fd);
     return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
+  }
+  if (IsLfsPointer(fd)) {
+    close(fd);
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is a git-lfs pointer, not the file itself: git lfs pull fetches it"));
   }
   *file_bytes = static_cast<size_t>(info.st_size);
   return fd;
@@ -46,6 +73,14 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t max_by
   close(fd);
   content.resize(done);
   return content;
+}
+
+absl::StatusOr<std::optional<std::string>> ReadSmallFileIfThere(const std::string& path,
+                                                                size_t max_bytes) {
+  absl::StatusOr<std::string> content = ReadSmallFile(path, max_bytes);
+  if (absl::IsNotFound(content.status())) return std::nullopt;
+  TANDEM_RETURN_IF_ERROR(content.status());
+  return *std::move(content);
 }
 
 }  // namespace tandem

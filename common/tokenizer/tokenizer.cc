@@ -1,49 +1,18 @@
 #include "common/tokenizer/tokenizer.h"
 
-#include <filesystem>
-#include <fstream>
-#include <system_error>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint/read_file.h"
 #include "common/status.h"
 #include "common/tokenizer/utf8.h"
 
 namespace tandem {
 namespace {
 
-constexpr uintmax_t kMaxFileBytes = 256 << 20;
+constexpr size_t kMaxFileBytes = 256 << 20;
 constexpr size_t kMaxTextBytes = size_t{1} << 30;  // offsets are 32-bit, Oniguruma's are signed
-
-// Messages name the file without its folder.
-absl::StatusOr<std::string> ReadFile(const std::string& dir, const char* name) {
-  const std::filesystem::path path = std::filesystem::path(dir) / name;
-  std::error_code error;
-  const uintmax_t num_bytes = std::filesystem::file_size(path, error);
-  if (error == std::errc::no_such_file_or_directory) {
-    return absl::NotFoundError(absl::StrCat(name, ": no such file"));
-  }
-  if (error) return absl::InvalidArgumentError(absl::StrCat(name, ": ", error.message()));
-  if (num_bytes > kMaxFileBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, ": has ", num_bytes, " bytes, more than the limit of ", kMaxFileBytes));
-  }
-  std::string content(num_bytes, '\0');
-  std::ifstream file(path, std::ios::binary);
-  if (!file.read(content.data(), static_cast<std::streamsize>(num_bytes))) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": cannot be read"));
-  }
-  return content;
-}
-
-absl::StatusOr<std::optional<std::string>> ReadFileIfThere(const std::string& dir,
-                                                           const char* name) {
-  absl::StatusOr<std::string> content = ReadFile(dir, name);
-  if (absl::IsNotFound(content.status())) return std::nullopt;
-  TANDEM_RETURN_IF_ERROR(content.status());
-  return *std::move(content);
-}
 
 absl::Status Annotate(absl::string_view where, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(where, ": ", status.message()));
@@ -87,24 +56,23 @@ absl::StatusOr<ChatTemplate> MakeChatTemplate(const TokenizerConfig& config) {
 
 absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(
     const std::string& checkpoint_dir) {
-  const auto load = [&]() -> absl::StatusOr<std::unique_ptr<const Tokenizer>> {
-    TANDEM_ASSIGN_OR_RETURN(const std::string tokenizer_json,
-                            ReadFile(checkpoint_dir, "tokenizer.json"));
-    TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> config_json,
-                            ReadFileIfThere(checkpoint_dir, "tokenizer_config.json"));
-    TANDEM_ASSIGN_OR_RETURN(TokenizerConfig config, ParseConfig(config_json.value_or("")));
-    TANDEM_ASSIGN_OR_RETURN(std::optional<std::string> chat_template,
-                            ReadFileIfThere(checkpoint_dir, "chat_template.jinja"));
-    if (chat_template.has_value()) config.chat_template = std::move(chat_template);
-    std::optional<int32_t> config_bos_id;
-    if (!config.bos_token.has_value()) {
-      TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> model_config,
-                              ReadFileIfThere(checkpoint_dir, "config.json"));
-      config_bos_id = ParseBosId(model_config.value_or(""));
-    }
-    return Create(tokenizer_json, config, config_bos_id);
+  const auto read = [&](const char* name) {
+    return ReadSmallFileIfThere(absl::StrCat(checkpoint_dir, "/", name), kMaxFileBytes);
   };
-  absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = load();
+  TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> tokenizer_json, read("tokenizer.json"));
+  if (!tokenizer_json.has_value()) {
+    return absl::NotFoundError(absl::StrCat(checkpoint_dir, ": no tokenizer.json"));
+  }
+  TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> config_json,
+                          read("tokenizer_config.json"));
+  TANDEM_ASSIGN_OR_RETURN(std::optional<std::string> chat_template, read("chat_template.jinja"));
+  TANDEM_ASSIGN_OR_RETURN(const std::optional<std::string> model_config, read("config.json"));
+  const auto create = [&]() -> absl::StatusOr<std::unique_ptr<const Tokenizer>> {
+    TANDEM_ASSIGN_OR_RETURN(TokenizerConfig config, ParseConfig(config_json.value_or("")));
+    if (chat_template.has_value()) config.chat_template = *std::move(chat_template);
+    return Create(*tokenizer_json, config, ParseBosId(model_config.value_or("")));
+  };
+  absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = create();
   if (!tokenizer.ok()) return Annotate(checkpoint_dir, tokenizer.status());
   return tokenizer;
 }

@@ -114,6 +114,12 @@ TEST_F(GenerationConfigTest, NamesWhatItIgnores) {
   EXPECT_THAT(config->ignored, ElementsAre("repetition_penalty", "num_beams"));
 }
 
+TEST_F(GenerationConfigTest, NamesALinkToNothing) {
+  std::filesystem::create_symlink("nowhere.json", path());
+  EXPECT_THAT(std::string(Load().status().message()),
+              HasSubstr("generation_config.json is a link to a file that is missing"));
+}
+
 TEST_F(GenerationConfigTest, NeitherPipeNorFolderHangsTheStart) {
   ASSERT_TRUE(Load().ok());  // there is none
   ASSERT_EQ(mkfifo(path().c_str(), 0600), 0);

@@ -413,6 +413,13 @@ INSTANTIATE_TEST_SUITE_P(
          [](const ScratchDir& dir, auto&) { std::filesystem::remove(dir.File("config.json")); },
          absl::StatusCode::kNotFound,
          {"config.json"}},
+        {"LinkToNoWeights",
+         [](const ScratchDir& dir, auto&) {
+           std::filesystem::remove(dir.File("model.safetensors"));
+           std::filesystem::create_symlink("nowhere", dir.File("model.safetensors"));
+         },
+         absl::StatusCode::kInvalidArgument,
+         {"model.safetensors is a link to a file that is missing"}},
         {"NoWeights",
          [](const ScratchDir& dir, auto&) {
            std::filesystem::remove(dir.File("model.safetensors"));

@@ -272,5 +272,15 @@ TEST_F(SafetensorsFileTest, NamesAMissingFileAndAFolder) {
   EXPECT_EQ(SafetensorsFile::Open(dir_.path()).status().code(), kInvalid);
 }
 
+TEST_F(SafetensorsFileTest, CallsAGitLfsPointerByItsName) {
+  const auto pointer = Open(
+      "version https://git-lfs.github.com/spec/v1\noid "
+      "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f"
+      "32b1258daaa5e2ca24d17e2393\nsize 12345\n");
+  EXPECT_EQ(pointer.status().code(), kInvalid);
+  EXPECT_THAT(std::string(pointer.status().message()),
+              AllOf(HasSubstr(path_), HasSubstr("is a git-lfs pointer")));
+}
+
 }  // namespace
 }  // namespace tandem

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -323,6 +324,26 @@ TEST_F(TokenizerLoadTest, TheFileWithTheChatTemplateComesFirst) {
   std::filesystem::create_directory(folder_ / "chat_template.jinja");
   const auto folder = Tokenizer::Load(folder_.string());
   EXPECT_THAT(std::string(folder.status().message()), HasSubstr("chat_template.jinja"));
+}
+
+TEST_F(TokenizerLoadTest, NamesWhatIsNoFile) {
+  Write("tokenizer.json", MiniTokenizerJson().dump());
+  for (const std::string name :
+       {"chat_template.jinja", "tokenizer_config.json", "tokenizer.json"}) {
+    const std::filesystem::path path = folder_ / name;
+    std::filesystem::remove(path);
+    ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+    const auto pipe = Tokenizer::Load(folder_.string());
+    EXPECT_EQ(pipe.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(pipe.status().message()), HasSubstr(name + " is not a regular file"));
+    std::filesystem::remove(path);
+    std::filesystem::create_symlink("nowhere", path);
+    const auto link = Tokenizer::Load(folder_.string());
+    EXPECT_EQ(link.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(link.status().message()),
+                HasSubstr(name + " is a link to a file that is missing"));
+    std::filesystem::remove(path);
+  }
 }
 
 TEST_F(TokenizerLoadTest, NamesTheBrokenFile) {
