@@ -104,11 +104,8 @@ absl::StatusOr<std::unique_ptr<WorkerRole>> MakeAttentionRole(const WorkerParts&
                                                               const AttentionRoleOptions& options) {
   absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer =
       Tokenizer::Load(parts.options->model_dir);
-  // Without one that is understood, the model serves token ids, and all of them may be drawn.
-  if (!tokenizer.ok() && !absl::IsNotFound(tokenizer.status()) &&
-      !absl::IsUnimplemented(tokenizer.status())) {
-    return tokenizer.status();
-  }
+  // Without one all ids may be drawn.
+  if (!tokenizer.ok() && !Tokenizer::CostsOnlyText(tokenizer.status())) return tokenizer.status();
   return std::make_unique<AttentionRole>(parts, options,
                                          tokenizer.ok() ? *std::move(tokenizer) : nullptr);
 }

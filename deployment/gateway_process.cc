@@ -251,7 +251,6 @@ class Gateway {
   StepDriver driver_;
   InferenceService inference_;
   std::unique_ptr<ServiceHost> host_;
-  std::unique_ptr<MetricsHost> metrics_;
   std::atomic<bool> failed_ = false;
   std::atomic<bool> stopping_ = false;  // what loads is to end
   ServedModel model_;                   // of a deployment with a registry
@@ -268,6 +267,8 @@ class Gateway {
   std::unique_ptr<EmbeddedDeployment> embedded_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Coordinator> coordinator_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ServiceHost> registry_host_ ABSL_GUARDED_BY(mutex_);
+
+  std::unique_ptr<MetricsHost> metrics_;  // last: it asks the rest
 };
 
 }  // namespace

@@ -52,9 +52,7 @@ absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const 
   if (tokenizer.ok()) {
     model.tokenizer = *std::move(tokenizer);
     spdlog::info("{}", model.tokenizer->prompt_rule());
-  } else if (absl::IsNotFound(tokenizer.status())) {
-    model.no_tokenizer = "no tokenizer.json";
-  } else if (absl::IsUnimplemented(tokenizer.status())) {
+  } else if (Tokenizer::CostsOnlyText(tokenizer.status())) {
     // Clients need not know the folder.
     model.no_tokenizer =
         std::string(absl::StripPrefix(tokenizer.status().message(), absl::StrCat(dir, ": ")));

@@ -25,6 +25,11 @@ namespace {
 constexpr int kReservedDescriptors = 64;  // or a quarter of all, if that is less
 constexpr int kPauseMs = 20;
 
+std::string WithoutBrackets(const std::string& host) {
+  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+  return bracketed ? host.substr(1, host.size() - 2) : host;
+}
+
 // A listening socket at `address`, whose port is set to `*port` and written back to it; or,
 // negative, the error's number.
 int Bind(const addrinfo& address, int* port) {
@@ -63,10 +68,9 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Open(const std::string& host
   addrinfo hints{};
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;
-  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
-  const std::string name = bracketed ? host.substr(1, host.size() - 2) : host;
   addrinfo* addresses = nullptr;
-  if (const int error = getaddrinfo(name.c_str(), "0", &hints, &addresses); error != 0) {
+  if (const int error = getaddrinfo(WithoutBrackets(host).c_str(), "0", &hints, &addresses);
+      error != 0) {
     return failed(gai_strerror(error));
   }
   const auto freeing = absl::MakeCleanup([addresses] { freeaddrinfo(addresses); });
@@ -149,6 +153,23 @@ void Listener::AcceptAll(int socket, const std::function<void(int)>& take) {
     setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     take(descriptor);
   }
+}
+
+void KnockAt(const std::string& host, int port) {
+  addrinfo hints{};
+  hints.ai_flags = AI_NUMERICSERV;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* addresses = nullptr;
+  const std::string service = absl::StrCat(port);
+  if (getaddrinfo(WithoutBrackets(host).c_str(), service.c_str(), &hints, &addresses) != 0) return;
+  for (const addrinfo* address = addresses; address != nullptr; address = address->ai_next) {
+    const int descriptor =
+        socket(address->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+    if (descriptor < 0) continue;
+    connect(descriptor, address->ai_addr, address->ai_addrlen);
+    close(descriptor);
+  }
+  freeaddrinfo(addresses);
 }
 
 void RaiseDescriptorLimit() {

@@ -48,6 +48,9 @@ class Listener {
   std::thread thread_;
 };
 
+// Connects to who listens there, so that its thread wakes, and hangs up. Never waits.
+void KnockAt(const std::string& host, int port);
+
 // Lets the process open as many files as its hard limit allows; the soft limit is often 1024, and
 // every connection takes one.
 void RaiseDescriptorLimit();

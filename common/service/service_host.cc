@@ -11,7 +11,9 @@
 #include <time.h>
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
+#include <future>
 #include <optional>
 #include <random>
 #include <utility>
@@ -224,12 +226,21 @@ void ServiceHost::Shutdown(absl::Duration grace) {
 }
 
 struct MetricsHost::Impl {
+  std::string host;
   std::shared_ptr<prometheus::Collectable> collectable;
   std::unique_ptr<prometheus::Exposer> exposer;
 };
 
 MetricsHost::MetricsHost(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-MetricsHost::~MetricsHost() = default;
+
+// civetweb's thread looks whether it is to end every two seconds, or when somebody connects.
+MetricsHost::~MetricsHost() {
+  const std::vector<int> ports = impl_->exposer->GetListeningPorts();
+  const auto ended = std::async(std::launch::async, [this] { impl_->exposer.reset(); });
+  while (ended.wait_for(std::chrono::milliseconds(10)) != std::future_status::ready) {
+    for (const int port : ports) KnockAt(impl_->host, port);
+  }
+}
 
 absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
     const ListenOptions& options, const std::string& prefix,
@@ -237,7 +248,9 @@ absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
   const std::string& listen = options.metrics_listen;
   if (listen.empty()) return nullptr;
   TANDEM_RETURN_IF_ERROR(CheckListenAddress(listen, options.insecure_listen));
+  TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(listen));
   auto impl = std::make_unique<Impl>();
+  impl->host = host_port.first;
   impl->collectable = std::make_shared<CounterCollectable>(prefix, std::move(snapshot));
   try {  // civetweb reports a taken port by an exception
     impl->exposer = std::make_unique<prometheus::Exposer>(listen, /*num_threads=*/1);

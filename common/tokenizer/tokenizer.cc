@@ -40,10 +40,7 @@ absl::StatusOr<TokenizerConfig> ParseConfig(absl::string_view json) {
 }
 
 absl::StatusOr<ChatTemplate> MakeChatTemplate(const TokenizerConfig& config) {
-  if (!config.chat_template.has_value()) {
-    return absl::FailedPreconditionError(
-        "the checkpoint has no chat template, so it serves completions but no chats");
-  }
+  TANDEM_RETURN_IF_ERROR(config.chat_template.status());
   TANDEM_ASSIGN_OR_RETURN(const ChatFormat format, RecognizeChatTemplate(*config.chat_template));
   if (!config.bos_token.has_value() || !config.eos_token.has_value()) {
     return absl::FailedPreconditionError(

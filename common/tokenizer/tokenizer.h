@@ -42,6 +42,11 @@ class Tokenizer {
   // Cost: about 0.3 s for 100,000 tokens.
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(const std::string& checkpoint_dir);
 
+  // Whether a checkpoint whose Load ended so serves token ids all the same.
+  static bool CostsOnlyText(const absl::Status& load) {
+    return absl::IsNotFound(load) || absl::IsUnimplemented(load);
+  }
+
   // As Load, from the contents of the files; an empty `config_json` stands for no such file.
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> Parse(absl::string_view tokenizer_json,
                                                                 absl::string_view config_json);

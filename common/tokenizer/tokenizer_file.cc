@@ -372,8 +372,8 @@ absl::StatusOr<std::optional<std::string>> ReadTokenText(const Json& root, const
 }
 
 // A chat template, or the one called "default" of several: [{"name": ..., "template": ...}] or
-// {name: template}. Where there is none, "", which equals no known template.
-std::string DefaultTemplate(const Json& value) {
+// {name: template}.
+absl::StatusOr<std::string> DefaultTemplate(const Json& value) {
   const Json* chosen = value.is_object() ? Find(value, "default") : &value;
   if (value.is_array()) {
     chosen = nullptr;
@@ -382,7 +382,10 @@ std::string DefaultTemplate(const Json& value) {
       if (name != nullptr && *name == "default") chosen = Find(named, "template");
     }
   }
-  return chosen != nullptr && chosen->is_string() ? chosen->get<std::string>() : "";
+  if (chosen != nullptr && chosen->is_string()) return chosen->get<std::string>();
+  return absl::FailedPreconditionError(
+      "the checkpoint's chat_template is neither a text nor several of which one is called "
+      "\"default\", so it serves completions but no chats");
 }
 
 absl::StatusOr<Json> ParseObject(absl::string_view text) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/tokenizer/added_token_set.h"
@@ -33,9 +34,11 @@ struct TokenizerFile {
 struct TokenizerConfig {
   std::optional<std::string> bos_token;
   std::optional<std::string> eos_token;
-  std::optional<bool> add_bos;               // prompts of plain text begin with bos_token
-  bool add_eos = false;                      // prompts of plain text end with eos_token
-  std::optional<std::string> chat_template;  // Jinja
+  std::optional<bool> add_bos;  // prompts of plain text begin with bos_token
+  bool add_eos = false;         // prompts of plain text end with eos_token
+  // Jinja. FAILED_PRECONDITION: there is none, or several of which none is the default.
+  absl::StatusOr<std::string> chat_template = absl::FailedPreconditionError(
+      "the checkpoint has no chat template, so it serves completions but no chats");
 };
 
 // Both return InvalidArgument if the JSON is broken or does not have the form of such a file, and

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,14 +59,14 @@ TEST(ServedModelTest, AGivenNameReplacesTheFolders) {
   EXPECT_EQ(named->digest, by_folder->digest);
 }
 
-// A copy of the tiny model, loaded with other files in the place of its own.
+// A copy of the tiny model, loaded with other files, or none, in the place of its own.
 absl::StatusOr<ServedModel> LoadWith(
-    const std::vector<std::pair<std::string, std::string>>& files) {
+    const std::vector<std::pair<std::string, std::optional<std::string>>>& files) {
   const ScratchDir dir;
   std::filesystem::copy(TinyModel(), dir.path());
   for (const auto& [name, content] : files) {
     std::filesystem::remove(dir.File(name));
-    WriteFile(dir.File(name), content);
+    if (content.has_value()) WriteFile(dir.File(name), *content);
   }
   const auto checkpoint = Checkpoint::Open(dir.path());
   if (!checkpoint.ok()) return checkpoint.status();
@@ -98,6 +99,13 @@ TEST(ServedModelTest, ATokenizerOfAnotherKindCostsTextOnly) {
   request.set_text("a");
   EXPECT_EQ(ValidateGenerate(request, *model).status().code(),
             absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(ServedModelTest, NoTokenizerCostsTextOnly) {
+  const auto model = LoadWith({{"tokenizer.json", std::nullopt}});
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_THAT(std::string(NeedTokenizer(*model).status().message()),
+              HasSubstr("serves no text (no tokenizer.json)"));
 }
 
 TEST(ServedModelTest, ATokenToAddThatNoFileNamesCostsTextOnly) {

@@ -254,6 +254,10 @@ TEST(PromptsTest, WhatNeedsExactlyTheCacheOrTheContextFits) {
   EXPECT_EQ(more.status.error_code(), grpc::RESOURCE_EXHAUSTED);
   EXPECT_THAT(more.status.error_message(), HasSubstr("the prompt and max_tokens keep 1025 tokens"));
 
+  v1::GenerateRequest unset = IdsRequest(1000, 1);
+  unset.clear_max_tokens();
+  EXPECT_EQ(Generate(deployment.stub(), unset).ids.size(), 25u);
+
   grpc::ClientContext context;
   v1::GetModelResponse model;
   ASSERT_TRUE(deployment.stub().GetModel(&context, {}, &model).ok());

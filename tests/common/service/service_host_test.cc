@@ -3,7 +3,15 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <array>
+#include <chrono>
+#include <string>
+
+#include "absl/strings/str_cat.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace tandem {
@@ -111,6 +119,44 @@ TEST(ServiceHostTest, AnswersInProcessAndOverTheSocket) {
     const auto stub = v1::Inference::NewStub(channel);
     EXPECT_EQ(stub->GetModel(&context, {}, &response).error_code(), grpc::UNIMPLEMENTED);
   }
+}
+
+// What http://127.0.0.1:`port`/metrics answers.
+std::string Scrape(int port) {
+  const int descriptor = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(connect(descriptor, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  const std::string request = "GET /metrics HTTP/1.0\r\n\r\n";
+  EXPECT_EQ(write(descriptor, request.data(), request.size()), ssize_t(request.size()));
+  std::string answer;
+  std::array<char, 4096> part;
+  for (ssize_t n = 0; (n = read(descriptor, part.data(), part.size())) > 0;) {
+    answer.append(part.data(), static_cast<size_t>(n));
+  }
+  close(descriptor);
+  return answer;
+}
+
+TEST(MetricsHostTest, ServesCountersAndEndsAtOnce) {
+  auto listener = Listener::Open("127.0.0.1", 0);
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  const int port = (*listener)->port();
+  listener->reset();  // the port is free again
+  auto metrics =
+      MetricsHost::Start({"", absl::StrCat("127.0.0.1:", port), false}, "tandem_test", [] {
+        return CounterSnapshot{{"rows_total", 7}, {"pages", 3}};
+      });
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  const std::string answer = Scrape(port);
+  EXPECT_THAT(answer, HasSubstr("# TYPE tandem_test_rows_total counter"));
+  EXPECT_THAT(answer, HasSubstr("tandem_test_rows_total 7"));
+  EXPECT_THAT(answer, HasSubstr("tandem_test_pages 3"));
+  const auto start = std::chrono::steady_clock::now();
+  metrics->reset();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
 }
 
 TEST(ServiceHostTest, HealthMayBeSetWhileAndAfterItShutsDown) {

@@ -190,7 +190,9 @@ TEST(EncodeChatTest, TakesTheDefaultOfNamedTemplates) {
     EXPECT_EQ(*ids, expected);
   }
   for (const json& none : {json::array({tools}), json{{"tool_use", kLiteJinja}}}) {
-    EXPECT_FALSE(Mini(none)->EncodeChat(messages, true).ok());
+    const absl::Status status = Mini(none)->EncodeChat(messages, true).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("of which one is called \"default\""));
   }
 }
 
