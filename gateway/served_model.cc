@@ -56,7 +56,9 @@ absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const 
     // Clients need not know the folder.
     model.no_tokenizer =
         std::string(absl::StripPrefix(tokenizer.status().message(), absl::StrCat(dir, ": ")));
-    spdlog::warn("text is not served, only token ids: {}", model.no_tokenizer);
+    // That there is none may be meant so.
+    spdlog::log(absl::IsNotFound(tokenizer.status()) ? spdlog::level::info : spdlog::level::warn,
+                "text is not served, only token ids: {}", model.no_tokenizer);
   } else {
     return tokenizer.status();
   }
