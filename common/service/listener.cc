@@ -166,7 +166,7 @@ void KnockAt(const std::string& host, int port) {
     const int descriptor =
         socket(address->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
     if (descriptor < 0) continue;
-    connect(descriptor, address->ai_addr, address->ai_addrlen);
+    static_cast<void>(connect(descriptor, address->ai_addr, address->ai_addrlen));
     close(descriptor);
   }
   freeaddrinfo(addresses);

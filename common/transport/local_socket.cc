@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
@@ -17,7 +18,7 @@ namespace {
 constexpr int kBacklog = 64;
 
 absl::Status SystemError(absl::string_view what) {
-  return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(errno)));
+  return absl::UnavailableError(absl::StrCat(what, ": ", std::generic_category().message(errno)));
 }
 
 struct Address {

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,7 +20,7 @@ constexpr size_t kMaxBytes = size_t{1} << 32;
 
 absl::Status NoMemory(absl::string_view what) {
   return absl::UnavailableError(
-      absl::StrCat("no shared memory: ", what, ": ", std::strerror(errno)));
+      absl::StrCat("no shared memory: ", what, ": ", std::generic_category().message(errno)));
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 // GCC 12 takes what its own AVX-512 intrinsics leave undefined on purpose for a mistake.
 #if HWY_COMPILER_GCC && !HWY_COMPILER_CLANG
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 // Before a loop over registers: without it they may end up in memory.

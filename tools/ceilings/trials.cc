@@ -45,6 +45,7 @@ double ShortestTrial(int num_threads, int trials,
     }
   };
   std::vector<std::thread> threads;
+  threads.reserve(num_threads);
   for (int thread = 0; thread < num_threads; ++thread) threads.emplace_back(run, thread);
   for (std::thread& thread : threads) thread.join();
 

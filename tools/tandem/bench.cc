@@ -86,6 +86,7 @@ absl::StatusOr<double> DecodeRate(Client& client, Requests& requests, uint32_t s
   std::vector<std::thread> threads;
   // They begin one after the other: some more tokens than what is measured.
   const uint32_t tokens = options.tokens + (streams == 1 ? 0 : 2 * streams);
+  threads.reserve(streams);
   for (auto& answer : answers) {
     threads.emplace_back([&client, &answer, request = requests.Next(options.context, tokens)] {
       answer = TokenTimes(client, request);
