@@ -18,8 +18,8 @@
 
 namespace tandem::kernels::cpu {
 
-// Zeroed memory for weights that come and go together. It lies at the begin of a huge page and is in
-// huge pages where the system has them.
+// Zeroed memory for weights that come and go together. It lies at the begin of a huge page and is
+// in huge pages where the system has them.
 class WeightMemory {
  public:
   // RESOURCE_EXHAUSTED where the system does not have it.
