@@ -56,7 +56,8 @@ struct LatentAppendArgs {
 };
 
 // Query side of weight absorption: q_latent[i, h, :] = sum_d q[i, h, d] * W^UK_h[d, :], d ascending
-// from zero by fused multiply-add. Not rounded.
+// from zero by fused multiply-add. Not rounded. With a kv_b_proj of integers it is Linear of
+// (W^UK_h) transposed, quantized with a scale per latent value.
 struct MlaAbsorbQueryArgs {
   DeviceTensor q;  // [rows, heads, dn + dr] act
   const KvUpWeight& kv_up;
@@ -80,7 +81,7 @@ struct MlaAbsorbedArgs {
 };
 
 // Value side of weight absorption: out[i, h, v] = round(sum_c latent[i, h, c] * W^UV_h[v, c]) in
-// lane order.
+// lane order; with integers, Linear's.
 struct MlaProjectValueArgs {
   DeviceTensor latent;  // [rows, heads, r] f32
   const KvUpWeight& kv_up;
