@@ -134,9 +134,8 @@ class ExpertPass {
   struct Scratch {
     MatrixRows rows;  // of x
     MatrixRows x;     // of x, one per route
-    MatrixRows activated;
-    std::vector<float> gate;
-    std::vector<float> up;
+    std::vector<float> activated_floats;
+    MatrixRows activated;  // the same
   };
 
   template <typename Fn>
@@ -176,31 +175,39 @@ class ExpertPass {
     scratch_.rows.Resize(format, rows, hidden_);
     scratch_.x.Resize(format, routes, hidden_);
     scratch_.activated.Resize(format, routes, intermediate_);
-    gate_ = Grown(scratch_.gate, routes * intermediate_);
-    up_ = Grown(scratch_.up, routes * intermediate_);
+    activated_ = Grown(scratch_.activated_floats, routes * intermediate_);
     ForEachRow(rows, [&](int64_t i) { scratch_.rows.Set(i, Row(args_.x, i), args_.x.dtype); });
     ForEachRow(routes,
                [&](int64_t i) { scratch_.x.Copy(i, scratch_.rows, route_rows_[order_[i]]); });
   }
 
-  // The columns [n_begin, n_end) of round(round(silu(round(gate x))) * round(up x)), into gate_.
+  // The columns [n_begin, n_end) of round(round(silu(round(gate x))) * round(up x)). What gate and
+  // up give is still in the nearest caches when it is taken up.
   void GateAndUp(const Group& g, int64_t n_begin, int64_t n_end) {
+    thread_local std::vector<float> gate_columns, up_columns;
     const ExpertMatrices& weights = Expert(args_.experts, g.expert);
     const bool round = args_.x.dtype == Dtype::kBF16;
     const int64_t rows = g.end - g.begin;
-    Multiply({weights.gate, scratch_.x, g.begin, rows, Intermediate(gate_, g), nullptr, round},
-             n_begin, n_end);
-    Multiply({weights.up, scratch_.x, g.begin, rows, Intermediate(up_, g), nullptr, round}, n_begin,
+    const int64_t width = n_end - n_begin;
+    float* const gate = Grown(gate_columns, rows * kBlock);
+    float* const up = Grown(up_columns, rows * kBlock);
+    const auto columns = [&](float* memory) {  // whose column n_begin is the first there
+      TensorView view(memory - n_begin, Dtype::kF32, {rows, n_end});
+      view.row_stride = kBlock;
+      return view;
+    };
+    Multiply({weights.gate, scratch_.x, g.begin, rows, columns(gate), nullptr, round}, n_begin,
              n_end);
-    for (int64_t i = g.begin; i < g.end; ++i) {
-      const int64_t first = i * intermediate_ + n_begin;
-      SiluMulWidened(gate_ + first, up_ + first, args_.x.dtype, n_end - n_begin);
+    Multiply({weights.up, scratch_.x, g.begin, rows, columns(up), nullptr, round}, n_begin, n_end);
+    for (int64_t i = 0; i < rows; ++i) {
+      SiluMulWidened(gate + i * kBlock, up + i * kBlock, args_.x.dtype, width);
+      std::copy_n(gate + i * kBlock, width, activated_ + (g.begin + i) * intermediate_ + n_begin);
     }
   }
 
   void TakeActivated() {
     ForEachRow(static_cast<int64_t>(order_.size()), [&](int64_t i) {
-      scratch_.activated.Set(i, gate_ + i * intermediate_, Dtype::kF32);
+      scratch_.activated.Set(i, activated_ + i * intermediate_, Dtype::kF32);
     });
   }
 
@@ -208,11 +215,6 @@ class ExpertPass {
     const Matrix& weight = Expert(args_.experts, g.expert).down;
     Multiply({weight, scratch_.activated, g.begin, g.end - g.begin, out_, order_.data() + g.begin},
              n_begin, n_end);
-  }
-
-  TensorView Intermediate(float* memory, const Group& g) const {
-    return TensorView(memory + g.begin * intermediate_, Dtype::kF32,
-                      {g.end - g.begin, intermediate_});
   }
 
   const ExpertMlpArgs& args_;
@@ -224,8 +226,7 @@ class ExpertPass {
   const int64_t intermediate_;
   Scratch& scratch_ = ThreadScratch();  // the caller's
   std::vector<Group> groups_;
-  float* gate_ = nullptr;  // [routes, intermediate] gate, then the activated product
-  float* up_ = nullptr;    // [routes, intermediate]
+  float* activated_ = nullptr;  // [routes, intermediate]
 };
 
 }  // namespace
