@@ -88,13 +88,14 @@ const AddedToken* AddedTokenSet::LongestAtBegin(absl::string_view text, bool nor
 }
 
 std::vector<AddedTokenSet::Piece> AddedTokenSet::Cut(absl::string_view text,
-                                                     absl::Span<const TextRange> ranges) const {
+                                                     absl::Span<const TextRange> ranges,
+                                                     StopCheck* stop) const {
   std::vector<Piece> first;
-  CutPlain(text, {0, text.size(), kPlain}, ranges, /*normalized=*/false, &first);
+  CutPlain(text, {0, text.size(), kPlain}, ranges, /*normalized=*/false, stop, &first);
   std::vector<Piece> pieces;
   for (const Piece& piece : first) {
     if (piece.id == kPlain) {
-      CutPlain(text, piece, ranges, /*normalized=*/true, &pieces);
+      CutPlain(text, piece, ranges, /*normalized=*/true, stop, &pieces);
     } else {
       pieces.push_back(piece);
     }
@@ -103,7 +104,7 @@ std::vector<AddedTokenSet::Piece> AddedTokenSet::Cut(absl::string_view text,
 }
 
 void AddedTokenSet::CutPlain(absl::string_view text, const Piece& plain,
-                             absl::Span<const TextRange> ranges, bool normalized,
+                             absl::Span<const TextRange> ranges, bool normalized, StopCheck* stop,
                              std::vector<Piece>* pieces) const {
   text = text.substr(0, plain.end);
   size_t rest = plain.begin;              // begin of what no token has taken
@@ -111,6 +112,7 @@ void AddedTokenSet::CutPlain(absl::string_view text, const Piece& plain,
   auto range = std::partition_point(ranges.begin(), ranges.end(),
                                     [&](const TextRange& r) { return r.end <= plain.begin; });
   for (size_t i = plain.begin; i < plain.end;) {
+    if (Stops(stop, 1)) return;
     while (range != ranges.end() && range->end <= i) ++range;
     if (range == ranges.end()) break;
     if (i < range->begin) {
