@@ -20,7 +20,7 @@ class ValidateTest : public testing::Test {
     const std::string dir = std::string(TANDEM_SOURCE_DIR) + "/tests/golden/tiny";
     const auto checkpoint = Checkpoint::Open(dir);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-    auto model = LoadServedModel(**checkpoint, dir, Dtype::kF32, "");
+    auto model = LoadServedModel(**checkpoint, dir, Dtype::kF32, "", nullptr);
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     longest_ = static_cast<size_t>(model_.config.max_position_embeddings) *
