@@ -9,6 +9,10 @@
 namespace tandem {
 namespace {
 
+// What a match costs: as much as so many bytes of other work. What has no match is passed at a
+// nanosecond a byte.
+constexpr size_t kMatchBytes = 64;
+
 // Unicode's White_Space.
 bool IsSpace(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
@@ -112,7 +116,6 @@ void AddedTokenSet::CutPlain(absl::string_view text, const Piece& plain,
   auto range = std::partition_point(ranges.begin(), ranges.end(),
                                     [&](const TextRange& r) { return r.end <= plain.begin; });
   for (size_t i = plain.begin; i < plain.end;) {
-    if (Stops(stop, 1)) return;
     while (range != ranges.end() && range->end <= i) ++range;
     if (range == ranges.end()) break;
     if (i < range->begin) {
@@ -128,6 +131,7 @@ void AddedTokenSet::CutPlain(absl::string_view text, const Piece& plain,
     size_t begin = i;
     size_t end = i + token->content.size();
     i = end;  // no other token is tried in what matched, whether it counts or not
+    if (Stops(stop, kMatchBytes)) return;
     if (token->single_word && (EndsWithWord(text.substr(plain.begin, begin - plain.begin)) ||
                                BeginsWithWord(text.substr(end)))) {
       continue;

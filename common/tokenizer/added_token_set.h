@@ -50,7 +50,7 @@ class AddedTokenSet {
   // surrounds a token, but never yield one.
   // Pieces overlap where a token with rstrip takes white space that is itself an added token's
   // content: both are tokens, as in `tokenizers`.
-  // Requires valid UTF-8. Ends early once `stop` says so.
+  // Requires valid UTF-8. Ends early once `stop`, asked after some matches, says so.
   std::vector<Piece> Cut(absl::string_view text, absl::Span<const TextRange> ranges,
                          StopCheck* stop = nullptr) const;
 

@@ -57,7 +57,8 @@ class Tokenizer {
   // valid UTF-8, with the offset of the first bad byte, if it has 1 GiB or more, or if there is no
   // such token to add.
   // This and the next two return Cancelled once `stop` is true. It is asked every few milliseconds,
-  // but not by what passes over the bytes once: checking UTF-8, rendering, splitting ASCII.
+  // but not by what passes over the bytes once: checking UTF-8, rendering, splitting ASCII, looking
+  // for added tokens where there are none.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, AddedTokens added_tokens,
                                               bool add_bos, bool add_eos = false,
                                               const StopFunction& stop = nullptr) const;

@@ -383,10 +383,9 @@ TEST(TokenizerTest, LongWorkEndsWhenItIsToldTo) {
        [&](const StopFunction& stop) {
          return mini->Encode(words, AddedTokens::kPlain, true, false, stop).status();
        }},
-      // The search for added tokens, of both kinds; then the pieces.
-      {3 * kBlocks - 2,
+      {kBlocks - 1,  // nothing but added tokens
        [&](const StopFunction& stop) {
-         return mini->Encode(words, AddedTokens::kMatch, true, false, stop).status();
+         return mini->Encode(repeat("<｜User｜>"), AddedTokens::kMatch, true, false, stop).status();
        }},
       {kBlocks - 1,
        [&](const StopFunction& stop) {
