@@ -56,7 +56,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   TANDEM_ASSIGN_OR_RETURN(p.checkpoint, Checkpoint::Open(options.model_dir, options.stop));
   p.watch.emplace(p.checkpoint.get());
   TANDEM_ASSIGN_OR_RETURN(p.model, LoadServedModel(*p.checkpoint, options.model_dir, options.dtype,
-                                                   options.served_name));
+                                                   options.served_name, options.digest_progress));
 
   TANDEM_ASSIGN_OR_RETURN(const WeightFormat format,
                           ParseWeightFormat(options.backend.weights, options.dtype));

@@ -25,9 +25,10 @@ struct EmbeddedOptions {
   std::string served_name;  // empty: DefaultServedName
   Dtype dtype = Dtype::kBF16;
   BackendOptions backend;
-  int64_t cache_tokens = 65536;             // rounded up to pages
-  std::function<void(float)> progress;      // share of the weights that is loaded
-  const std::atomic<bool>* stop = nullptr;  // once true, loading ends with CANCELLED
+  int64_t cache_tokens = 65536;                // rounded up to pages
+  std::function<void(float)> digest_progress;  // share of the digest that is read: first
+  std::function<void(float)> progress;         // share of the weights that is loaded
+  const std::atomic<bool>* stop = nullptr;     // once true, loading ends with CANCELLED
 };
 
 // Attention worker and experts of one checkpoint, given to a step driver.

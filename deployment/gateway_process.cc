@@ -75,6 +75,7 @@ class Gateway {
  private:
   absl::Status StartEmbedded() {
     EmbeddedOptions options = options_.embedded;
+    options.digest_progress = [this](float share) { digest_progress_.Report(share); };
     options.progress = [this](float share) { progress_.Report(share); };
     options.stop = &stopping_;
     TANDEM_ASSIGN_OR_RETURN(auto deployment, EmbeddedDeployment::Create(options, &driver_));
@@ -94,7 +95,8 @@ class Gateway {
     TANDEM_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(dir, &stopping_));
     TANDEM_ASSIGN_OR_RETURN(
         ServedModel loaded,
-        LoadServedModel(*checkpoint, dir, options_.embedded.dtype, options_.embedded.served_name));
+        LoadServedModel(*checkpoint, dir, options_.embedded.dtype, options_.embedded.served_name,
+                        [this](float share) { digest_progress_.Report(share); }));
     model_ = std::move(loaded);
     if (options_.expert_workers == 0 && !PlanPlacement(model_.config, {}, {}).ok()) {
       return absl::InvalidArgumentError("--expert-workers is 0, but the model has experts");
@@ -177,6 +179,7 @@ class Gateway {
     CounterSnapshot all = driver_.Counters();
     for (auto& counter : inference_.Counters()) all.push_back(std::move(counter));
     for (auto& counter : host_->Counters()) all.push_back(std::move(counter));
+    all.emplace_back("digest_percent", static_cast<int64_t>(digest_progress_.share() * 100));
     all.emplace_back("loaded_percent", static_cast<int64_t>(progress_.share() * 100));
     MutexLock lock(mutex_);
     if (embedded_ != nullptr) {
@@ -211,8 +214,11 @@ class Gateway {
     } else if (coordinator_ != nullptr) {
       AddMembers(coordinator_->Look(), &status);
     } else {
-      status.set_detail(absl::StrCat("loading ", options_.embedded.model_dir, ": ",
-                                     static_cast<int>(progress_.share() * 100), "%"));
+      const bool has_digest = digest_progress_.share() == 1;
+      const float share = has_digest ? progress_.share() : digest_progress_.share();
+      status.set_detail(absl::StrCat(has_digest ? "loading " : "reading the digest of ",
+                                     options_.embedded.model_dir, ": ",
+                                     static_cast<int>(share * 100), "%"));
     }
     SayWhatChanged(&status);
     return status;
@@ -247,6 +253,7 @@ class Gateway {
   }
 
   GatewayOptions options_;
+  LoadProgress digest_progress_{"digest", kQuietDigest};
   LoadProgress progress_{"model"};
   StepDriver driver_;
   InferenceService inference_;

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/checkpoint/digest.h"
 #include "common/mode.h"
@@ -15,8 +14,6 @@ namespace tandem {
 namespace {
 
 constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
-constexpr absl::Duration kQuick =
-    absl::Milliseconds(500);  // what is said to be done only once it is
 
 }  // namespace
 
@@ -87,10 +84,8 @@ absl::Status WorkerHost::Serve() {
 
 // Reads what names the checkpoint, and dials the registry.
 absl::Status WorkerHost::Join() {
-  LoadProgress progress("digest");
-  const absl::Time start = absl::Now();
-  TANDEM_ASSIGN_OR_RETURN(std::string digest, CheckpointDigest(*checkpoint_, [&](float share) {
-                            if (absl::Now() - start > kQuick) progress.Report(share);
+  TANDEM_ASSIGN_OR_RETURN(std::string digest, CheckpointDigest(*checkpoint_, [this](float share) {
+                            digest_progress_.Report(share);
                           }));
   MutexLock lock(mutex_);
   digest_ = std::move(digest);
@@ -150,6 +145,7 @@ CounterSnapshot WorkerHost::Counters() const {
   for (auto& counter : watch_->Counters()) all.push_back(std::move(counter));
   all.emplace_back("mapped_tensors", checkpoint_->mapped_tensors());
   all.emplace_back("mapped_bytes", checkpoint_->mapped_bytes());
+  all.emplace_back("digest_percent", static_cast<int64_t>(digest_progress_.share() * 100));
   all.emplace_back("loaded_percent", static_cast<int64_t>(progress_->share() * 100));
   return all;
 }

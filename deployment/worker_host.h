@@ -143,6 +143,7 @@ class WorkerHost {
   std::optional<CheckpointWatch> watch_;
   WorkerParts parts_;
   std::unique_ptr<WorkerRole> role_;
+  LoadProgress digest_progress_{"digest", kQuietDigest};
   std::unique_ptr<LoadProgress> progress_;
   std::unique_ptr<ServiceHost> host_;
   std::unique_ptr<MetricsHost> metrics_;

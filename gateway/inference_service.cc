@@ -41,7 +41,8 @@ class GenerateCall : public StreamingCall {
   // Errors: ValidateGenerate's.
   absl::Status Start(const v1::GenerateRequest& request, const ServedModel& model,
                      absl::Time deadline) {
-    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateGenerate(request, model));
+    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid,
+                            ValidateGenerate(request, model, [this] { return cancelled(); }));
     valid.job.deadline = deadline;
     submitted_ = absl::Now();
     prompt_tokens_ = static_cast<uint32_t>(valid.job.prompt.size());
@@ -107,7 +108,8 @@ class ScoreCall : public StreamingCall {
   // Errors: ValidateScore's.
   absl::Status Start(const v1::ScoreRequest& request, const ServedModel& model,
                      absl::Time deadline) {
-    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateScore(request, model, max_unread_bytes()));
+    TANDEM_ASSIGN_OR_RETURN(ValidRequest valid, ValidateScore(request, model, max_unread_bytes(),
+                                                              [this] { return cancelled(); }));
     Job& job = valid.job;
     job.deadline = deadline;
     // Of the last position nothing is computed without logits.
@@ -171,17 +173,18 @@ grpc::ServerUnaryReactor* Finished(grpc::CallbackServerContext* context,
 }
 
 absl::StatusOr<v1::TokenizeResponse> TokenizeRequested(const v1::TokenizeRequest& request,
-                                                       const ServedModel& model) {
+                                                       const ServedModel& model,
+                                                       const StopFunction& stop) {
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
   std::vector<int32_t> ids;
   if (request.has_chat()) {
-    TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->EncodeChat(ChatFromProto(request.chat()), true));
+    TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->EncodeChat(ChatFromProto(request.chat()), true, stop));
   } else {
     TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->Encode(request.text(),
                                                    request.plain() ? Tokenizer::AddedTokens::kPlain
                                                                    : Tokenizer::AddedTokens::kMatch,
-                                                   request.add_bos()));
+                                                   request.add_bos(), /*add_eos=*/false, stop));
   }
   v1::TokenizeResponse response;
   response.mutable_ids()->Add(ids.begin(), ids.end());
@@ -197,11 +200,12 @@ absl::Status CheckSize(const v1::DetokenizeRequest& request) {
 }
 
 absl::StatusOr<v1::DetokenizeResponse> DetokenizeRequested(const v1::DetokenizeRequest& request,
-                                                           const ServedModel& model) {
+                                                           const ServedModel& model,
+                                                           const StopFunction& stop) {
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
   const std::vector<int32_t> ids(request.ids().begin(), request.ids().end());
-  TANDEM_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode(ids, request.skip_special()));
+  TANDEM_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode(ids, request.skip_special(), stop));
   v1::DetokenizeResponse response;
   response.set_text(std::move(text));
   return response;
@@ -258,7 +262,7 @@ template <typename Request, typename Response>
 grpc::ServerUnaryReactor* InferenceService::StartUnary(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer,
     grpc::ByteBuffer* response,
-    absl::StatusOr<Response> (*answer)(const Request&, const ServedModel&)) {
+    absl::StatusOr<Response> (*answer)(const Request&, const ServedModel&, const StopFunction&)) {
   const absl::StatusOr<const ServedModel*> model = Model();
   if (!model.ok()) return Finished(context, model.status());
   absl::StatusOr<Request> parsed = Parse<Request>(buffer);
@@ -269,7 +273,8 @@ grpc::ServerUnaryReactor* InferenceService::StartUnary(
   const absl::Status taken =
       text_work_.Do(TextBytes(*request), [call, request, answer, &model = **model] {
         if (call->cancelled()) return call->Fail(absl::CancelledError("the client is gone"));
-        const absl::StatusOr<Response> answered = answer(*request, model);
+        const absl::StatusOr<Response> answered =
+            answer(*request, model, [call] { return call->cancelled(); });
         if (!answered.ok()) return call->Fail(answered.status());
         call->Answer(*answered);
       });

@@ -63,7 +63,8 @@ class InferenceService final
   grpc::ServerUnaryReactor* StartUnary(grpc::CallbackServerContext* context,
                                        const grpc::ByteBuffer* buffer, grpc::ByteBuffer* response,
                                        absl::StatusOr<Response> (*answer)(const Request&,
-                                                                          const ServedModel&));
+                                                                          const ServedModel&,
+                                                                          const StopFunction&));
 
   StepDriver* const driver_;
   const std::function<v1::GetStatusResponse()> status_;

@@ -41,12 +41,13 @@ std::string DefaultServedName(const std::string& dir) {
 }
 
 absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const std::string& dir,
-                                            Dtype dtype, const std::string& served_name) {
+                                            Dtype dtype, const std::string& served_name,
+                                            const std::function<void(float)>& digest_progress) {
   ServedModel model;
   model.name = served_name.empty() ? DefaultServedName(dir) : served_name;
   model.config = checkpoint.config();
   model.dtype = dtype;
-  TANDEM_ASSIGN_OR_RETURN(model.digest, CheckpointDigest(checkpoint));
+  TANDEM_ASSIGN_OR_RETURN(model.digest, CheckpointDigest(checkpoint, digest_progress));
   model.parameters = checkpoint.num_parameters();
   absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(dir);
   if (tokenizer.ok()) {

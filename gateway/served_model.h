@@ -3,6 +3,7 @@
 #define TANDEM_GATEWAY_SERVED_MODEL_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,11 +35,13 @@ std::string DefaultServedName(const std::string& dir);
 
 // Reads tokenizer and generation_config.json beside an opened checkpoint. An empty `served_name` is
 // DefaultServedName(dir).
+// `digest_progress`: the share of the digest that is read, as CheckpointDigest reports it.
 // A tokenizer of another kind than Tokenizer's costs text, not the model: the log and no_tokenizer
 // say what it is.
 //   INVALID_ARGUMENT  a file is broken; named
 absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const std::string& dir,
-                                            Dtype dtype, const std::string& served_name);
+                                            Dtype dtype, const std::string& served_name,
+                                            const std::function<void(float)>& digest_progress);
 
 }  // namespace tandem
 

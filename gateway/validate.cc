@@ -46,7 +46,8 @@ absl::Status CheckIds(const char* field, absl::Span<const int32_t> ids, const Se
 
 // Request is GenerateRequest or ScoreRequest, as below.
 template <typename Request>
-absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const ServedModel& model) {
+absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const ServedModel& model,
+                                             const StopFunction& stop) {
   TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
   if (request.text().empty()) return absl::InvalidArgumentError("text is empty");
   const bool add_bos = request.has_add_bos() ? request.add_bos() : tokenizer->add_bos();
@@ -55,7 +56,7 @@ absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const Serve
       tokenizer->Encode(request.text(),
                         request.match_added_tokens() ? Tokenizer::AddedTokens::kMatch
                                                      : Tokenizer::AddedTokens::kPlain,
-                        add_bos, tokenizer->add_eos()));
+                        add_bos, tokenizer->add_eos(), stop));
   if (add_bos && ids.size() > 1 && ids[1] == ids[0]) {
     static std::once_flag said;
     std::call_once(said, [] {
@@ -69,13 +70,14 @@ absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const Serve
 
 // The prompt's ids from whichever field holds them.
 template <typename Request>
-absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const ServedModel& model) {
+absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const ServedModel& model,
+                                               const StopFunction& stop) {
   std::vector<int32_t> ids;
   if (request.has_add_bos() && !request.has_text()) {
     return absl::InvalidArgumentError("add_bos is set, but it goes with text only");
   }
   if (request.has_text()) {
-    TANDEM_ASSIGN_OR_RETURN(ids, TextIds(request, model));
+    TANDEM_ASSIGN_OR_RETURN(ids, TextIds(request, model, stop));
   } else if (request.has_token_ids()) {
     ids.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
     TANDEM_RETURN_IF_ERROR(CheckIds("token_ids", ids, model));
@@ -85,7 +87,7 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const Ser
     }
     TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
     TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->EncodeChat(ChatFromProto(request.chat()),
-                                                       /*add_generation_prompt=*/true));
+                                                       /*add_generation_prompt=*/true, stop));
   } else {
     return absl::InvalidArgumentError("prompt is missing: set text or token_ids");
   }
@@ -184,7 +186,7 @@ std::vector<ChatMessage> ChatFromProto(const v1::Chat& chat) {
 }
 
 absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request,
-                                              const ServedModel& model) {
+                                              const ServedModel& model, const StopFunction& stop) {
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   ValidRequest valid;
   Job& job = valid.job;
@@ -212,7 +214,7 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   if (request.has_max_tokens() && request.max_tokens() == 0) {
     return absl::InvalidArgumentError("max_tokens is 0, but must be at least 1");
   }
-  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model));
+  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model, stop));
   const int64_t prompt = static_cast<int64_t>(job.prompt.size());
   const int64_t room = model.config.max_position_embeddings - prompt;
   if (room == 0) {
@@ -234,11 +236,12 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
 }
 
 absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,
-                                           const ServedModel& model, int64_t max_unread_bytes) {
+                                           const ServedModel& model, int64_t max_unread_bytes,
+                                           const StopFunction& stop) {
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   ValidRequest valid;
   Job& job = valid.job;
-  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model));
+  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model, stop));
   const int32_t length = static_cast<int32_t>(job.prompt.size());
   std::vector<int32_t> positions;
   for (const uint32_t position : request.positions()) {

@@ -36,11 +36,14 @@ absl::Status ValidateTextBytes(const v1::ScoreRequest& request, const ServedMode
 //   NOT_FOUND            another model than the one that is served
 //   FAILED_PRECONDITION  text or chat, but the checkpoint has no tokenizer or no known chat
 //                        template
+//   CANCELLED            `stop` was true while a long text was tokenized
 absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request,
-                                              const ServedModel& model);
+                                              const ServedModel& model,
+                                              const StopFunction& stop = nullptr);
 // `max_unread_bytes`: LiveCallLimits', which an answer must keep even if nobody reads it.
 absl::StatusOr<ValidRequest> ValidateScore(const v1::ScoreRequest& request,
-                                           const ServedModel& model, int64_t max_unread_bytes);
+                                           const ServedModel& model, int64_t max_unread_bytes,
+                                           const StopFunction& stop = nullptr);
 absl::Status ValidateModelName(const std::string& name, const ServedModel& model);
 
 // The tokenizer, or the sentence that there is none.

@@ -104,18 +104,18 @@ absl::Status ReadRun(WindowRun run) {
 
 absl::Status ReadAll(const Checkpoint& checkpoint, const std::vector<WindowRun>& runs,
                      const std::function<void(float)>& progress) {
-  std::atomic<size_t> next = 0, done = 0;
+  std::atomic<size_t> next = 0;
   Mutex mutex;
-  absl::Status first_error;  // guarded by mutex
+  size_t done = 0;  // guarded by mutex, as what follows
+  absl::Status first_error;
   const auto read = [&] {
     for (size_t i; (i = next++) < runs.size();) {
       absl::Status status = checkpoint.CheckStop();
       if (status.ok()) status = ReadRun(runs[i]);
-      const size_t now = ++done;
       MutexLock lock(mutex);
       first_error.Update(status);
       if (!first_error.ok()) return;
-      if (progress) progress(static_cast<float>(now) / static_cast<float>(runs.size()));
+      if (progress) progress(static_cast<float>(++done) / static_cast<float>(runs.size()));
     }
   };
   std::vector<std::thread> threads;

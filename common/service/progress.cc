@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "absl/time/clock.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
@@ -13,6 +14,9 @@ void LoadProgress::Report(float share) {
   constexpr int kBarWidth = 40;
   MutexLock lock(mutex_);
   share_ = std::clamp(share, 0.0f, 1.0f);
+  const absl::Time time = absl::Now();
+  first_ = std::min(first_, time);
+  if (time - first_ < quiet_) return;
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const int now = static_cast<int>(share_ * (terminal ? 100 : 10));
   if (now == shown_) return;

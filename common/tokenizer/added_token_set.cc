@@ -9,6 +9,10 @@
 namespace tandem {
 namespace {
 
+// What a match costs: as much as so many bytes of other work. What has no match is passed at a
+// nanosecond a byte.
+constexpr size_t kMatchBytes = 64;
+
 // Unicode's White_Space.
 bool IsSpace(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
@@ -88,13 +92,14 @@ const AddedToken* AddedTokenSet::LongestAtBegin(absl::string_view text, bool nor
 }
 
 std::vector<AddedTokenSet::Piece> AddedTokenSet::Cut(absl::string_view text,
-                                                     absl::Span<const TextRange> ranges) const {
+                                                     absl::Span<const TextRange> ranges,
+                                                     StopCheck* stop) const {
   std::vector<Piece> first;
-  CutPlain(text, {0, text.size(), kPlain}, ranges, /*normalized=*/false, &first);
+  CutPlain(text, {0, text.size(), kPlain}, ranges, /*normalized=*/false, stop, &first);
   std::vector<Piece> pieces;
   for (const Piece& piece : first) {
     if (piece.id == kPlain) {
-      CutPlain(text, piece, ranges, /*normalized=*/true, &pieces);
+      CutPlain(text, piece, ranges, /*normalized=*/true, stop, &pieces);
     } else {
       pieces.push_back(piece);
     }
@@ -103,7 +108,7 @@ std::vector<AddedTokenSet::Piece> AddedTokenSet::Cut(absl::string_view text,
 }
 
 void AddedTokenSet::CutPlain(absl::string_view text, const Piece& plain,
-                             absl::Span<const TextRange> ranges, bool normalized,
+                             absl::Span<const TextRange> ranges, bool normalized, StopCheck* stop,
                              std::vector<Piece>* pieces) const {
   text = text.substr(0, plain.end);
   size_t rest = plain.begin;              // begin of what no token has taken
@@ -126,6 +131,7 @@ void AddedTokenSet::CutPlain(absl::string_view text, const Piece& plain,
     size_t begin = i;
     size_t end = i + token->content.size();
     i = end;  // no other token is tried in what matched, whether it counts or not
+    if (Stops(stop, kMatchBytes)) return;
     if (token->single_word && (EndsWithWord(text.substr(plain.begin, begin - plain.begin)) ||
                                BeginsWithWord(text.substr(end)))) {
       continue;

@@ -12,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/tokenizer/regex.h"
+#include "common/tokenizer/stop_check.h"
 
 namespace tandem {
 
@@ -49,12 +50,13 @@ class AddedTokenSet {
   // surrounds a token, but never yield one.
   // Pieces overlap where a token with rstrip takes white space that is itself an added token's
   // content: both are tokens, as in `tokenizers`.
-  // Requires valid UTF-8.
-  std::vector<Piece> Cut(absl::string_view text, absl::Span<const TextRange> ranges) const;
+  // Requires valid UTF-8. Ends early once `stop`, asked after some matches, says so.
+  std::vector<Piece> Cut(absl::string_view text, absl::Span<const TextRange> ranges,
+                         StopCheck* stop = nullptr) const;
 
  private:
   void CutPlain(absl::string_view text, const Piece& plain, absl::Span<const TextRange> ranges,
-                bool normalized, std::vector<Piece>* pieces) const;
+                bool normalized, StopCheck* stop, std::vector<Piece>* pieces) const;
   const AddedToken* LongestAtBegin(absl::string_view text, bool normalized) const;
 
   std::array<std::vector<AddedToken>, 256> tokens_;  // by first byte, longest first

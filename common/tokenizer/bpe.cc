@@ -33,7 +33,7 @@ Bpe::Bpe(const std::array<int32_t, 256>& byte_ids, absl::Span<const BpeMerge> me
   for (size_t id = 0; id < tokens.size(); ++id) {
     if (tokens[id].empty()) continue;
     ids.clear();
-    EncodeByMerging(tokens[id], &ids);
+    EncodeByMerging(tokens[id], &ids, /*stop=*/nullptr);
     if (ids.size() != 1 || ids[0] != static_cast<int32_t>(id)) continue;
     whole_.emplace(tokens[id], ids[0]);
     longest_whole_ = std::max(longest_whole_, tokens[id].size());
@@ -45,7 +45,8 @@ const Bpe::RankedResult* Bpe::FindMerge(int32_t left, int32_t right) const {
   return found == merges_.end() ? nullptr : &found->second;
 }
 
-void Bpe::Encode(absl::string_view piece, std::vector<int32_t>* ids) const {
+void Bpe::Encode(absl::string_view piece, std::vector<int32_t>* ids, StopCheck* stop) const {
+  if (Stops(stop, piece.size())) return;
   if (piece.size() <= longest_whole_) {
     const auto found = whole_.find(piece);
     if (found != whole_.end()) {
@@ -53,14 +54,15 @@ void Bpe::Encode(absl::string_view piece, std::vector<int32_t>* ids) const {
       return;
     }
   }
-  EncodeByMerging(piece, ids);
+  EncodeByMerging(piece, ids, stop);
 }
 
-void Bpe::EncodeByMerging(absl::string_view piece, std::vector<int32_t>* ids) const {
+void Bpe::EncodeByMerging(absl::string_view piece, std::vector<int32_t>* ids,
+                          StopCheck* stop) const {
   if (piece.size() <= kMaxShortPiece) {
     MergeShort(piece, ids);
   } else {
-    MergeLong(piece, ids);
+    MergeLong(piece, ids, stop);
   }
 }
 
@@ -93,7 +95,7 @@ void Bpe::MergeShort(absl::string_view piece, std::vector<int32_t>* ids) const {
   ids->insert(ids->end(), symbols, symbols + num_symbols);
 }
 
-void Bpe::MergeLong(absl::string_view piece, std::vector<int32_t>* ids) const {
+void Bpe::MergeLong(absl::string_view piece, std::vector<int32_t>* ids, StopCheck* stop) const {
   struct Symbol {
     int32_t id;  // -1: merged into its left neighbour
     int32_t previous;
@@ -122,8 +124,12 @@ void Bpe::MergeLong(absl::string_view piece, std::vector<int32_t>* ids) const {
     const RankedResult* merge = FindMerge(symbols[left].id, symbols[symbols[left].next].id);
     if (merge != nullptr) candidates.push({*merge, left});
   };
-  for (size_t i = 0; i < symbols.size(); ++i) propose(static_cast<int32_t>(i));
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    if (Stops(stop, 1)) return;
+    propose(static_cast<int32_t>(i));
+  }
   while (!candidates.empty()) {
+    if (Stops(stop, 1)) return;
     const Candidate candidate = candidates.top();
     candidates.pop();
     Symbol& left = symbols[candidate.left];

@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/tokenizer/stop_check.h"
 
 namespace tandem {
 
@@ -36,8 +37,9 @@ class Bpe {
       absl::Span<const std::string> tokens);
 
   // Appends the tokens of `piece` to `ids`.
-  // Cost: O(n log n) for a piece of n bytes.
-  void Encode(absl::string_view piece, std::vector<int32_t>* ids) const;
+  // Cost: O(n log n) for a piece of n bytes. Once `stop` says so it ends early, and what it has
+  // appended is of no use.
+  void Encode(absl::string_view piece, std::vector<int32_t>* ids, StopCheck* stop = nullptr) const;
 
  private:
   struct RankedResult {
@@ -49,9 +51,9 @@ class Bpe {
   const RankedResult* FindMerge(int32_t left, int32_t right) const;
 
   // Both append what Encode does, without the look-up of whole pieces.
-  void EncodeByMerging(absl::string_view piece, std::vector<int32_t>* ids) const;
+  void EncodeByMerging(absl::string_view piece, std::vector<int32_t>* ids, StopCheck* stop) const;
   void MergeShort(absl::string_view piece, std::vector<int32_t>* ids) const;
-  void MergeLong(absl::string_view piece, std::vector<int32_t>* ids) const;
+  void MergeLong(absl::string_view piece, std::vector<int32_t>* ids, StopCheck* stop) const;
 
   std::array<int32_t, 256> byte_ids_;
   absl::flat_hash_map<uint64_t, RankedResult> merges_;  // key: left in the upper half, right

@@ -82,8 +82,8 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Create(const std::vector<PreTokenizer
   return PreTokenizer(std::move(compiled), IsDeepSeek(steps));
 }
 
-absl::Status PreTokenizer::AppendBySteps(absl::string_view text, uint32_t base, Scratch* scratch,
-                                         std::vector<uint32_t>* ends) const {
+absl::Status PreTokenizer::AppendBySteps(absl::string_view text, uint32_t base, StopCheck* stop,
+                                         Scratch* scratch, std::vector<uint32_t>* ends) const {
   if (text.empty()) return absl::OkStatus();
   scratch->ends.assign(1, static_cast<uint32_t>(text.size()));
   for (const Step& step : steps_) {
@@ -91,10 +91,11 @@ absl::Status PreTokenizer::AppendBySteps(absl::string_view text, uint32_t base, 
     uint32_t begin = 0;
     for (const uint32_t end : scratch->ends) {
       const absl::string_view piece = text.substr(begin, end - begin);
+      if (Stops(stop, piece.size())) return stop->status();
       if (step.is_trailing_whitespace && piece.find('\n') == absl::string_view::npos) {
         FindTrailingWhitespace(piece, &scratch->matches);
       } else {
-        TANDEM_RETURN_IF_ERROR(step.regex.FindAll(piece, &scratch->matches));
+        TANDEM_RETURN_IF_ERROR(step.regex.FindAll(piece, &scratch->matches, stop));
       }
       for (const TextRange& match : scratch->matches) {
         PushEnd(begin + match.begin, &scratch->next_ends);
@@ -109,14 +110,16 @@ absl::Status PreTokenizer::AppendBySteps(absl::string_view text, uint32_t base, 
   return absl::OkStatus();
 }
 
-absl::Status PreTokenizer::SplitBySteps(absl::string_view text, std::vector<uint32_t>* ends) const {
+absl::Status PreTokenizer::SplitBySteps(absl::string_view text, std::vector<uint32_t>* ends,
+                                        StopCheck* stop) const {
   ends->clear();
   Scratch scratch;
-  return AppendBySteps(text, 0, &scratch, ends);
+  return AppendBySteps(text, 0, stop, &scratch, ends);
 }
 
-absl::Status PreTokenizer::Split(absl::string_view text, std::vector<uint32_t>* ends) const {
-  if (!is_deepseek_) return SplitBySteps(text, ends);
+absl::Status PreTokenizer::Split(absl::string_view text, std::vector<uint32_t>* ends,
+                                 StopCheck* stop) const {
+  if (!is_deepseek_) return SplitBySteps(text, ends, stop);
   ends->clear();
   Scratch scratch;
   size_t position = 0;
@@ -132,7 +135,8 @@ absl::Status PreTokenizer::Split(absl::string_view text, std::vector<uint32_t>* 
     size_t end = non_ascii + 1;
     while (!IsDeepSeekBoundary(text, end)) ++end;
     SplitDeepSeekAscii(text.substr(position, begin - position), position, ends);
-    TANDEM_RETURN_IF_ERROR(AppendBySteps(text.substr(begin, end - begin), begin, &scratch, ends));
+    TANDEM_RETURN_IF_ERROR(
+        AppendBySteps(text.substr(begin, end - begin), begin, stop, &scratch, ends));
     position = end;
   }
   return absl::OkStatus();

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/tokenizer/regex.h"
+#include "common/tokenizer/stop_check.h"
 
 namespace tandem {
 
@@ -34,11 +35,14 @@ class PreTokenizer {
   // Replaces `ends` by the offset behind each piece, in order. The pieces cover the text and none
   // is empty, so piece i is text[ends[i - 1], ends[i]).
   // Where the steps are DeepSeek's, stretches of ASCII are split by a scan (deepseek_split.h).
-  // Requires valid UTF-8 of less than 2^31 bytes. Returns Internal if a regex search gives up.
-  absl::Status Split(absl::string_view text, std::vector<uint32_t>* ends) const;
+  // Requires valid UTF-8 of less than 2^31 bytes. Returns Internal if a regex search gives up, and
+  // Cancelled if `stop` says so while the steps work.
+  absl::Status Split(absl::string_view text, std::vector<uint32_t>* ends,
+                     StopCheck* stop = nullptr) const;
 
   // The same pieces by the steps alone: the definition that Split must agree with.
-  absl::Status SplitBySteps(absl::string_view text, std::vector<uint32_t>* ends) const;
+  absl::Status SplitBySteps(absl::string_view text, std::vector<uint32_t>* ends,
+                            StopCheck* stop = nullptr) const;
 
  private:
   struct Step {
@@ -56,8 +60,8 @@ class PreTokenizer {
   PreTokenizer(std::vector<Step> steps, bool is_deepseek)
       : steps_(std::move(steps)), is_deepseek_(is_deepseek) {}
 
-  absl::Status AppendBySteps(absl::string_view text, uint32_t base, Scratch* scratch,
-                             std::vector<uint32_t>* ends) const;
+  absl::Status AppendBySteps(absl::string_view text, uint32_t base, StopCheck* stop,
+                             Scratch* scratch, std::vector<uint32_t>* ends) const;
 
   std::vector<Step> steps_;
   bool is_deepseek_;

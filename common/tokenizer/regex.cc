@@ -54,7 +54,8 @@ absl::StatusOr<Regex> Regex::Compile(absl::string_view pattern) {
   return Regex(regex);
 }
 
-absl::Status Regex::FindAll(absl::string_view text, std::vector<TextRange>* matches) const {
+absl::Status Regex::FindAll(absl::string_view text, std::vector<TextRange>* matches,
+                            StopCheck* stop) const {
   matches->clear();
   std::unique_ptr<OnigRegion, RegionDeleter> region(onig_region_new());
   const UChar* const begin = Chars(text.data());
@@ -75,6 +76,7 @@ absl::Status Regex::FindAll(absl::string_view text, std::vector<TextRange>* matc
       continue;
     }
     matches->push_back(match);
+    if (Stops(stop, match.end - start)) return stop->status();
     start = match.end;
   }
   return absl::OkStatus();

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/tokenizer/stop_check.h"
 
 struct re_pattern_buffer;  // Oniguruma's regex_t
 
@@ -31,8 +32,10 @@ class Regex {
   // Replaces `matches` by the leftmost, non-overlapping matches in `text`, in order. An empty match
   // directly behind another match does not count.
   // Requires valid UTF-8 of less than 2^31 bytes.
-  // Returns Internal if the engine gives up (its limit on backtracking).
-  absl::Status FindAll(absl::string_view text, std::vector<TextRange>* matches) const;
+  // Returns Internal if the engine gives up (its limit on backtracking), and Cancelled if `stop`,
+  // asked between matches, says so.
+  absl::Status FindAll(absl::string_view text, std::vector<TextRange>* matches,
+                       StopCheck* stop = nullptr) const;
 
  private:
   struct Deleter {

@@ -179,7 +179,8 @@ absl::StatusOr<int32_t> Tokenizer::FindToken(const std::string& content) const {
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,
                                                        AddedTokens added_tokens, bool add_bos,
-                                                       bool add_eos) const {
+                                                       bool add_eos,
+                                                       const StopFunction& stop) const {
   TANDEM_RETURN_IF_ERROR(CheckText(text, "text"));
   std::vector<int32_t> ids;
   if (add_bos) {
@@ -190,7 +191,8 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,
   }
   const TextRange whole = {0, static_cast<uint32_t>(text.size())};
   const size_t num_ranges = added_tokens == AddedTokens::kMatch ? 1 : 0;
-  TANDEM_RETURN_IF_ERROR(AppendPieces(text, {&whole, num_ranges}, added_tokens, &ids));
+  StopCheck check(stop);
+  TANDEM_RETURN_IF_ERROR(AppendPieces(text, {&whole, num_ranges}, added_tokens, &check, &ids));
   if (add_eos) {
     if (!eos_id_.has_value()) {
       return absl::InvalidArgumentError("the checkpoint's tokenizer has no EOS token to add");
@@ -201,7 +203,8 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,
 }
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeChat(absl::Span<const ChatMessage> messages,
-                                                           bool add_generation_prompt) const {
+                                                           bool add_generation_prompt,
+                                                           const StopFunction& stop) const {
   TANDEM_RETURN_IF_ERROR(chat_template_.status());
   TANDEM_RETURN_IF_ERROR(ChatTemplate::Validate(messages));
   size_t total_bytes = 0;
@@ -222,16 +225,20 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeChat(absl::Span<const Chat
     if (segment.is_template) ranges.push_back({begin, static_cast<uint32_t>(text.size())});
   }
   std::vector<int32_t> ids;
-  TANDEM_RETURN_IF_ERROR(AppendPieces(text, ranges, AddedTokens::kPlain, &ids));
+  StopCheck check(stop);
+  TANDEM_RETURN_IF_ERROR(AppendPieces(text, ranges, AddedTokens::kPlain, &check, &ids));
   return ids;
 }
 
 absl::Status Tokenizer::AppendPieces(absl::string_view text, absl::Span<const TextRange> ranges,
-                                     AddedTokens between, std::vector<int32_t>* ids) const {
-  for (const AddedTokenSet::Piece& piece : added_tokens_.Cut(text, ranges)) {
+                                     AddedTokens between, StopCheck* stop,
+                                     std::vector<int32_t>* ids) const {
+  const std::vector<AddedTokenSet::Piece> pieces = added_tokens_.Cut(text, ranges, stop);
+  TANDEM_RETURN_IF_ERROR(stop->status());
+  for (const AddedTokenSet::Piece& piece : pieces) {
     if (piece.id == AddedTokenSet::kPlain) {
       TANDEM_RETURN_IF_ERROR(
-          AppendText(text.substr(piece.begin, piece.end - piece.begin), between, ids));
+          AppendText(text.substr(piece.begin, piece.end - piece.begin), between, stop, ids));
     } else {
       ids->push_back(piece.id);
     }
@@ -240,9 +247,9 @@ absl::Status Tokenizer::AppendPieces(absl::string_view text, absl::Span<const Te
 }
 
 absl::Status Tokenizer::AppendText(absl::string_view text, AddedTokens added_tokens,
-                                   std::vector<int32_t>* ids) const {
+                                   StopCheck* stop, std::vector<int32_t>* ids) const {
   std::vector<uint32_t> ends;
-  TANDEM_RETURN_IF_ERROR(pre_tokenizer_.Split(text, &ends));
+  TANDEM_RETURN_IF_ERROR(pre_tokenizer_.Split(text, &ends, stop));
   uint32_t begin = 0;
   const bool spells_out = added_tokens == AddedTokens::kPlain && !spelled_out_.empty();
   std::vector<int32_t> merged;
@@ -250,11 +257,11 @@ absl::Status Tokenizer::AppendText(absl::string_view text, AddedTokens added_tok
     const absl::string_view piece = text.substr(begin, end - begin);
     begin = end;
     if (!spells_out) {
-      bpe_.Encode(piece, ids);
+      bpe_.Encode(piece, ids, stop);
       continue;
     }
     merged.clear();
-    bpe_.Encode(piece, &merged);
+    bpe_.Encode(piece, &merged, stop);
     for (const int32_t id : merged) {
       const auto spelled = spelled_out_.find(id);
       if (spelled == spelled_out_.end()) {
@@ -264,18 +271,20 @@ absl::Status Tokenizer::AppendText(absl::string_view text, AddedTokens added_tok
       }
     }
   }
-  return absl::OkStatus();
+  return stop->status();
 }
 
-absl::StatusOr<std::string> Tokenizer::Decode(absl::Span<const int32_t> ids,
-                                              bool skip_special) const {
+absl::StatusOr<std::string> Tokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special,
+                                              const StopFunction& stop) const {
   std::string text;
+  StopCheck check(stop);
   LossyUtf8Stream stream;
   for (size_t i = 0; i < ids.size(); ++i) {
     if (!HasToken(ids[i])) {
       return absl::InvalidArgumentError(
           absl::StrCat("ids[", i, "] is ", ids[i], ", which has no token"));
     }
+    if (check.After(TokenBytes(ids[i]).size())) return check.status();
     if (skip_special && IsSpecial(ids[i])) continue;
     stream.Append(TokenBytes(ids[i]), &text);
   }

@@ -18,6 +18,7 @@
 #include "common/tokenizer/bpe.h"
 #include "common/tokenizer/chat_template.h"
 #include "common/tokenizer/pre_tokenizer.h"
+#include "common/tokenizer/stop_check.h"
 #include "common/tokenizer/tokenizer_file.h"
 
 namespace tandem {
@@ -55,19 +56,25 @@ class Tokenizer {
   // choose for a plain prompt say add_bos() and add_eos(). Returns InvalidArgument if `text` is not
   // valid UTF-8, with the offset of the first bad byte, if it has 1 GiB or more, or if there is no
   // such token to add.
+  // This and the next two return Cancelled once `stop` is true. It is asked every few milliseconds,
+  // but not by what passes over the bytes once: checking UTF-8, rendering, splitting ASCII, looking
+  // for added tokens where there are none.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, AddedTokens added_tokens,
-                                              bool add_bos, bool add_eos = false) const;
+                                              bool add_bos, bool add_eos = false,
+                                              const StopFunction& stop = nullptr) const;
 
   // The ids of a rendered chat, BOS included. Added tokens count only where the template writes
   // them, never in the contents; the text between two of them is encoded as one.
   // Returns FailedPrecondition if the checkpoint has no chat template or an unknown one, and
   // InvalidArgument for messages that ChatTemplate::Validate refuses or that are not valid UTF-8.
   absl::StatusOr<std::vector<int32_t>> EncodeChat(absl::Span<const ChatMessage> messages,
-                                                  bool add_generation_prompt) const;
+                                                  bool add_generation_prompt,
+                                                  const StopFunction& stop = nullptr) const;
 
   // The text of `ids`. Each broken UTF-8 sequence becomes U+FFFD. `skip_special` leaves special
   // tokens out. Returns InvalidArgument for an id without a token.
-  absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids, bool skip_special) const;
+  absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids, bool skip_special,
+                                     const StopFunction& stop = nullptr) const;
 
   // The bytes that a token stands for, not always valid UTF-8; empty for an id without a token.
   // The view lives as long as the tokenizer.
@@ -111,11 +118,11 @@ class Tokenizer {
   // Appends the ids of `text`. Added tokens count within `ranges`; the text between two of them is
   // one text for the pre-tokenizer. Requires valid UTF-8.
   absl::Status AppendPieces(absl::string_view text, absl::Span<const TextRange> ranges,
-                            AddedTokens between, std::vector<int32_t>* ids) const;
+                            AddedTokens between, StopCheck* stop, std::vector<int32_t>* ids) const;
 
   // Appends the ids of valid UTF-8 in which no added tokens are looked for. With kPlain, tokens of
   // the vocabulary that are added tokens as well are spelled out.
-  absl::Status AppendText(absl::string_view text, AddedTokens added_tokens,
+  absl::Status AppendText(absl::string_view text, AddedTokens added_tokens, StopCheck* stop,
                           std::vector<int32_t>* ids) const;
 
   std::vector<std::string> token_bytes_;  // by id; empty: no token

@@ -257,6 +257,7 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
   EXPECT_FALSE(loading.ready());
   EXPECT_EQ(loading.loaded(), 0.5f);
   EXPECT_EQ(Counter(loading, "fakes_total"), 42);
+  EXPECT_EQ(Counter(loading, "digest_percent"), 100);
   EXPECT_EQ(Counter(loading, "loaded_percent"), 50);
 
   diary_.Write("may start");

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -26,7 +27,7 @@ std::string TinyModel() { return std::string(TANDEM_SOURCE_DIR) + "/tests/golden
 absl::StatusOr<ServedModel> LoadTiny(const std::string& served_name) {
   const auto checkpoint = Checkpoint::Open(TinyModel());
   if (!checkpoint.ok()) return checkpoint.status();
-  return LoadServedModel(**checkpoint, TinyModel(), Dtype::kF32, served_name);
+  return LoadServedModel(**checkpoint, TinyModel(), Dtype::kF32, served_name, nullptr);
 }
 
 TEST(ServedModelTest, CallsAModelByItsFolderOrItsHubRepository) {
@@ -59,6 +60,18 @@ TEST(ServedModelTest, AGivenNameReplacesTheFolders) {
   EXPECT_EQ(named->digest, by_folder->digest);
 }
 
+TEST(ServedModelTest, TellsHowMuchOfTheDigestIsRead) {
+  const auto checkpoint = Checkpoint::Open(TinyModel());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  std::vector<float> shares;
+  ASSERT_TRUE(LoadServedModel(**checkpoint, TinyModel(), Dtype::kF32, "", [&](float share) {
+                shares.push_back(share);
+              }).ok());
+  ASSERT_GT(shares.size(), 1u);
+  EXPECT_TRUE(std::is_sorted(shares.begin(), shares.end()));
+  EXPECT_EQ(shares.back(), 1);
+}
+
 // A copy of the tiny model, loaded with other files, or none, in the place of its own.
 absl::StatusOr<ServedModel> LoadWith(
     const std::vector<std::pair<std::string, std::optional<std::string>>>& files) {
@@ -70,7 +83,7 @@ absl::StatusOr<ServedModel> LoadWith(
   }
   const auto checkpoint = Checkpoint::Open(dir.path());
   if (!checkpoint.ok()) return checkpoint.status();
-  return LoadServedModel(**checkpoint, dir.path(), Dtype::kF32, "");
+  return LoadServedModel(**checkpoint, dir.path(), Dtype::kF32, "", nullptr);
 }
 
 TEST(ServedModelTest, EndsAtTheIdsOfBothConfigs) {

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/checkpoint.h"
+#include "tests/common/tokenizer/stop_at.h"
 
 namespace tandem {
 namespace {
@@ -19,7 +20,7 @@ class ValidateTest : public testing::Test {
     const std::string dir = std::string(TANDEM_SOURCE_DIR) + "/tests/golden/tiny";
     const auto checkpoint = Checkpoint::Open(dir);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-    auto model = LoadServedModel(**checkpoint, dir, Dtype::kF32, "");
+    auto model = LoadServedModel(**checkpoint, dir, Dtype::kF32, "", nullptr);
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     longest_ = static_cast<size_t>(model_.config.max_position_embeddings) *
@@ -102,6 +103,29 @@ TEST_F(ValidateTest, AScoreWhoseAnswerCouldNotWaitForItsClientIsRefused) {
   for (int i = 10; i < 150'000; ++i) score.mutable_token_ids()->add_ids(7);
   EXPECT_EQ(ValidateScore(score, model_, int64_t{1} << 40).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ValidateTest, LongTextIsGivenUpOnceNobodyWaitsForIt) {
+  std::string text;
+  while (text.size() < 8 * StopCheck::kBytes) text += "one two ";
+  v1::GenerateRequest generate;
+  generate.set_text(text);
+  v1::GenerateRequest chat;
+  v1::ChatMessage& message = *chat.mutable_chat()->add_messages();
+  message.set_role("user");
+  message.set_content(text);
+  for (const v1::GenerateRequest& request : {generate, chat}) {
+    StopAt stop(2);
+    EXPECT_EQ(ValidateGenerate(request, model_, stop.Function()).status().code(),
+              absl::StatusCode::kCancelled);
+    EXPECT_EQ(stop.asked(), 2);
+  }
+  v1::ScoreRequest score;
+  score.set_text(text);
+  StopAt stop(2);
+  EXPECT_EQ(ValidateScore(score, model_, int64_t{1} << 40, stop.Function()).status().code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_EQ(stop.asked(), 2);
 }
 
 }  // namespace

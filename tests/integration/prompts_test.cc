@@ -4,6 +4,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
@@ -221,6 +222,43 @@ TEST(PromptsTest, TextThatCannotFitIsRefusedAndLongTextHoldsNobodyUp) {
 
   const Whole too_large = Generate(deployment.stub(), TextRequest(longer + longer));
   EXPECT_EQ(too_large.status.error_code(), grpc::RESOURCE_EXHAUSTED);
+}
+
+TEST(PromptsTest, WorkOnALongTextEndsWithItsCall) {
+  Deployment deployment({});
+  v1::TokenizeRequest request;  // of half a minute's work
+  while (request.text().size() < 60'000'000) request.mutable_text()->append("漢é ");
+  const auto live = [&] { return deployment.Counter("gateway", "requests_live"); };
+  const auto tokenize = [&](grpc::ClientContext* context,
+                            const testing::Matcher<grpc::StatusCode>& expected) {
+    return std::thread([&deployment, &request, context, expected] {
+      v1::TokenizeResponse response;
+      EXPECT_THAT(deployment.stub().Tokenize(context, request, &response).error_code(), expected);
+    });
+  };
+  constexpr absl::Duration kSoon = absl::Seconds(5);
+
+  grpc::ClientContext cancelled;
+  std::thread client = tokenize(&cancelled, grpc::CANCELLED);
+  EXPECT_TRUE(WaitUntil([&] { return live() == 1; }, kLimit));
+  cancelled.TryCancel();
+  EXPECT_TRUE(WaitUntil([&] { return live() == 0; }, kSoon));
+  client.join();
+
+  grpc::ClientContext late;
+  late.set_deadline(absl::ToChronoTime(absl::Now() + kSoon));
+  client = tokenize(&late, grpc::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(WaitUntil([&] { return live() == 1; }, kSoon));
+  client.join();
+  EXPECT_TRUE(WaitUntil([&] { return live() == 0; }, kSoon));
+
+  // Nor does it keep a gateway that is told to end.
+  grpc::ClientContext kept;
+  client = tokenize(&kept, testing::AnyOf(grpc::CANCELLED, grpc::UNAVAILABLE));
+  EXPECT_TRUE(WaitUntil([&] { return live() == 1; }, kLimit));
+  deployment.gateway().Signal(SIGTERM);
+  EXPECT_EQ(deployment.gateway().Wait(kSoon), 0) << deployment.gateway().Output();
+  client.join();
 }
 
 TEST(PromptsTest, IdsWhoseTextIsAskedForAreBounded) {

@@ -5,16 +5,12 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "common/checkpoint/tensor_table.h"
-#include "common/model_config.h"
-#include "nlohmann/json.hpp"
 #include "tests/integration/deployment.h"
+#include "tests/integration/hollow_model.h"
 
 namespace tandem::test {
 namespace {
@@ -85,38 +81,6 @@ TEST_P(ShutdownTest, EndsWhatStillRunsAfterTheGraceWithASentence) {
   EXPECT_EQ(deployment.gateway().Wait(kLimit), 0) << deployment.gateway().Output();
 }
 
-// Nine layers of the real widths, 10 GB that take no space: the weights are a hole in the file.
-void WriteHollowModel(const std::string& dir) {
-  std::filesystem::create_directory(dir);
-  nlohmann::json config = nlohmann::json::parse(std::ifstream(TinyModel() + "/config.json"));
-  config["num_hidden_layers"] = 9;
-  config["hidden_size"] = 2048;
-  config["intermediate_size"] = 10944;
-  config["moe_intermediate_size"] = 1408;
-  config["n_routed_experts"] = 64;
-  config["vocab_size"] = 102400;
-  std::ofstream(dir + "/config.json") << config;
-  const auto parsed = LoadModelConfig(dir);
-  ASSERT_TRUE(parsed.ok()) << parsed.status();
-  nlohmann::json header;
-  int64_t end = 0;
-  ASSERT_TRUE(
-      ForEachNeededTensor(*parsed, [&](const std::string& name, const TensorShape& shape) {
-        int64_t bytes = 2;
-        for (const int64_t dim : shape) bytes *= dim;
-        header[name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {end, end + bytes}}};
-        end += bytes;
-        return absl::OkStatus();
-      }).ok());
-  const std::string text = header.dump();
-  const uint64_t length = text.size();
-  const std::string path = dir + "/model.safetensors";
-  std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char*>(&length), sizeof(length))
-      .write(text.data(), static_cast<std::streamsize>(length));
-  std::filesystem::resize_file(path, 8 + length + end);
-}
-
 // Ends a process that loads, and says how long that took.
 void ExpectGoneAtOnce(Process& process, const std::string& loading) {
   ASSERT_TRUE(WaitUntil(
@@ -132,7 +96,13 @@ void ExpectGoneAtOnce(Process& process, const std::string& loading) {
 TEST(ShutdownWhileLoadingTest, IsAtOnceInAllPrograms) {
   const TempDir dir;
   const std::string model = dir.path() + "/model";
-  WriteHollowModel(model);
+  // Nine layers of the real widths.
+  WriteHollowModel(model, {{"num_hidden_layers", 9},
+                           {"hidden_size", 2048},
+                           {"intermediate_size", 10944},
+                           {"moe_intermediate_size", 1408},
+                           {"n_routed_experts", 64},
+                           {"vocab_size", 102400}});
   Process gateway({Binary("tandem-gateway"), "--model", model, "--listen", "127.0.0.1:0",
                    "--metrics-listen", "127.0.0.1:0"},
                   dir.path() + "/embedded.log");

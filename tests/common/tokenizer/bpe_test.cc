@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/common/tokenizer/stop_at.h"
+
 namespace tandem {
 namespace {
 
@@ -121,6 +123,29 @@ TEST_F(BpeTest, EncodesAQuarterMegabyteInOnePiece) {
   AddMerge("a", "a");
   AddMerge("aa", "aa");
   EXPECT_EQ(Encode(std::string(1 << 18, 'a')).size(), size_t{1} << 16);
+}
+
+TEST_F(BpeTest, OneLongPieceEndsWhenItIsToldTo) {
+  AddMerge("a", "b");
+  const Bpe bpe(byte_ids_, merges_, tokens_);
+  std::string piece;
+  constexpr int kBlocks = 32;
+  while (piece.size() < kBlocks * StopCheck::kBytes) piece += "ab";
+  const auto asked = [&](int last) {
+    StopAt stop(last);
+    const StopFunction function = stop.Function();
+    StopCheck check(function);
+    std::vector<int32_t> ids;
+    bpe.Encode(piece, &ids, &check);
+    EXPECT_EQ(check.status().code(),
+              last == kNever ? absl::StatusCode::kOk : absl::StatusCode::kCancelled);
+    EXPECT_EQ(ids.size(), last == kNever ? piece.size() / 2 : 0);
+    return stop.asked();
+  };
+  // Once per block of bytes whose pairs are looked up, once per block of pairs that are merged.
+  const int all = asked(kNever);
+  EXPECT_GE(all, kBlocks + kBlocks / 2);
+  for (const int last : {1, 2, kBlocks / 2, kBlocks + 5, all}) EXPECT_EQ(asked(last), last);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/tokenizer/deepseek_split.h"
 #include "tests/common/tokenizer/random_text.h"
+#include "tests/common/tokenizer/stop_at.h"
 
 namespace tandem {
 namespace {
@@ -131,6 +132,25 @@ TEST(PreTokenizerTest, TakesLinearTimeOnInnerWhitespace) {
   const PreTokenizer deepseek = Make(DeepSeekSteps());
   const std::string text = absl::StrCat("é", std::string(1 << 18, ' '), "1");
   EXPECT_EQ(Pieces(deepseek, text).size(), 3u);
+}
+
+TEST(PreTokenizerTest, StopsWithinAStretchWithoutBoundary) {
+  const PreTokenizer deepseek = Make(DeepSeekSteps());
+  std::string text;
+  while (text.size() < 8 * StopCheck::kBytes) text += "漢é ";
+  const auto split = [&](int last) {
+    StopAt stop(last);
+    const StopFunction function = stop.Function();
+    StopCheck check(function);
+    std::vector<uint32_t> ends;
+    EXPECT_EQ(deepseek.Split(text, &ends, &check).code(),
+              last == kNever ? absl::StatusCode::kOk : absl::StatusCode::kCancelled);
+    return stop.asked();
+  };
+  const int all = split(kNever);
+  // Every step reads all of it; the gaps between a step's matches are counted with its pieces.
+  EXPECT_GE(all, 6 * 7);
+  for (const int last : {1, all / 2, all}) EXPECT_EQ(split(last), last);
 }
 
 }  // namespace

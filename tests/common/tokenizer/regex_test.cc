@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/common/tokenizer/stop_at.h"
+
 namespace tandem {
 namespace {
 
@@ -53,6 +55,18 @@ TEST(RegexTest, GivesUpOnEndlessBacktracking) {
   text += "dx";
   std::vector<TextRange> matches;
   EXPECT_EQ(regex->FindAll(text, &matches).code(), absl::StatusCode::kInternal);
+}
+
+TEST(RegexTest, StopsBetweenMatches) {
+  const auto regex = Regex::Compile("a");
+  ASSERT_TRUE(regex.ok());
+  StopAt stop(3);
+  const StopFunction function = stop.Function();
+  StopCheck check(function);
+  std::vector<TextRange> matches;
+  EXPECT_EQ(regex->FindAll(std::string(8 * StopCheck::kBytes, 'a'), &matches, &check).code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_EQ(matches.size(), 3 * StopCheck::kBytes);
 }
 
 }  // namespace

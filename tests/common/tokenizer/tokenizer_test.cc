@@ -6,13 +6,16 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/common/tokenizer/mini_tokenizer.h"
+#include "tests/common/tokenizer/stop_at.h"
 
 namespace tandem {
 namespace {
@@ -355,6 +358,59 @@ TEST_F(TokenizerLoadTest, NamesTheBrokenFile) {
   Write("tokenizer_config.json", "[]");
   tokenizer = Tokenizer::Load(folder_.string());
   EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("tokenizer_config.json"));
+}
+
+TEST(TokenizerTest, LongWorkEndsWhenItIsToldTo) {
+  nlohmann::json config = MiniConfigJson();
+  config["chat_template"] = nlohmann::json::parse(
+      ReadWholeFile(std::string(TANDEM_SOURCE_DIR) +
+                    "/tests/golden/tiny/tokenizer_config.json"))["chat_template"];
+  const auto parsed = Tokenizer::Parse(MiniTokenizerJson().dump(), config.dump());
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const auto& mini = *parsed;
+  constexpr int kBlocks = 16;
+  const auto repeat = [](const std::string& unit) {
+    std::string text;
+    while (text.size() < kBlocks * StopCheck::kBytes) text += unit;
+    return text;
+  };
+  const std::string words = repeat("hello world ");
+  const std::vector<int32_t> ids(kBlocks * StopCheck::kBytes, 'a');
+  // How often the work asks at least (a block ends behind a token), and the work.
+  const std::pair<int, std::function<absl::Status(const StopFunction&)>> works[] = {
+      // The pieces.
+      {kBlocks - 1,
+       [&](const StopFunction& stop) {
+         return mini->Encode(words, AddedTokens::kPlain, true, false, stop).status();
+       }},
+      {kBlocks - 1,  // nothing but added tokens
+       [&](const StopFunction& stop) {
+         return mini->Encode(repeat("<｜User｜>"), AddedTokens::kMatch, true, false, stop).status();
+       }},
+      {kBlocks - 1,
+       [&](const StopFunction& stop) {
+         return mini->Encode(repeat("漢é "), AddedTokens::kPlain, false, false, stop).status();
+       }},
+      {1,  // one piece, which nothing follows
+       [&](const StopFunction& stop) {
+         return mini->Encode(repeat("a"), AddedTokens::kPlain, false, false, stop).status();
+       }},
+      {kBlocks - 1,
+       [&](const StopFunction& stop) {
+         return mini->EncodeChat({{"user", words}}, true, stop).status();
+       }},
+      {kBlocks - 1,
+       [&](const StopFunction& stop) { return mini->Decode(ids, false, stop).status(); }}};
+  for (const auto& [least, work] : works) {
+    StopAt never(kNever);
+    EXPECT_EQ(work(never.Function()), absl::OkStatus());
+    EXPECT_GE(never.asked(), least);
+    for (const int last : {1, (never.asked() + 1) / 2, never.asked()}) {
+      StopAt stop(last);
+      EXPECT_EQ(work(stop.Function()).code(), absl::StatusCode::kCancelled);
+      EXPECT_EQ(stop.asked(), last);
+    }
+  }
 }
 
 }  // namespace
