@@ -195,27 +195,26 @@ const FloatKernel* Find(FloatOrder order, Dtype rows_dtype) {
 }  // namespace
 
 std::vector<FloatKernel> FloatKernels(bool emulated) {
-  constexpr int64_t kTileMaxRows = 512, kVectorMaxRows = 128;
   constexpr FloatOrder kBlock = FloatOrder::kBlock, kPair = FloatOrder::kPair;
   constexpr Dtype kF32 = Dtype::kF32, kBF16 = Dtype::kBF16;
   if (emulated) {
-    return {{"emulated amx", kBlock, kBF16, emulated::RunTiles, kTileMaxRows},
-            {"emulated dpbf16", kPair, kBF16, emulated::RunPairs, kVectorMaxRows},
-            {"emulated fma", kBlock, kF32, emulated::RunFma, kVectorMaxRows}};
+    return {{"emulated amx", kBlock, kBF16, emulated::RunTiles},
+            {"emulated dpbf16", kPair, kBF16, emulated::RunPairs},
+            {"emulated fma", kBlock, kF32, emulated::RunFma}};
   }
   std::vector<FloatKernel> kernels;
   const bool avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
   if (avx512 && HasTiles(TileType::kBF16)) {
-    kernels.push_back({"amx", kBlock, kBF16, avx512::RunTiles, kTileMaxRows});
+    kernels.push_back({"amx", kBlock, kBF16, avx512::RunTiles});
   }
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-    kernels.push_back({"dpbf16", kPair, kBF16, RunFlushed<avx512::RunPairs>, kVectorMaxRows});
+    kernels.push_back({"dpbf16", kPair, kBF16, RunFlushed<avx512::RunPairs>});
   }
   if (avx512) {
-    kernels.push_back({"avx512", kBlock, kF32, RunFlushed<avx512::RunFma>, kVectorMaxRows});
+    kernels.push_back({"avx512", kBlock, kF32, RunFlushed<avx512::RunFma>});
   }
-  kernels.push_back({"avx2", kBlock, kF32, RunFlushed<avx2::RunFma>, kVectorMaxRows});
+  kernels.push_back({"avx2", kBlock, kF32, RunFlushed<avx2::RunFma>});
   return kernels;
 }
 

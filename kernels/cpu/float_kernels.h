@@ -29,7 +29,6 @@ struct FloatKernel {
   FloatOrder order;
   Dtype rows_dtype;  // of x; with rows of bf16 the weight is bf16 as well
   void (*run)(const FloatPanelProduct& product);
-  int64_t max_rows;  // at once: more would fall out of the caches
 };
 
 // What this machine can run, the fastest first; the last takes f32 rows. With the plain C++

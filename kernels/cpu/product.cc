@@ -100,14 +100,22 @@ Sum* SumsOf(int64_t rows) {
   return sums.get();
 }
 
-// Calls run(panel, row, rows) for all panels and `max_rows` rows at a time.
+// Calls run(panel, row, rows) for all panels, `max_rows` rows at a time: these stay in the
+// second-level cache while the panels pass by.
 template <typename Run>
 void ForEachPanel(const Product& product, int64_t begin, int64_t end, int64_t max_rows, Run run) {
-  for (int64_t panel = begin / kPanelOutputs; panel < CeilDiv(end, kPanelOutputs); ++panel) {
-    for (int64_t row = 0; row < product.rows; row += max_rows) {
+  for (int64_t row = 0; row < product.rows; row += max_rows) {
+    for (int64_t panel = begin / kPanelOutputs; panel < CeilDiv(end, kPanelOutputs); ++panel) {
       run(panel, row, std::min(max_rows, product.rows - row));
     }
   }
+}
+
+// How many rows of floats are multiplied at once.
+int64_t RowsAtOnce(const FloatRows& x) {
+  constexpr int64_t kCachedBytes = 512 << 10, kLeastRows = 64, kMostRows = 256;
+  const int64_t fitting = kCachedBytes / (x.blocks() * x.row_bytes());
+  return std::clamp(fitting / 32 * 32, kLeastRows, kMostRows);
 }
 
 void MultiplyIntegers(const IntegerWeight& weight, const Product& product, int64_t begin,
@@ -125,8 +133,9 @@ void MultiplyFloats(const FloatWeight& weight, const Product& product, int64_t b
   const FloatRows& x = product.x.floats();
   const FloatOrder order = x.dtype() == Dtype::kBF16 ? weight.order : FloatOrder::kBlock;
   const FloatKernel& kernel = FloatKernelFor(order, x.dtype());
-  auto* const sums = SumsOf<float>(std::min(product.rows, kernel.max_rows));
-  ForEachPanel(product, begin, end, kernel.max_rows, [&](int64_t panel, int64_t row, int64_t rows) {
+  const int64_t max_rows = RowsAtOnce(x);
+  auto* const sums = SumsOf<float>(std::min(product.rows, max_rows));
+  ForEachPanel(product, begin, end, max_rows, [&](int64_t panel, int64_t row, int64_t rows) {
     kernel.run({weight.layout.dtype, weight.panel(panel), &x, product.first_row + row, rows, sums});
     HWY_DYNAMIC_DISPATCH(StoreFloatSums)
     (product, sums, row, rows, panel * kPanelOutputs);
