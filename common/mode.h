@@ -21,7 +21,7 @@ inline absl::StatusOr<Dtype> ParseMode(const std::string& name) {
 
 // What a weight's values are; how a backend lays them out is its own affair. In an integer format
 // the matrices are integers times scales; what is little, or looked up, or decides where rows go
-// (norms, router, embedding, kv_b_proj), stays as the checkpoint has it.
+// (norms, router, embedding), stays as the checkpoint has it.
 enum class WeightFormat : uint8_t {
   kF32 = 1,   // as the checkpoint has them: any float type there widens to f32 exactly
   kBF16 = 2,  // rounded to bf16, to nearest even

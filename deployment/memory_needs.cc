@@ -3,6 +3,7 @@
 #include <functional>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/pages.h"
@@ -29,7 +30,11 @@ int64_t Sum(const Checkpoint& checkpoint, WeightFormat format, bool routed_exper
   for (const auto& [name, location] : checkpoint.tensors()) {
     if (IsRoutedExpert(name) == routed_experts) {
       bytes += LoadedBytes(location.entry, FormatOf(name, format));
-    };
+      // The maps of an integer kv_b_proj (kernels/cpu/head_maps.h) have its keys twice.
+      if (IsInteger(format) && absl::EndsWith(name, "kv_b_proj.weight")) {
+        bytes += LoadedBytes(location.entry, FormatOf(name, format)) / 2;
+      }
+    }
   }
   return bytes;
 }

@@ -363,10 +363,11 @@ absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name) {
 
 WeightFormat FormatOf(const std::string& name, WeightFormat format) {
   if (!IsInteger(format)) return format;
-  if (absl::EndsWith(name, "kv_a_proj_with_mqa.weight")) return WeightFormat::kInt8;
+  const bool is_of_latents =
+      absl::EndsWith(name, "kv_a_proj_with_mqa.weight") || absl::EndsWith(name, "kv_b_proj.weight");
+  if (is_of_latents) return WeightFormat::kInt8;
   const bool is_matrix = absl::EndsWith(name, "_proj.weight") || name == "lm_head.weight";
-  const bool is_kept = absl::EndsWith(name, "kv_b_proj.weight");
-  return is_matrix && !is_kept ? format : WeightFormat::kF32;
+  return is_matrix ? format : WeightFormat::kF32;
 }
 
 bool IsRoutedExpert(const std::string& name) { return absl::StrContains(name, ".mlp.experts."); }

@@ -95,7 +95,8 @@ class CheckpointLoader {
 };
 
 // The format of a tensor of a model in `format`: in an integer format the large matrices have it,
-// the one that makes latents has 8 bits, and all else stays as the checkpoint has it.
+// the two that make latents and take them apart have 8 bits, and all else stays as the checkpoint
+// has it.
 WeightFormat FormatOf(const std::string& name, WeightFormat format);
 
 // Whether a tensor belongs to one of the routed experts.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
@@ -111,7 +112,12 @@ class CpuBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
                                                             const KvUpShape& shape,
                                                             WeightFormat format) override {
-    return std::make_unique<cpu::CpuKvUp>(std::move(tensor), shape, format);
+    if (!IsInteger(format)) {
+      return std::make_unique<cpu::CpuKvUp>(std::move(tensor), shape, format);
+    }
+    TANDEM_ASSIGN_OR_RETURN(std::vector<cpu::HeadMaps> maps,
+                            cpu::PrepareHeadMaps(tensor.view, shape, format, pool_));
+    return std::make_unique<cpu::CpuKvUp>(std::move(maps), shape, format);
   }
   absl::StatusOr<std::unique_ptr<EmbeddingWeight>> DoPrepareEmbedding(
       OwnedTensor tensor, WeightFormat format) override {

@@ -243,6 +243,37 @@ HWY_INLINE float Fold(F32x16 v) {
   return hn::GetLane(hn::Add(two, hn::Shuffle2301(two)));
 }
 
+// out[i] = Fold(v[i]).
+template <int kCount>
+HWY_INLINE void FoldAll(const F32x16 (&v)[kCount], float* HWY_RESTRICT out) {
+  for (int i = 0; i < kCount; ++i) out[i] = Fold(v[i]);
+}
+#if HWY_CAP_GE512
+// The same additions, two vectors in one at each step, whose halves, blocks and lanes alternate.
+HWY_INLINE void FoldAll(const F32x16 (&v)[16], float* HWY_RESTRICT out) {
+  const PartTag d;
+  const hn::RepartitionToWide<PartTag> d64;
+  Part eight[8], four[4], two[2];
+  for (int i = 0; i < 8; ++i) {
+    const Part a = v[i].part[0], b = v[i + 8].part[0];
+    eight[i] = hn::Add(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Part a = eight[i], b = eight[i + 4];
+    four[i] = hn::OddEvenBlocks(hn::Add(b, hn::SwapAdjacentBlocks(b)),
+                                hn::Add(a, hn::SwapAdjacentBlocks(a)));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const auto a = hn::BitCast(d64, four[i]), b = hn::BitCast(d64, four[i + 2]);
+    two[i] = hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, a, b)),
+                     hn::BitCast(d, hn::InterleaveUpper(d64, a, b)));
+  }
+  const Part one = hn::OddEven(hn::Add(two[1], hn::Shuffle2301(two[1])),
+                               hn::Add(two[0], hn::Shuffle2301(two[0])));
+  hn::StoreU(one, d, out);
+}
+#endif
+
 // a . b over k elements in lane order, k a multiple of 8.
 template <typename A, typename B>
 HWY_INLINE float Dot(const A* a, const B* b, int64_t k) {

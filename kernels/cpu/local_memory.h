@@ -11,6 +11,7 @@
 #include "absl/types/span.h"
 #include "common/status.h"
 #include "common/tensor.h"
+#include "kernels/cpu/head_maps.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/device_access.h"
@@ -46,7 +47,10 @@ struct CpuLinear final : LinearWeight {
 struct CpuKvUp final : KvUpWeight {
   CpuKvUp(OwnedTensor tensor, const KvUpShape& shape, WeightFormat format)
       : KvUpWeight(format, shape), tensor(std::move(tensor)) {}
-  const OwnedTensor tensor;
+  CpuKvUp(std::vector<HeadMaps> maps, const KvUpShape& shape, WeightFormat format)
+      : KvUpWeight(format, shape), maps(std::move(maps)) {}
+  const OwnedTensor tensor;          // of a format of floats
+  const std::vector<HeadMaps> maps;  // of a format of integers, one per head
 };
 struct CpuEmbedding final : EmbeddingWeight {
   CpuEmbedding(OwnedTensor tensor, WeightFormat format)
@@ -103,6 +107,9 @@ inline const Matrix& MatrixOf(const LinearWeight& weight) {
 }
 inline const TensorView& View(const KvUpWeight& weight) {
   return static_cast<const CpuKvUp&>(weight).tensor.view;
+}
+inline const std::vector<HeadMaps>& MapsOf(const KvUpWeight& weight) {
+  return static_cast<const CpuKvUp&>(weight).maps;
 }
 inline const TensorView& View(const EmbeddingWeight& weight) {
   return static_cast<const CpuEmbedding&>(weight).tensor.view;

@@ -16,8 +16,20 @@
 #ifndef TANDEM_KERNELS_CPU_MLA_ABSORBED_ONCE_
 #define TANDEM_KERNELS_CPU_MLA_ABSORBED_ONCE_
 namespace tandem::kernels::cpu {
-// Heads of a row that a task takes, and that share each load of a key.
-inline constexpr int kHeadGroup = 4;
+
+// Rows [row, row + rows) of one sequence and `heads` of their heads: what a thread takes up at
+// once.
+struct AbsorbedTask {
+  int64_t row;
+  int64_t rows;
+  int64_t head;
+  int64_t heads;
+};
+
+// Heads that share each load of a key: the most, and fewer where there are more threads.
+inline constexpr int kManyHeads = 8;
+inline constexpr int kSomeHeads = 4;
+
 }  // namespace tandem::kernels::cpu
 #endif  // TANDEM_KERNELS_CPU_MLA_ABSORBED_ONCE_
 
@@ -27,134 +39,170 @@ namespace HWY_NAMESPACE {
 
 constexpr int kTileKeys = HWY_CAP_GE512 ? 2 : 1;
 constexpr int kTileRows = 4;
+// From so many rows on a page is widened once for all of them.
+constexpr int64_t kWidenRows = 4;
 
-// sums[h][k] = query h . key k in lane order over `width` values, a multiple of 8.
+// sums[h * kKeys + k] = query h . key k in lane order over `width` values, a multiple of 8.
 template <int kHeads, int kKeys, typename T>
 HWY_INLINE void DotTile(const float* HWY_RESTRICT q, int64_t q_stride, const T* HWY_RESTRICT keys,
-                        int64_t key_stride, int64_t width, float (&sums)[kHeads][kKeys]) {
-  F32x16 acc[kHeads][kKeys];
-  for (int h = 0; h < kHeads; ++h) {
-    for (int k = 0; k < kKeys; ++k) acc[h][k] = ZeroLanes();
-  }
+                        int64_t key_stride, int64_t width, float (&sums)[kHeads * kKeys]) {
+  F32x16 acc[kHeads * kKeys];
+  for (F32x16& sum : acc) sum = ZeroLanes();
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
     F32x16 key[kKeys];
     for (int k = 0; k < kKeys; ++k) key[k] = LoadLanes(keys + k * key_stride + i);
     for (int h = 0; h < kHeads; ++h) {
       const F32x16 query = LoadLanes(q + h * q_stride + i);
-      for (int k = 0; k < kKeys; ++k) acc[h][k] = MulAdd(query, key[k], acc[h][k]);
+      for (int k = 0; k < kKeys; ++k) {
+        acc[h * kKeys + k] = MulAdd(query, key[k], acc[h * kKeys + k]);
+      }
     }
   }
   if (i < width) {
     for (int k = 0; k < kKeys; ++k) {
       const F32x16 key = LoadLowLanes(keys + k * key_stride + i);
       for (int h = 0; h < kHeads; ++h) {
-        acc[h][k] = MulAdd(LoadLowLanes(q + h * q_stride + i), key, acc[h][k]);
+        F32x16& sum = acc[h * kKeys + k];
+        sum = MulAdd(LoadLowLanes(q + h * q_stride + i), key, sum);
       }
     }
   }
-  for (int h = 0; h < kHeads; ++h) {
-    for (int k = 0; k < kKeys; ++k) sums[h][k] = Fold(acc[h][k]);
-  }
+  FoldAll(acc, sums);
 }
 
-// The heads of one row that a kernel takes up together.
-struct AbsorbedQuery {
-  const float* latent;  // [heads, r]
-  const float* rope;    // [heads, dr]
+// The heads of one row that are taken up together, and what they have seen so far.
+template <int kHeads>
+struct HeadsOfRow {
+  const float* latent;  // [kHeads, r]
+  const float* rope;    // [kHeads, dr]
+  float* numerators;    // [kHeads, padded r]
+  RunningSoftmax states[kHeads];
+};
+
+struct AbsorbedWidths {
   int64_t r;
   int64_t dr;
+  int64_t padded_r;
   float scale;
 };
 
 // scores[h][j] for kKeys keys from `rows` on.
 template <int kHeads, int kKeys, typename T>
-HWY_INLINE void ScoreKeys(const AbsorbedQuery& query, const T* rows, int64_t row_stride,
-                          float* scores) {
-  float latent[kHeads][kKeys];
-  float rope[kHeads][kKeys];
-  DotTile<kHeads, kKeys>(query.latent, query.r, rows, row_stride, query.r, latent);
-  DotTile<kHeads, kKeys>(query.rope, query.dr, rows + query.r, row_stride, query.dr, rope);
+HWY_INLINE void ScoreKeys(const HeadsOfRow<kHeads>& heads, const AbsorbedWidths& widths,
+                          const T* rows, int64_t row_stride, float* scores) {
+  float latent[kHeads * kKeys];
+  float rope[kHeads * kKeys];
+  DotTile<kHeads, kKeys>(heads.latent, widths.r, rows, row_stride, widths.r, latent);
+  DotTile<kHeads, kKeys>(heads.rope, widths.dr, rows + widths.r, row_stride, widths.dr, rope);
   for (int h = 0; h < kHeads; ++h) {
     for (int k = 0; k < kKeys; ++k) {
-      scores[h * kPageTokens + k] = query.scale * (latent[h][k] + rope[h][k]);
+      scores[h * kPageTokens + k] = widths.scale * (latent[h * kKeys + k] + rope[h * kKeys + k]);
     }
   }
 }
 
-// Attends kHeads heads of one row to its `length` keys; `scratch` holds 2 * kHeads padded latents.
+// Takes up the first `visible` keys of a page; `page_values` holds kHeads padded latents.
 template <int kHeads, typename T>
-void AttendHeads(const MlaAbsorbedArgs& args, const AbsorbedQuery& query, int64_t row,
-                 float* scratch, float* out) {
-  const int64_t padded = WidenedWidth(query.r);
-  float* numerators = scratch;
-  float* page_values = scratch + kHeads * padded;
-  std::fill(scratch, scratch + 2 * kHeads * padded, 0.0f);
-  RunningSoftmax states[kHeads];
+HWY_NOINLINE void AttendPage(HeadsOfRow<kHeads>& heads, const AbsorbedWidths& widths, const T* page,
+                             int64_t row_stride, int64_t visible, float* page_values) {
   float scores[kHeads * kPageTokens];
-  const int64_t row_stride = args.pages.row_stride;
-  const int64_t length = Ints(args.lengths)[row];
+  int64_t j = 0;
+  for (; j + kTileKeys <= visible; j += kTileKeys) {
+    ScoreKeys<kHeads, kTileKeys>(heads, widths, page + j * row_stride, row_stride, scores + j);
+  }
+  for (; j < visible; ++j) {
+    ScoreKeys<kHeads, 1>(heads, widths, page + j * row_stride, row_stride, scores + j);
+  }
+  float factors[kHeads];
+  for (int h = 0; h < kHeads; ++h) {
+    factors[h] = TakeUpPage(scores + h * kPageTokens, visible, heads.states[h]);
+  }
+  ColumnSums<kHeads>(scores, kPageTokens, page, row_stride, visible, widths.r, page_values,
+                     widths.padded_r);
+  for (int h = 0; h < kHeads; ++h) {
+    TakeUpValues(page_values + h * widths.padded_r, factors[h], widths.padded_r,
+                 heads.numerators + h * widths.padded_r);
+  }
+}
+
+// A task's rows for kHeads heads from `head` on, page by page.
+template <int kHeads, typename T>
+void AttendRows(const MlaAbsorbedArgs& args, const AbsorbedTask& task, int64_t head) {
+  thread_local std::vector<float> scratch;
+  const int64_t r = args.q_latent.width();
+  const int64_t dr = args.pages.width() - r;
+  const int64_t dn = args.q.width() - dr;
+  const int64_t num_heads = args.q.dim(1);
+  const AbsorbedWidths widths = {r, dr, WidenedWidth(r), args.scale};
+  const int64_t page_width = args.pages.width();
+  const int64_t floats_of_row = kHeads * (dr + widths.padded_r);
+  const int64_t zeroed = task.rows * floats_of_row + kHeads * widths.padded_r;
+  const auto size = static_cast<size_t>(zeroed + kPageTokens * page_width);
+  if (scratch.size() < size) scratch.resize(size);
+  std::fill_n(scratch.begin(), zeroed, 0.0f);
+  float* const page_values = &scratch[task.rows * floats_of_row];
+  float* const widened = page_values + kHeads * widths.padded_r;
+
+  std::vector<HeadsOfRow<kHeads>> rows(task.rows);
+  int64_t longest = 0;
+  for (int64_t i = 0; i < task.rows; ++i) {
+    float* const rope = &scratch[i * floats_of_row];
+    const int64_t first = (task.row + i) * num_heads + head;
+    for (int64_t h = 0; h < kHeads; ++h) {
+      ConvertRow(reinterpret_cast<const T*>(Row(args.q, first + h)) + dn, args.q.dtype, dr,
+                 rope + h * dr, Dtype::kF32);
+    }
+    rows[i].latent = reinterpret_cast<const float*>(Row(args.q_latent, first));
+    rows[i].rope = rope;
+    rows[i].numerators = rope + kHeads * dr;
+    longest = std::max<int64_t>(longest, Ints(args.lengths)[task.row + i]);
+  }
+
   const auto* page_table =
-      reinterpret_cast<const int32_t*>(Row(args.page_tables, Ints(args.table_of_row)[row]));
-  for (int64_t first = 0; first < length; first += kPageTokens) {
-    const int64_t page_id = page_table[first / kPageTokens];
-    const T* page = reinterpret_cast<const T*>(Row(args.pages, page_id * kPageTokens));
-    const int64_t visible = std::min<int64_t>(kPageTokens, length - first);
-    int64_t j = 0;
-    for (; j + kTileKeys <= visible; j += kTileKeys) {
-      ScoreKeys<kHeads, kTileKeys>(query, page + j * row_stride, row_stride, scores + j);
+      reinterpret_cast<const int32_t*>(Row(args.page_tables, Ints(args.table_of_row)[task.row]));
+  for (int64_t first = 0; first < longest; first += kPageTokens) {
+    const int64_t in_page = std::min<int64_t>(kPageTokens, longest - first);
+    const int64_t page_row = int64_t{page_table[first / kPageTokens]} * kPageTokens;
+    const auto* page = reinterpret_cast<const T*>(Row(args.pages, page_row));
+    const bool widen = task.rows >= kWidenRows && args.pages.dtype != Dtype::kF32;
+    if (widen) {
+      for (int64_t j = 0; j < in_page; ++j) {
+        ConvertRow(Row(args.pages, page_row + j), args.pages.dtype, page_width,
+                   widened + j * page_width, Dtype::kF32);
+      }
     }
-    for (; j < visible; ++j) {
-      ScoreKeys<kHeads, 1>(query, page + j * row_stride, row_stride, scores + j);
-    }
-    float factors[kHeads];
-    for (int h = 0; h < kHeads; ++h) {
-      factors[h] = TakeUpPage(scores + h * kPageTokens, visible, states[h]);
-    }
-    ColumnSums<kHeads>(scores, kPageTokens, page, row_stride, visible, query.r, page_values,
-                       padded);
-    for (int h = 0; h < kHeads; ++h) {
-      TakeUpValues(page_values + h * padded, factors[h], padded, numerators + h * padded);
+    for (int64_t i = 0; i < task.rows; ++i) {
+      const int64_t visible = std::min(in_page, Ints(args.lengths)[task.row + i] - first);
+      if (visible <= 0) continue;
+      if (widen) {
+        AttendPage<kHeads>(rows[i], widths, widened, page_width, visible, page_values);
+      } else {
+        AttendPage<kHeads>(rows[i], widths, page, args.pages.row_stride, visible, page_values);
+      }
     }
   }
-  for (int h = 0; h < kHeads; ++h) {
-    StoreQuotient(numerators + h * padded, states[h].sum, query.r, out + h * query.r);
+  for (int64_t i = 0; i < task.rows; ++i) {
+    for (int64_t h = 0; h < kHeads; ++h) {
+      auto* const out =
+          reinterpret_cast<float*>(Row(args.out, (task.row + i) * num_heads + head + h));
+      StoreQuotient(rows[i].numerators + h * widths.padded_r, rows[i].states[h].sum, r, out);
+    }
   }
 }
 
 template <typename T>
-void AbsorbedHeadsTyped(const MlaAbsorbedArgs& args, int64_t row, int64_t head, int64_t count) {
-  const int64_t first = row * args.q.dim(1) + head;
-  const int64_t r = args.q_latent.width();
-  const int64_t dr = args.pages.width() - r;
-  const int64_t dn = args.q.width() - dr;
-  std::vector<float> scratch(kHeadGroup * (dr + 2 * WidenedWidth(r)));
-  float* rope = scratch.data();
-  float* rest = rope + kHeadGroup * dr;
-  for (int64_t h = 0; h < count; ++h) {
-    ConvertRow(reinterpret_cast<const T*>(Row(args.q, first + h)) + dn, args.q.dtype, dr,
-               rope + h * dr, Dtype::kF32);
-  }
-  AbsorbedQuery query = {reinterpret_cast<const float*>(Row(args.q_latent, first)), rope, r, dr,
-                         args.scale};
-  auto* out = reinterpret_cast<float*>(Row(args.out, first));
-  if (count == kHeadGroup) {
-    AttendHeads<kHeadGroup, T>(args, query, row, rest, out);
-    return;
-  }
-  for (int64_t h = 0; h < count; ++h) {
-    AttendHeads<1, T>(args, query, row, rest, out);
-    query.latent += r;
-    query.rope += dr;
-    out += r;
-  }
+void AbsorbedTyped(const MlaAbsorbedArgs& args, const AbsorbedTask& task) {
+  if (task.heads == kManyHeads) return AttendRows<kManyHeads, T>(args, task, task.head);
+  if (task.heads == kSomeHeads) return AttendRows<kSomeHeads, T>(args, task, task.head);
+  for (int64_t h = 0; h < task.heads; ++h) AttendRows<1, T>(args, task, task.head + h);
 }
 
-void AbsorbedHeadsImpl(const MlaAbsorbedArgs& args, int64_t row, int64_t head, int64_t count) {
+void AbsorbedImpl(const MlaAbsorbedArgs& args, const AbsorbedTask& task) {
   if (args.pages.dtype == Dtype::kF32) {
-    AbsorbedHeadsTyped<float>(args, row, head, count);
+    AbsorbedTyped<float>(args, task);
   } else {
-    AbsorbedHeadsTyped<BF16>(args, row, head, count);
+    AbsorbedTyped<BF16>(args, task);
   }
 }
 
@@ -202,16 +250,24 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::kernels::cpu {
 
 HWY_EXPORT(AbsorbImpl);
-HWY_EXPORT(AbsorbedHeadsImpl);
+HWY_EXPORT(AbsorbedImpl);
 
 namespace {
 
 constexpr int64_t kAbsorbRows = 16;
+// Rows of a sequence in a task: what they keep stays in the second-level cache beside a page.
+constexpr int64_t kRowsAtOnce = 16;
 constexpr int64_t kProjectGrain = 16;
 
 }  // namespace
 
 void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args, ThreadPool& pool) {
+  if (const std::vector<HeadMaps>& maps = MapsOf(args.kv_up); !maps.empty()) {
+    const int64_t stride = args.q_latent.row_stride;
+    TensorView out(Row(args.q_latent, 0), Dtype::kF32, {args.q.dim(0), args.q_latent.width()});
+    out.row_stride = args.q.dim(1) * stride;
+    return MultiplyHeads({maps, &HeadMaps::absorb, View(args.q), out, stride}, pool);
+  }
   const int64_t rows = args.q.dim(0);
   const int64_t blocks = (rows + kAbsorbRows - 1) / kAbsorbRows;
   pool.ParallelFor(args.q.dim(1) * blocks, 1, [&](int64_t begin, int64_t end) {
@@ -224,13 +280,30 @@ void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args, ThreadPool& pool) {
 }
 
 void MlaAbsorbed(const MlaAbsorbedArgs& args, ThreadPool& pool) {
+  const absl::Span<const int32_t> table_of_row = Ints(args.table_of_row);
+  const int64_t num_rows = args.q.dim(0);
+  std::vector<AbsorbedTask> runs;
+  for (int64_t row = 0; row < num_rows; row += runs.back().rows) {
+    runs.push_back({row, 1, 0, 0});
+    int64_t& rows = runs.back().rows;
+    while (rows < kRowsAtOnce && row + rows < num_rows &&
+           table_of_row[row + rows] == table_of_row[row]) {
+      ++rows;
+    }
+  }
   const int64_t heads = args.q.dim(1);
-  const int64_t groups = (heads + kHeadGroup - 1) / kHeadGroup;
-  pool.ParallelFor(args.q.dim(0) * groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task % groups * kHeadGroup;
-      HWY_DYNAMIC_DISPATCH(AbsorbedHeadsImpl)
-      (args, task / groups, head, std::min<int64_t>(kHeadGroup, heads - head));
+  const int64_t num_runs = static_cast<int64_t>(runs.size());
+  const auto groups_of = [&](int64_t size) { return CeilDiv(heads, size); };
+  int64_t size = kManyHeads;
+  if (num_runs * groups_of(size) < pool.num_threads()) size = kSomeHeads;
+  if (num_runs * groups_of(size) < pool.num_threads()) size = 1;
+  const int64_t groups = groups_of(size);
+  pool.ParallelFor(num_runs * groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      AbsorbedTask task = runs[i / groups];
+      task.head = i % groups * size;
+      task.heads = std::min(size, heads - task.head);
+      HWY_DYNAMIC_DISPATCH(AbsorbedImpl)(args, task);
     }
   });
 }
@@ -242,6 +315,9 @@ void MlaProjectValue(const MlaProjectValueArgs& args, ThreadPool& pool) {
   const int64_t dv = args.kv_up.shape().value_width;
   const int64_t head_rows = args.kv_up.shape().nope_width + dv;
   const TensorView out = View(args.out);
+  if (const std::vector<HeadMaps>& maps = MapsOf(args.kv_up); !maps.empty()) {
+    return MultiplyHeads({maps, &HeadMaps::value, View(args.latent), out, dv}, pool);
+  }
   const int64_t blocks = (dv + kProjectGrain - 1) / kProjectGrain;
   pool.ParallelFor(heads * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {

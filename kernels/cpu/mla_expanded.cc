@@ -8,6 +8,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/local_memory.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cpu/row_ops.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -43,7 +44,8 @@ struct ExpandedRows {
   float* scratch;     // kExpandedTileRows * padded dv
 };
 
-inline constexpr int kExpandedTileRows = 4;
+// Rows whose sums share each load of a key or value.
+inline constexpr int kExpandedTileRows = 6;
 
 }  // namespace tandem::kernels::cpu
 #endif  // TANDEM_KERNELS_CPU_MLA_EXPANDED_ONCE_
@@ -52,9 +54,10 @@ HWY_BEFORE_NAMESPACE();
 namespace tandem::kernels::cpu {
 namespace HWY_NAMESPACE {
 
-// scores = scale * (nope + rope), in place in `nope`.
-HWY_INLINE void ScaleScores(float scale, const float* HWY_RESTRICT rope, float* HWY_RESTRICT nope) {
-  for (int j = 0; j < kPageTokens; j += kLanes) {
+// scores = scale * (nope + rope) for `count` keys, a multiple of 16, in place in `nope`.
+HWY_INLINE void ScaleScores(float scale, int64_t count, const float* HWY_RESTRICT rope,
+                            float* HWY_RESTRICT nope) {
+  for (int64_t j = 0; j < count; j += kLanes) {
     const F32x16 dot = Add(LoadLanes(nope + j), LoadLanes(rope + j));
     StoreLanes(Mul(SetLanes(scale), dot), nope + j);
   }
@@ -67,31 +70,26 @@ HWY_NOINLINE void AttendTile(const ExpandedPage& page, const ExpandedRows& rows,
   const int64_t padded = WidenedWidth(page.dv);
   const int64_t q_width = page.dn + page.dr;
   const float* q = rows.q + row * q_width;
-  float weights[kRows * kPageTokens];
-  float rope[kRows * kPageTokens];
-  ColumnSums<kRows>(q, q_width, page.k_nope, kPageTokens, page.dn, kPageTokens, weights,
-                    kPageTokens);
-  ColumnSums<kRows>(q + page.dn, q_width, page.k_rope, kPageTokens, page.dr, kPageTokens, rope,
-                    kPageTokens);
-  float factors[kRows];
-  int64_t visible[kRows];
+  int64_t visible[kRows];  // ascending, as positions do
   for (int r = 0; r < kRows; ++r) {
     visible[r] = std::min<int64_t>(kPageTokens, rows.positions[row + r] + 1 - first);
-    ScaleScores(page.scale, rope + r * kPageTokens, weights + r * kPageTokens);
+  }
+  const int64_t seen = (visible[kRows - 1] + kLanes - 1) / kLanes * kLanes;
+  float weights[kRows * kPageTokens];
+  float rope[kRows * kPageTokens];
+  ColumnSums<kRows>(q, q_width, page.k_nope, kPageTokens, page.dn, seen, weights, kPageTokens);
+  ColumnSums<kRows>(q + page.dn, q_width, page.k_rope, kPageTokens, page.dr, seen, rope,
+                    kPageTokens);
+  float factors[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    ScaleScores(page.scale, seen, rope + r * kPageTokens, weights + r * kPageTokens);
     RunningSoftmax state = {rows.maxima[row + r], rows.sums[row + r]};
     factors[r] = TakeUpPage(weights + r * kPageTokens, visible[r], state);
     rows.maxima[row + r] = state.max;
     rows.sums[row + r] = state.sum;
   }
-  if (visible[0] == kPageTokens) {  // positions ascend: so do all of them
-    ColumnSums<kRows>(weights, kPageTokens, page.values, padded, kPageTokens, padded, rows.scratch,
-                      padded);
-  } else {
-    for (int r = 0; r < kRows; ++r) {
-      ColumnSums<1>(weights + r * kPageTokens, kPageTokens, page.values, padded, visible[r], padded,
-                    rows.scratch + r * padded, padded);
-    }
-  }
+  ColumnSums<kRows>(weights, kPageTokens, page.values, padded, visible, padded, rows.scratch,
+                    padded);
   for (int r = 0; r < kRows; ++r) {
     TakeUpValues(rows.scratch + r * padded, factors[r], padded,
                  rows.numerators + (row + r) * padded);
@@ -142,6 +140,7 @@ class Expanded {
         rows_(args.q.dim(0)),
         heads_(args.q.dim(1)),
         kv_up_(View(args.kv_up)),
+        maps_(MapsOf(args.kv_up)),
         page_table_(Ints(args.page_table)),
         positions_(Ints(args.positions)),
         r_(args.kv_up.shape().latent_width),
@@ -150,15 +149,22 @@ class Expanded {
         dv_(args.out.width() / heads_),
         padded_dv_(WidenedWidth(dv_)),
         num_tokens_(args.num_tokens),
-        latents_(kGroupPages * kPageTokens * r_),
-        k_rope_(kGroupPages * dr_ * kPageTokens),
-        k_nope_(kGroupPages * heads_ * dn_ * kPageTokens),
-        values_(kGroupPages * heads_ * kPageTokens * padded_dv_),
-        maxima_(heads_ * rows_, -std::numeric_limits<float>::infinity()),
-        sums_(heads_ * rows_),
-        numerators_(heads_ * rows_ * padded_dv_) {}
+        latents_(Grown(scratch_.latents, kGroupPages * kPageTokens * r_)),
+        k_rope_(Grown(scratch_.k_rope, kGroupPages * dr_ * kPageTokens)),
+        k_nope_(Grown(scratch_.k_nope, kGroupPages * heads_ * dn_ * kPageTokens)),
+        values_(Grown(scratch_.values, kGroupPages * heads_ * kPageTokens * padded_dv_)),
+        maxima_(Grown(scratch_.maxima, heads_ * rows_)),
+        sums_(Grown(scratch_.sums, heads_ * rows_)),
+        numerators_(Grown(scratch_.numerators, heads_ * rows_ * padded_dv_)) {
+    if (!maps_.empty()) {
+      scratch_.integers.Resize(RowKind::kInt8, kGroupPages * kPageTokens, r_);
+    }
+  }
 
   void Run() {
+    std::fill_n(maxima_, heads_ * rows_, -std::numeric_limits<float>::infinity());
+    std::fill_n(sums_, heads_ * rows_, 0.0f);
+    std::fill_n(numerators_, heads_ * rows_ * padded_dv_, 0.0f);
     const int64_t num_pages = (num_tokens_ + kPageTokens - 1) / kPageTokens;
     for (int64_t page = 0; page < num_pages; page += kGroupPages) {
       ExpandGroup(page, std::min(kGroupPages, num_pages - page));
@@ -168,6 +174,27 @@ class Expanded {
   }
 
  private:
+  // What a thread keeps between its calls.
+  struct Scratch {
+    MatrixRows integers;  // the latents, of a format of integers
+    std::vector<float> latents;
+    std::vector<float> k_rope;
+    std::vector<float> k_nope;
+    std::vector<float> values;
+    std::vector<float> maxima;
+    std::vector<float> sums;
+    std::vector<float> numerators;
+  };
+
+  static Scratch& ThreadScratch() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+  static float* Grown(std::vector<float>& memory, int64_t size) {
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+    return memory.data();
+  }
+
   int64_t TokensOf(int64_t page) const {
     return std::min<int64_t>(kPageTokens, num_tokens_ - page * kPageTokens);
   }
@@ -196,7 +223,12 @@ class Expanded {
     std::vector<float> rope(dr_);
     for (int64_t j = 0; j < TokensOf(page); ++j) {
       const std::byte* row = Row(args_.pages, int64_t{page_table_[page]} * kPageTokens + j);
-      ConvertRow(row, act, r_, &latents_[(slot * kPageTokens + j) * r_], Dtype::kF32);
+      const int64_t at = slot * kPageTokens + j;
+      if (maps_.empty()) {
+        ConvertRow(row, act, r_, &latents_[at * r_], Dtype::kF32);
+      } else {
+        scratch_.integers.Set(at, row, act);
+      }
       ConvertRow(row + r_ * static_cast<int64_t>(DtypeBytes(act)), act, dr_, rope.data(),
                  Dtype::kF32);
       for (int64_t d = 0; d < dr_; ++d) KRope(slot)[d * kPageTokens + j] = rope[d];
@@ -206,26 +238,42 @@ class Expanded {
   // k_nope, turned, and v of one head from a page's latents.
   void ExpandHead(int64_t page, int64_t slot, int64_t head) {
     const int64_t num_tokens = TokensOf(page);
-    const int64_t weight_row = head * (dn_ + dv_);
-    std::vector<float> keys(num_tokens * dn_);
-    Gemm gemm;
-    gemm.x = &latents_[slot * kPageTokens * r_];
-    gemm.x_stride = r_;
-    gemm.rows = num_tokens;
-    gemm.k = r_;
-    gemm.round_to_bf16 = args_.pages.dtype == Dtype::kBF16;
-    gemm.weight = kv_up_.slice_rows(weight_row, dn_);
-    gemm.out = TensorView(keys.data(), Dtype::kF32, {num_tokens, dn_});
-    GemmRange(gemm, 0, dn_);
+    thread_local std::vector<float> scratch;
+    const float* const keys = Grown(scratch, num_tokens * dn_);
+    const TensorView keys_out(scratch.data(), Dtype::kF32, {num_tokens, dn_});
+    TensorView values_out(Values(slot, head), Dtype::kF32, {num_tokens, dv_});
+    values_out.row_stride = padded_dv_;
+    if (maps_.empty()) {
+      const int64_t weight_row = head * (dn_ + dv_);
+      Expand(slot, kv_up_.slice_rows(weight_row, dn_), keys_out);
+      Expand(slot, kv_up_.slice_rows(weight_row + dn_, dv_), values_out);
+    } else {
+      Expand(slot, maps_[head].key, keys_out);
+      Expand(slot, maps_[head].value, values_out);
+    }
     float* turned = KNope(slot, head);
     for (int64_t j = 0; j < num_tokens; ++j) {
       for (int64_t d = 0; d < dn_; ++d) turned[d * kPageTokens + j] = keys[j * dn_ + d];
     }
-    gemm.weight = kv_up_.slice_rows(weight_row + dn_, dv_);
-    gemm.out = TensorView(Values(slot, head), Dtype::kF32, {num_tokens, dv_});
-    gemm.out.row_stride = padded_dv_;
-    GemmRange(gemm, 0, dv_);
   }
+
+  // out = round(weight * latent) for the first out.dim(0) latents of a page.
+  void Expand(int64_t slot, const TensorView& weight, const TensorView& out) {
+    const Gemm gemm = {.x = &latents_[slot * kPageTokens * r_],
+                       .x_stride = r_,
+                       .rows = out.dim(0),
+                       .k = r_,
+                       .weight = weight,
+                       .out = out,
+                       .round_to_bf16 = RoundsToBF16()};
+    GemmRange(gemm, 0, out.width());
+  }
+  void Expand(int64_t slot, const Matrix& weight, const TensorView& out) {
+    Multiply(
+        {weight, scratch_.integers, slot * kPageTokens, out.dim(0), out, nullptr, RoundsToBF16()},
+        0, out.width());
+  }
+  bool RoundsToBF16() const { return args_.pages.dtype == Dtype::kBF16; }
 
   // The first row that sees a key of the page.
   int64_t FirstRowOf(int64_t page) const {
@@ -289,7 +337,8 @@ class Expanded {
   ThreadPool& pool_;
   const int64_t rows_;
   const int64_t heads_;
-  const TensorView& kv_up_;
+  const TensorView& kv_up_;            // of a format of floats
+  const std::vector<HeadMaps>& maps_;  // of a format of integers, else empty
   const absl::Span<const int32_t> page_table_;
   const absl::Span<const int32_t> positions_;
   const int64_t r_;
@@ -297,14 +346,15 @@ class Expanded {
   const int64_t dn_;
   const int64_t dv_;
   const int64_t padded_dv_;
-  const int64_t num_tokens_;       // keys that the last row sees
-  std::vector<float> latents_;     // [kGroupPages, kPageTokens, r]
-  std::vector<float> k_rope_;      // [kGroupPages, dr, kPageTokens]
-  std::vector<float> k_nope_;      // [kGroupPages, heads, dn, kPageTokens]
-  std::vector<float> values_;      // [kGroupPages, heads, kPageTokens, padded dv], zero padding
-  std::vector<float> maxima_;      // [heads, rows]
-  std::vector<float> sums_;        // [heads, rows]
-  std::vector<float> numerators_;  // [heads, rows, padded dv]
+  const int64_t num_tokens_;            // keys that the last row sees
+  Scratch& scratch_ = ThreadScratch();  // the caller's, which the pool's threads share
+  float* const latents_;                // [kGroupPages, kPageTokens, r], of a format of floats
+  float* const k_rope_;                 // [kGroupPages, dr, kPageTokens]
+  float* const k_nope_;                 // [kGroupPages, heads, dn, kPageTokens]
+  float* const values_;                 // [kGroupPages, heads, kPageTokens, padded dv]
+  float* const maxima_;                 // [heads, rows]
+  float* const sums_;                   // [heads, rows]
+  float* const numerators_;             // [heads, rows, padded dv]
 };
 
 }  // namespace

@@ -22,24 +22,33 @@ namespace HWY_NAMESPACE {
 // own accumulator, so this decides speed only.
 template <int kRows>
 constexpr int ChunksOfTile() {
-  return kRows == 1 ? 4 : (HWY_CAP_GE512 ? 2 : 1);
+  if (kRows == 1) return 4;
+  return HWY_CAP_GE512 ? (kRows <= 6 ? 4 : 2) : 1;
 }
 
 // ColumnSums for kChunks * 16 columns.
 template <int kRows, int kChunks, typename T>
 HWY_INLINE void ColumnTile(const float* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b,
-                           int64_t b_stride, int64_t n, float* HWY_RESTRICT out,
+                           int64_t b_stride, const int64_t (&n)[kRows], float* HWY_RESTRICT out,
                            int64_t out_stride) {
   F32x16 sums[kRows][kChunks];
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kChunks; ++c) sums[r][c] = ZeroLanes();
   }
-  for (int64_t j = 0; j < n; ++j) {
+  for (int64_t j = 0; j < n[0]; ++j) {
     F32x16 row[kChunks];
     for (int c = 0; c < kChunks; ++c) row[c] = LoadLanes(b + j * b_stride + c * kLanes);
     for (int r = 0; r < kRows; ++r) {
       const F32x16 factor = SetLanes(a[r * a_stride + j]);
       for (int c = 0; c < kChunks; ++c) sums[r][c] = MulAdd(factor, row[c], sums[r][c]);
+    }
+  }
+  for (int r = 1; r < kRows; ++r) {
+    for (int64_t j = n[0]; j < n[r]; ++j) {
+      const F32x16 factor = SetLanes(a[r * a_stride + j]);
+      for (int c = 0; c < kChunks; ++c) {
+        sums[r][c] = MulAdd(factor, LoadLanes(b + j * b_stride + c * kLanes), sums[r][c]);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -48,11 +57,11 @@ HWY_INLINE void ColumnTile(const float* HWY_RESTRICT a, int64_t a_stride, const 
 }
 
 // out[r][i] = sum_j a[r][j] * b[j][i] for r < kRows and i < width (a multiple of 8), by fused
-// multiply-add, j in [0, n) ascending, from zero.
+// multiply-add, j in [0, n[r]) ascending, from zero. n[0] is the least of them.
 template <int kRows, typename T>
 HWY_INLINE void ColumnSums(const float* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b,
-                           int64_t b_stride, int64_t n, int64_t width, float* HWY_RESTRICT out,
-                           int64_t out_stride) {
+                           int64_t b_stride, const int64_t (&n)[kRows], int64_t width,
+                           float* HWY_RESTRICT out, int64_t out_stride) {
   constexpr int kChunks = ChunksOfTile<kRows>();
   int64_t i = 0;
   for (; i + kChunks * kLanes <= width; i += kChunks * kLanes) {
@@ -64,11 +73,21 @@ HWY_INLINE void ColumnSums(const float* HWY_RESTRICT a, int64_t a_stride, const 
   if (i == width) return;
   for (int r = 0; r < kRows; ++r) {
     F32x16 sum = ZeroLanes();
-    for (int64_t j = 0; j < n; ++j) {
+    for (int64_t j = 0; j < n[r]; ++j) {
       sum = MulAdd(SetLanes(a[r * a_stride + j]), LoadLowLanes(b + j * b_stride + i), sum);
     }
     StoreSomeLanes(sum, out + r * out_stride + i, width - i);
   }
+}
+
+// As above, with as many terms for every row.
+template <int kRows, typename T>
+HWY_INLINE void ColumnSums(const float* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b,
+                           int64_t b_stride, int64_t n, int64_t width, float* HWY_RESTRICT out,
+                           int64_t out_stride) {
+  int64_t each[kRows];
+  std::fill_n(each, kRows, n);
+  ColumnSums<kRows>(a, a_stride, b, b_stride, each, width, out, out_stride);
 }
 
 // What the softmax of one query has seen so far.

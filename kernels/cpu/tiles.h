@@ -1,4 +1,4 @@
-// AMX: eight tiles of 16 rows of 64 bytes, and the same in plain C++.
+// AMX: eight tiles of up to 16 rows of 64 bytes, and the same in plain C++.
 #ifndef TANDEM_KERNELS_CPU_TILES_H_
 #define TANDEM_KERNELS_CPU_TILES_H_
 
@@ -26,9 +26,11 @@ struct Tiles {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   };
 
-  static HWY_INLINE void Configure() {
-    static constexpr Config kConfig;
-    asm volatile("ldtilecfg %0" : : "m"(kConfig));
+  // Tiles 0, 1 and 4 get `rows` rows, in [1, 16], the others 16.
+  static HWY_INLINE void Configure(int64_t rows = 16) {
+    Config config;
+    for (const int tile : {0, 1, 4}) config.rows[tile] = static_cast<uint8_t>(rows);
+    asm volatile("ldtilecfg %0" : : "m"(config));
   }
   static HWY_INLINE void Release() { asm volatile("tilerelease"); }
   template <int kTile>
@@ -57,24 +59,30 @@ struct EmulatedTiles {
     uint8_t rows[16][64];
   };
   static inline thread_local Tile tiles[8];
+  static inline thread_local int64_t num_rows[8];
 
-  static void Configure() { std::memset(tiles, 0, sizeof(tiles)); }
+  static void Configure(int64_t rows = 16) {
+    std::memset(tiles, 0, sizeof(tiles));
+    for (int tile = 0; tile < 8; ++tile) {
+      num_rows[tile] = tile == 0 || tile == 1 || tile == 4 ? rows : 16;
+    }
+  }
   static void Release() { std::memset(tiles, 0xEE, sizeof(tiles)); }
   template <int kTile>
   static void Load(const void* from, int64_t stride) {
-    for (int64_t r = 0; r < 16; ++r) {
+    for (int64_t r = 0; r < num_rows[kTile]; ++r) {
       std::memcpy(tiles[kTile].rows[r], static_cast<const char*>(from) + r * stride, 64);
     }
   }
   template <int kTile>
   static void Store(void* to, int64_t stride) {
-    for (int64_t r = 0; r < 16; ++r) {
+    for (int64_t r = 0; r < num_rows[kTile]; ++r) {
       std::memcpy(static_cast<char*>(to) + r * stride, tiles[kTile].rows[r], 64);
     }
   }
   template <int kSums, int kX, int kWeights>
   static void DotBytes() {
-    for (int r = 0; r < 16; ++r) {
+    for (int64_t r = 0; r < num_rows[kSums]; ++r) {
       int32_t sums[16];
       std::memcpy(sums, tiles[kSums].rows[r], sizeof(sums));
       for (int k = 0; k < 64; ++k) {
@@ -88,7 +96,7 @@ struct EmulatedTiles {
   }
   template <int kSums, int kX, int kWeights>
   static void DotBF16() {
-    for (int r = 0; r < 16; ++r) {
+    for (int64_t r = 0; r < num_rows[kSums]; ++r) {
       float sums[16];
       std::memcpy(sums, tiles[kSums].rows[r], sizeof(sums));
       for (int n = 0; n < 16; ++n) {

@@ -522,10 +522,11 @@ TEST(FormatOfTest, IntegersAreForTheLargeMatrices) {
       EXPECT_EQ(FormatOf(name, format), format) << name;
     }
     EXPECT_EQ(FormatOf(layer + "self_attn.kv_a_proj_with_mqa.weight", format), WeightFormat::kInt8);
+    EXPECT_EQ(FormatOf(layer + "self_attn.kv_b_proj.weight", format), WeightFormat::kInt8);
     for (const std::string& name :
-         {layer + "self_attn.kv_b_proj.weight", layer + "self_attn.kv_a_layernorm.weight",
-          layer + "input_layernorm.weight", layer + "mlp.gate.weight",
-          std::string("model.embed_tokens.weight"), std::string("model.norm.weight")}) {
+         {layer + "self_attn.kv_a_layernorm.weight", layer + "input_layernorm.weight",
+          layer + "mlp.gate.weight", std::string("model.embed_tokens.weight"),
+          std::string("model.norm.weight")}) {
       EXPECT_EQ(FormatOf(name, format), WeightFormat::kF32) << name;
     }
   }
