@@ -2,12 +2,20 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/machine.h"
+#include "common/status.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
 
 constexpr char kDevices[] = "cpu";  // of this build, as people read them
+
+absl::StatusOr<kernels::Numerics> ParseNumerics(const std::string& name) {
+  if (name == "auto") return kernels::Numerics::kAuto;
+  if (name == "portable") return kernels::Numerics::kPortable;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--numerics is \"", name, "\", but must be auto or portable"));
+}
 
 }  // namespace
 
@@ -21,22 +29,29 @@ void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
   app.add_option(
       "--weights", weights,
       absl::StrCat(when, "format of the weights, f32, bf16, int8 or int4; default: --dtype's"));
+  app.add_option("--numerics", numerics,
+                 absl::StrCat(when,
+                              "how bf16 is multiplied by bf16: auto, the fastest way of this "
+                              "machine, or portable, to the same bits on every machine"))
+      ->capture_default_str();
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options) {
   if (options.device == "cpu") {
-    if (options.threads > 0) return kernels::CreateCpuBackend(options.threads);
+    TANDEM_ASSIGN_OR_RETURN(const kernels::Numerics numerics, ParseNumerics(options.numerics));
+    if (options.threads > 0) return kernels::CreateCpuBackend(options.threads, numerics);
     const MachineLimits limits = ReadMachineLimits();
     spdlog::info("compute threads: {}, by {}", limits.cpus, limits.cpus_from);
-    return kernels::CreateCpuBackend(limits.cpus);
+    return kernels::CreateCpuBackend(limits.cpus, numerics);
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--device is \"", options.device, "\", but this build has only: ", kDevices));
 }
 
 std::string NumericsClass(const kernels::Backend& backend, Dtype mode, WeightFormat format) {
-  if (format == DefaultWeightFormat(mode)) return backend.NumericsClass();
-  return absl::StrCat(backend.NumericsClass(), " with ", WeightFormatName(format), " weights");
+  const std::string of_backend = backend.NumericsClass(mode, format);
+  if (format == DefaultWeightFormat(mode)) return of_backend;
+  return absl::StrCat(of_backend, " with ", WeightFormatName(format), " weights");
 }
 
 }  // namespace tandem

@@ -17,12 +17,15 @@ struct BackendOptions {
   std::string device = "cpu";
   int threads = 0;      // of the CPU, 0: one per core that this process may use
   std::string weights;  // their format; empty: the mode's
+  std::string numerics = "auto";
 
-  // --device, --threads and --weights; `when` begins their descriptions: "with --model: ".
+  // --device, --threads, --weights and --numerics; `when` begins their descriptions: "with --model:
+  // ".
   void AddTo(CLI::App& app, const std::string& when = "");
 };
 
-// INVALID_ARGUMENT for a device that this build has not; otherwise the device's own errors.
+// INVALID_ARGUMENT for a device that this build has not, or other numerics; otherwise the device's
+// own errors.
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options);
 
 // What decides a result's bits besides the mode: the backend's class, and the format of the weights

@@ -12,8 +12,8 @@
 namespace tandem {
 namespace {
 
-// As Checkpoint::Load leaves it, mapped as it lies or converted; or, of integers, as kernels pack
-// it, but for what pads its dimensions.
+// As Checkpoint::Load leaves it, mapped as it lies or converted, and kernels pack it, of floats or
+// of integers, but for what pads its dimensions.
 int64_t LoadedBytes(const SafetensorsEntry& entry, WeightFormat format) {
   const auto in_file = static_cast<int64_t>(entry.end - entry.begin);
   if (IsInteger(format)) {
@@ -50,7 +50,11 @@ int64_t ExpertBytes(const Checkpoint& checkpoint, WeightFormat format) {
 }
 
 int64_t OtherBytes(const Checkpoint& checkpoint, WeightFormat format) {
-  return Sum(checkpoint, format, false);
+  const int64_t bytes = Sum(checkpoint, format, false);
+  if (!checkpoint.config().tie_word_embeddings) return bytes;
+  // A table of rows and a matrix, of which only the matrix is packed.
+  const SafetensorsEntry& embedding = checkpoint.tensors().at("model.embed_tokens.weight").entry;
+  return bytes + LoadedBytes(embedding, FormatOf("lm_head.weight", format));
 }
 
 int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens) {

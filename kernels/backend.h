@@ -44,8 +44,8 @@ class Backend {
 
   // The device and the instruction set in use, for people: "cpu avx3, 2 threads".
   virtual std::string Description() const = 0;
-  // What decides a result's bits besides mode and format (docs/architecture.md): "cpu-1".
-  virtual std::string NumericsClass() const = 0;
+  // What decides the bits of the results of a mode and a format (docs/architecture.md): "cpu-2".
+  virtual std::string NumericsClass(Dtype mode, WeightFormat format) const = 0;
 
   // ---- memory ----
 
@@ -136,9 +136,14 @@ class Backend {
   virtual void DoLogProb(const LogProbArgs& args) = 0;
 };
 
+// Among orders of additions: the fastest on this device, or the one that all devices of its kind
+// have. Only products of bf16 with bf16 may differ.
+enum class Numerics { kAuto, kPortable };
+
 // The CPU backend with a pool of `num_threads` (0: one per core). FAILED_PRECONDITION where the
 // processor lacks AVX2, FMA or F16C.
-absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int num_threads);
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int num_threads,
+                                                          Numerics numerics = Numerics::kAuto);
 
 }  // namespace tandem::kernels
 

@@ -13,6 +13,7 @@
 #include "hwy/targets.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/float_kernels.h"
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -48,7 +49,9 @@ int64_t UsableTargets() { return hwy::SupportedTargets() & HWY_TARGETS; }
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int num_threads) : pool_(num_threads) {}
+  CpuBackend(int num_threads, Numerics numerics)
+      : order_(numerics == Numerics::kAuto ? cpu::FastestOrder() : cpu::FloatOrder::kBlock),
+        pool_(num_threads) {}
 
   std::string Description() const override {
     const int64_t targets = UsableTargets();
@@ -56,7 +59,10 @@ class CpuBackend final : public Backend {
     return absl::StrCat("cpu ", absl::AsciiStrToLower(hwy::TargetName(best)), ", ",
                         pool_.num_threads(), pool_.num_threads() == 1 ? " thread" : " threads");
   }
-  std::string NumericsClass() const override { return "cpu-1"; }
+  std::string NumericsClass(Dtype mode, WeightFormat format) const override {
+    const bool all_bf16 = mode == Dtype::kBF16 && format == WeightFormat::kBF16;
+    return all_bf16 && order_ == cpu::FloatOrder::kPair ? "cpu-2-dpbf16" : "cpu-2";
+  }
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) override {
     void* block = bytes > SIZE_MAX - kAlignment ? nullptr : std::calloc(bytes + kAlignment, 1);
@@ -100,7 +106,7 @@ class CpuBackend final : public Backend {
                                                                 WeightFormat format) override {
     auto memory = cpu::WeightMemory::Allocate(cpu::Matrix::BytesToPrepare(tensor.view, format));
     if (!memory.ok()) return memory.status();
-    cpu::Matrix matrix = cpu::Matrix::Prepare(std::move(tensor), format, &*memory, pool_);
+    cpu::Matrix matrix = cpu::Matrix::Prepare(tensor, format, order_, &*memory, pool_);
     return std::make_unique<cpu::CpuLinear>(std::move(matrix), format);
   }
   absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
@@ -123,7 +129,7 @@ class CpuBackend final : public Backend {
   }
   absl::StatusOr<std::unique_ptr<ExpertLayer>> DoPrepareExpertLayer(const ExpertLayerShape& shape,
                                                                     WeightFormat format) override {
-    return std::make_unique<cpu::CpuExpertLayer>(shape, format, &pool_);
+    return std::make_unique<cpu::CpuExpertLayer>(shape, format, order_, &pool_);
   }
 
   void DoEmbed(const EmbedArgs& args) override { cpu::Embed(args, pool_); }
@@ -149,12 +155,13 @@ class CpuBackend final : public Backend {
   void DoSample(const SampleArgs& args) override { cpu::Sample(args, pool_); }
   void DoLogProb(const LogProbArgs& args) override { cpu::LogProb(args, pool_); }
 
+  const cpu::FloatOrder order_;  // of bf16 by bf16
   cpu::ThreadPool pool_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int num_threads) {
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int num_threads, Numerics numerics) {
   if (num_threads < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("The number of threads must not be negative, but is ", num_threads));
@@ -163,7 +170,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int num_threads) {
     return absl::FailedPreconditionError(
         "The cpu backend needs a processor with AVX2, FMA and F16C");
   }
-  return std::make_unique<CpuBackend>(num_threads);
+  return std::make_unique<CpuBackend>(num_threads, numerics);
 }
 
 }  // namespace tandem::kernels

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/local_memory.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cpu/row_ops.h"
 
 namespace tandem::kernels::cpu {
@@ -68,7 +69,7 @@ void Linear(const LinearArgs& args, ThreadPool& pool) {
   for (int64_t first = 0; first < args.x.rows(); first += kMaxRowsAtOnce) {
     const int64_t rows = std::min(kMaxRowsAtOnce, args.x.rows() - first);
     MatrixRows& taken = x;  // the caller's, whichever thread sets a row
-    taken.Resize(args.weight.format(), rows, k);
+    taken.Resize(weight.RowsFor(args.x.dtype), rows, k);
     ForEachRow(pool, rows, k,
                [&](int64_t i) { taken.Set(i, Row(args.x, first + i), args.x.dtype); });
     const Product product{weight, taken, 0, rows, View(args.out.slice_rows(first, rows))};

@@ -69,8 +69,7 @@ HWY_NOINLINE void TileToOut(const Gemm& gemm, int64_t row, int64_t n) {
   Tile<kRows, kOutputs>(gemm.x + row * gemm.x_stride, gemm.x_stride,
                         reinterpret_cast<const W*>(gemm.weight.row(n)), w_stride, gemm.k, sums);
   for (int r = 0; r < kRows; ++r) {
-    const int64_t out_row = gemm.out_rows == nullptr ? row + r : gemm.out_rows[row + r];
-    std::byte* out = gemm.out.row(out_row);
+    std::byte* out = gemm.out.row(row + r);
     for (int j = 0; j < kOutputs; ++j) {
       const float sum = gemm.round_to_bf16 ? WidenBF16(RoundToBF16(sums[r][j])) : sums[r][j];
       StoreElement(sum, out, gemm.out.dtype, n + j);
@@ -121,21 +120,6 @@ void GemmRangeImpl(const Gemm& gemm, int64_t n_begin, int64_t n_end) {
   }
 }
 
-template <typename T>
-void WidenRowTyped(const T* from, int64_t k, float* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) StoreLanes(LoadLanes(from + i), to + i);
-  if (i < k) StoreLanes(LoadSomeLanes(from + i, k - i), to + i);
-}
-
-void WidenRowImpl(const void* from, Dtype dtype, int64_t k, float* to) {
-  if (dtype == Dtype::kF32) {
-    WidenRowTyped(static_cast<const float*>(from), k, to);
-  } else {
-    WidenRowTyped(static_cast<const BF16*>(from), k, to);
-  }
-}
-
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
 }  // namespace tandem::kernels::cpu
@@ -145,13 +129,9 @@ HWY_AFTER_NAMESPACE();
 namespace tandem::kernels::cpu {
 
 HWY_EXPORT(GemmRangeImpl);
-HWY_EXPORT(WidenRowImpl);
 
 void GemmRange(const Gemm& gemm, int64_t n_begin, int64_t n_end) {
   HWY_DYNAMIC_DISPATCH(GemmRangeImpl)(gemm, n_begin, n_end);
-}
-void WidenRow(const void* from, Dtype dtype, int64_t k, float* to) {
-  HWY_DYNAMIC_DISPATCH(WidenRowImpl)(from, dtype, k, to);
 }
 
 }  // namespace tandem::kernels::cpu

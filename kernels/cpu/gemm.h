@@ -1,5 +1,5 @@
-// Products of rows with a weight matrix: the arithmetic of Linear and of every op that is defined
-// by it. Runs on the calling thread; the ops divide the work. Conventions of kernels/ops/dense.h.
+// Products of f32 rows with a weight matrix that lies as in the file, summed in lane order. Runs on
+// the calling thread; the ops divide the work. Conventions of kernels/ops/dense.h.
 #ifndef TANDEM_KERNELS_CPU_GEMM_H_
 #define TANDEM_KERNELS_CPU_GEMM_H_
 
@@ -12,19 +12,15 @@ namespace tandem::kernels::cpu {
 // Floats per row of a widened operand of k values: k rounded up to whole vectors.
 constexpr int64_t WidenedWidth(int64_t k) { return (k + 15) / 16 * 16; }
 
-// to[0, k) = from, widened to f32; to[k, WidenedWidth(k)) = 0.
-void WidenRow(const void* from, Dtype dtype, int64_t k, float* to);
-
 // A product of f32 rows with a weight matrix; GemmRange computes some of its columns.
 struct Gemm {
   const float* x;    // [rows, k], unaligned
   int64_t x_stride;  // floats between rows
   int64_t rows;
-  int64_t k;                          // a multiple of 8
-  TensorView weight;                  // [n, k] f32 or bf16, unaligned
-  TensorView out;                     // [*, n] f32 or bf16; rounded where bf16
-  const int32_t* out_rows = nullptr;  // [rows] row of `out` that row i goes to; null: i
-  bool round_to_bf16 = false;         // round also where out is f32
+  int64_t k;                   // a multiple of 8
+  TensorView weight;           // [n, k] f32 or bf16, unaligned
+  TensorView out;              // [rows, n] f32 or bf16; rounded where bf16
+  bool round_to_bf16 = false;  // round also where out is f32
 };
 
 // out[i, n] = sum_k x[i, k] weight[n, k] in lane order for n in [n_begin, n_end), all rows.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/status.h"
+#include "kernels/cpu/product.h"
 
 namespace tandem::kernels::cpu {
 namespace {
@@ -44,9 +45,9 @@ absl::StatusOr<std::vector<HeadMaps>> PrepareHeadMaps(const TensorView& kv_b,
     std::vector<std::byte> turned = Turned(key);
     const TensorView absorb(turned.data(), kv_b.dtype, {r, dn});
     // What a step reads lies together: absorb and value decode, key and value are a prompt's.
-    heads[h].absorb = Matrix::Prepare(Lent(absorb), format, &memory, pool);
-    heads[h].value = Matrix::Prepare(Lent(value), format, &memory, pool);
-    heads[h].key = Matrix::Prepare(Lent(key), format, &memory, pool);
+    heads[h].absorb = Matrix::Prepare(Lent(absorb), format, FloatOrder::kBlock, &memory, pool);
+    heads[h].value = Matrix::Prepare(Lent(value), format, FloatOrder::kBlock, &memory, pool);
+    heads[h].key = Matrix::Prepare(Lent(key), format, FloatOrder::kBlock, &memory, pool);
   }
   return heads;
 }
@@ -61,7 +62,7 @@ void MultiplyHeads(const HeadProducts& products, ThreadPool& pool) {
   const int64_t num_rows = x.rows() / heads;
   const Matrix& first = products.heads.front().*products.map;
   const int64_t outputs = first.outputs();
-  rows.Resize(first.integers()->layout.format, x.rows(), first.inputs());
+  rows.Resize(first.RowsFor(x.dtype), x.rows(), first.inputs());
   pool.ParallelFor(x.rows(), kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       rows.Set(i % heads * num_rows + i / heads, x.row(i), x.dtype);

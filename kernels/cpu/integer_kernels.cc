@@ -1,43 +1,19 @@
 #include "kernels/cpu/integer_kernels.h"
 
-#include <asm/prctl.h>
-#include <cpuid.h>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
-#include "hwy/base.h"
+#include "kernels/cpu/tiles.h"
+#include "kernels/cpu/vector_kernels.h"
 
 // GCC 12 takes what its own AVX-512 intrinsics leave undefined on purpose for a mistake.
 #if HWY_COMPILER_GCC && !HWY_COMPILER_CLANG
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
-
-// Before a loop over registers: without it they may end up in memory.
-#if HWY_COMPILER_CLANG
-#define TANDEM_UNROLL HWY_PRAGMA(clang loop unroll(full))
-#else
-#define TANDEM_UNROLL HWY_PRAGMA(GCC unroll 16)
-#endif
-
-namespace tandem::kernels::cpu {
-namespace {
-
-// How far ahead of what is multiplied memory is asked for, and in products of how many rows.
-constexpr int64_t kPrefetchAhead = 16384;
-constexpr int kPrefetchRows = 4;
-
-// Where it is written: a compiler gathers its own prefetches, which then wait for each other.
-HWY_INLINE void PrefetchLine(const void* line) {
-  asm volatile("prefetcht1 (%0)" : : "r"(line) : "memory");
-}
-
-}  // namespace
-}  // namespace tandem::kernels::cpu
 
 // ---- AVX2: bytes by pairs into 16 bits ----
 
@@ -180,36 +156,6 @@ struct Instructions {
   }
 };
 
-struct Tiles {
-  // Eight tiles of 16 rows of 64 bytes.
-  struct alignas(64) Config {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  };
-
-  static HWY_INLINE void Configure() {
-    static constexpr Config kConfig;
-    asm volatile("ldtilecfg %0" : : "m"(kConfig));
-  }
-  static HWY_INLINE void Release() { asm volatile("tilerelease"); }
-  template <int kTile>
-  static HWY_INLINE void Load(const void* from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
-  }
-  template <int kTile>
-  static HWY_INLINE void Store(void* to, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
-  }
-  // sums[r][n] += sum over 64 k of x[r][k] * weights[k / 4][n][k % 4]; x signed, weights not.
-  template <int kSums, int kX, int kWeights>
-  static HWY_INLINE void DotBytes() {
-    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kX), "i"(kWeights));
-  }
-};
-
 #include "kernels/cpu/integer_kernels.inc"
 #include "kernels/cpu/integer_tiles.inc"
 
@@ -305,56 +251,16 @@ struct Instructions {
   }
 };
 
-struct Tiles {
-  struct Tile {
-    uint8_t rows[16][64];
-  };
-  static inline thread_local Tile tiles[8];
-
-  static void Configure() { std::memset(tiles, 0, sizeof(tiles)); }
-  static void Release() { std::memset(tiles, 0xEE, sizeof(tiles)); }
-  template <int kTile>
-  static void Load(const void* from, int64_t stride) {
-    for (int64_t r = 0; r < 16; ++r) {
-      std::memcpy(tiles[kTile].rows[r], static_cast<const char*>(from) + r * stride, 64);
-    }
-  }
-  template <int kTile>
-  static void Store(void* to, int64_t stride) {
-    for (int64_t r = 0; r < 16; ++r) {
-      std::memcpy(static_cast<char*>(to) + r * stride, tiles[kTile].rows[r], 64);
-    }
-  }
-  template <int kSums, int kX, int kWeights>
-  static void DotBytes() {
-    for (int r = 0; r < 16; ++r) {
-      int32_t sums[16];
-      std::memcpy(sums, tiles[kSums].rows[r], sizeof(sums));
-      for (int k = 0; k < 64; ++k) {
-        const auto x = static_cast<int8_t>(tiles[kX].rows[r][k]);
-        for (int n = 0; n < 16; ++n) {
-          sums[n] += x * tiles[kWeights].rows[k / 4][n * 4 + k % 4];
-        }
-      }
-      std::memcpy(tiles[kSums].rows[r], sums, sizeof(sums));
-    }
-  }
-};
+using Tiles = EmulatedTiles;
 
 #include "kernels/cpu/integer_kernels.inc"
 #include "kernels/cpu/integer_tiles.inc"
 
 }  // namespace emulated
 
-// What cpuid's leaf 7 says of AMX for bytes.
-bool HasTiles() {
-  unsigned int a, b, c, d;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  constexpr unsigned int kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
-  if ((d & kAmxTile) == 0 || (d & kAmxInt8) == 0) return false;
-  // A process asks the system once for the tiles' registers.
-  constexpr int kTileData = 18;
-  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, kTileData) == 0;
+std::vector<IntegerKernel>& KernelsInUse() {
+  static std::vector<IntegerKernel> kernels = IntegerKernels();
+  return kernels;
 }
 
 }  // namespace
@@ -368,10 +274,22 @@ std::vector<IntegerKernel> IntegerKernels(bool emulated) {
   std::vector<IntegerKernel> kernels;
   const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (vnni && HasTiles()) kernels.push_back({"amx", vnni::RunTiles, kTileMinRows, kTileMaxRows});
+  if (vnni && HasTiles(TileType::kInt8))
+    kernels.push_back({"amx", vnni::RunTiles, kTileMinRows, kTileMaxRows});
   if (vnni) kernels.push_back({"vnni", vnni::RunVectors, 1, kVectorMaxRows});
   kernels.push_back({"avx2", avx2::RunVectors, 1, kVectorMaxRows});
   return kernels;
+}
+
+const IntegerKernel& IntegerKernelFor(int64_t rows) {
+  for (const IntegerKernel& kernel : KernelsInUse()) {
+    if (rows >= kernel.min_rows) return kernel;
+  }
+  return KernelsInUse().back();
+}
+
+std::vector<IntegerKernel> ExchangeIntegerKernels(std::vector<IntegerKernel> kernels) {
+  return std::exchange(KernelsInUse(), std::move(kernels));
 }
 
 }  // namespace tandem::kernels::cpu

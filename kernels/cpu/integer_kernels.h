@@ -35,6 +35,12 @@ struct IntegerKernel {
 // With the plain C++ versions of the same kernels, for tests, where `emulated`.
 std::vector<IntegerKernel> IntegerKernels(bool emulated = false);
 
+const IntegerKernel& IntegerKernelFor(int64_t rows);
+
+// Makes IntegerKernelFor choose among these, as IntegerKernels orders them, until they are set
+// back. For tests and benchmarks, while nothing is multiplied. Returns those that were used before.
+std::vector<IntegerKernel> ExchangeIntegerKernels(std::vector<IntegerKernel> kernels);
+
 }  // namespace tandem::kernels::cpu
 
 #endif  // TANDEM_KERNELS_CPU_INTEGER_KERNELS_H_

@@ -24,10 +24,10 @@
 
 #include "common/mode.h"
 #include "common/tensor.h"
+#include "kernels/cpu/panels.h"
 
 namespace tandem::kernels::cpu {
 
-inline constexpr int64_t kPanelOutputs = 32;
 inline constexpr int64_t kBlockInputs = 128;
 inline constexpr int64_t kGroupInputs = 32;
 inline constexpr int64_t kBlockGroups = kBlockInputs / kGroupInputs;
@@ -35,8 +35,6 @@ inline constexpr int64_t kInt8BlockBytes = kBlockInputs * kPanelOutputs;
 inline constexpr int64_t kFactorBytes = kBlockGroups * kPanelOutputs / 2;
 inline constexpr int64_t kInt4GroupBytes = kGroupInputs * kPanelOutputs / 2;
 inline constexpr int64_t kInt4BlockBytes = kFactorBytes + kBlockGroups * kInt4GroupBytes;
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Where the parts of a weight lie.
 struct IntegerLayout {

@@ -1,5 +1,5 @@
-// On the CPU, the device's memory is the host's, and what is not a matrix of integers lies as in
-// the file: how kernels/cpu/ comes to both.
+// On the CPU, the device's memory is the host's, and what is not a matrix lies as in the file: how
+// kernels/cpu/ comes to both.
 #ifndef TANDEM_KERNELS_CPU_LOCAL_MEMORY_H_
 #define TANDEM_KERNELS_CPU_LOCAL_MEMORY_H_
 
@@ -72,9 +72,10 @@ struct ExpertMatrices {
 
 class CpuExpertLayer final : public ExpertLayer {
  public:
-  // `pool`, which must outlive it, prepares the experts.
-  CpuExpertLayer(const ExpertLayerShape& shape, WeightFormat format, ThreadPool* pool)
-      : ExpertLayer(format, shape), pool_(*pool), experts_(shape.num_experts) {}
+  // `pool`, which must outlive it, prepares the experts. `order`: see Matrix.
+  CpuExpertLayer(const ExpertLayerShape& shape, WeightFormat format, FloatOrder order,
+                 ThreadPool* pool)
+      : ExpertLayer(format, shape), order_(order), pool_(*pool), experts_(shape.num_experts) {}
 
   // Requires that it is loaded.
   const ExpertMatrices& expert(int id) const { return experts_[id]; }
@@ -86,8 +87,8 @@ class CpuExpertLayer final : public ExpertLayer {
       bytes += Matrix::BytesToPrepare(tensor->view, format());
     }
     TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::Allocate(bytes));
-    const auto prepare = [&](OwnedTensor& tensor) {
-      return Matrix::Prepare(std::move(tensor), format(), &memory, pool_);
+    const auto prepare = [&](const OwnedTensor& tensor) {
+      return Matrix::Prepare(tensor, format(), order_, &memory, pool_);
     };
     ExpertMatrices& loaded = experts_[expert];
     loaded = {prepare(tensors.gate), prepare(tensors.up), prepare(tensors.down)};
@@ -95,6 +96,7 @@ class CpuExpertLayer final : public ExpertLayer {
   }
   void DoUnload(int expert) override { experts_[expert] = {}; }
 
+  const FloatOrder order_;
   ThreadPool& pool_;
   std::vector<ExpertMatrices> experts_;
 };

@@ -2,16 +2,13 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <cstring>
 #include <memory>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
-#include "kernels/cpu/gemm.h"
-#include "kernels/cpu/integer_gemm.h"
+#include "kernels/cpu/float_kernels.h"
 
 namespace tandem::kernels::cpu {
 namespace {
@@ -27,6 +24,16 @@ IntegerWeight Quantize(const TensorView& source, WeightFormat format, WeightMemo
     for (int64_t i = begin; i < end; ++i) QuantizePanel(source, layout, i, packed.get());
   });
   return IntegerWeight{layout, std::move(packed)};
+}
+
+FloatWeight Pack(const TensorView& source, FloatOrder order, WeightMemory* memory,
+                 ThreadPool& pool) {
+  const FloatLayout layout(source.dtype, source.dim(0), source.dim(1));
+  std::shared_ptr<std::byte> packed = memory->Take(layout.bytes());
+  pool.ParallelFor(layout.panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) PackPanel(source, layout, i, packed.get());
+  });
+  return FloatWeight{layout, order, std::move(packed)};
 }
 
 }  // namespace
@@ -58,66 +65,50 @@ std::shared_ptr<std::byte> WeightMemory::Take(int64_t bytes) {
 }
 
 int64_t Matrix::BytesToPrepare(const TensorView& tensor, WeightFormat format) {
-  if (!IsInteger(format)) return 0;
-  const IntegerLayout layout(format, tensor.dim(0), tensor.dim(1));
-  return CeilDiv(layout.bytes(), kAlignment) * kAlignment;
+  const int64_t bytes = IsInteger(format)
+                            ? IntegerLayout(format, tensor.dim(0), tensor.dim(1)).bytes()
+                            : FloatLayout(tensor.dtype, tensor.dim(0), tensor.dim(1)).bytes();
+  return CeilDiv(bytes, kAlignment) * kAlignment;
 }
 
-Matrix Matrix::Prepare(OwnedTensor tensor, WeightFormat format, WeightMemory* memory,
-                       ThreadPool& pool) {
+Matrix Matrix::Prepare(const OwnedTensor& tensor, WeightFormat format, FloatOrder order,
+                       WeightMemory* memory, ThreadPool& pool) {
   Matrix matrix;
+  matrix.format_ = format;
   matrix.outputs_ = tensor.view.dim(0);
   matrix.inputs_ = tensor.view.dim(1);
   if (IsInteger(format)) {
     matrix.values_ = Quantize(tensor.view, format, memory, pool);
   } else {
-    matrix.values_ = std::move(tensor);
+    matrix.values_ = Pack(tensor.view, order, memory, pool);
   }
   return matrix;
 }
 
 int64_t Matrix::bytes() const {
-  const IntegerWeight* const weight = integers();
-  return weight != nullptr ? weight->layout.bytes() : static_cast<int64_t>(floats().bytes());
+  return std::visit([](const auto& weight) { return weight.layout.bytes(); }, values_);
 }
 
-void MatrixRows::Resize(WeightFormat format, int64_t rows, int64_t inputs) {
-  are_integers_ = IsInteger(format);
-  inputs_ = inputs;
+RowKind Matrix::RowsFor(Dtype act) const {
+  if (integers() != nullptr) return RowKind::kInt8;
+  const bool all_bf16 = act == Dtype::kBF16 && format_ == WeightFormat::kBF16;
+  return all_bf16 && TakesBF16Rows(floats()->order) ? RowKind::kBF16 : RowKind::kF32;
+}
+
+void MatrixRows::Resize(RowKind kind, int64_t rows, int64_t inputs) {
+  are_integers_ = kind == RowKind::kInt8;
   if (are_integers_) return integers_.Resize(rows, inputs);
-  const auto size = static_cast<size_t>(rows * stride());
-  if (floats_.size() < size) floats_.resize(size);
+  floats_.Resize(kind == RowKind::kBF16 ? Dtype::kBF16 : Dtype::kF32, rows, inputs);
 }
-
-int64_t MatrixRows::stride() const { return WidenedWidth(inputs_); }
 
 void MatrixRows::Set(int64_t i, const void* x, Dtype dtype) {
   if (are_integers_) return integers_.Set(i, x, dtype);
-  WidenRow(x, dtype, inputs_, floats_.data() + i * stride());
+  floats_.Set(i, x, dtype);
 }
 
 void MatrixRows::Copy(int64_t i, const MatrixRows& from, int64_t from_row) {
   if (are_integers_) return integers_.Copy(i, from.integers_, from_row);
-  std::memcpy(floats_.data() + i * stride(), from.floats(from_row),
-              static_cast<size_t>(stride()) * sizeof(float));
-}
-
-void Multiply(const Product& product, int64_t begin, int64_t end) {
-  TANDEM_CHECK(begin % kPanelOutputs == 0);
-  if (const IntegerWeight* const weight = product.weight.integers(); weight != nullptr) {
-    IntegerGemm gemm{*weight,     product.x.integers(), product.first_row,    product.rows,
-                     product.out, product.out_rows,     product.round_to_bf16};
-    return MultiplyPanels(gemm, begin / kPanelOutputs, CeilDiv(end, kPanelOutputs));
-  }
-  Gemm gemm{product.x.floats(product.first_row),
-            product.x.stride(),
-            product.rows,
-            product.weight.inputs(),
-            product.weight.floats(),
-            product.out,
-            product.out_rows,
-            product.round_to_bf16};
-  GemmRange(gemm, begin, end);
+  floats_.Copy(i, from.floats_, from_row);
 }
 
 }  // namespace tandem::kernels::cpu

@@ -1,5 +1,5 @@
-// A linear map as the CPU keeps it, rows of activations as products read them, and the products:
-// the arithmetic of Linear and of every op that is defined by it, in any format.
+// A linear map as the CPU keeps it, and rows of activations as products with it read them, in any
+// format.
 #ifndef TANDEM_KERNELS_CPU_MATRIX_H_
 #define TANDEM_KERNELS_CPU_MATRIX_H_
 
@@ -7,11 +7,12 @@
 #include <cstdint>
 #include <memory>
 #include <variant>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/mode.h"
 #include "common/tensor.h"
+#include "kernels/cpu/float_rows.h"
+#include "kernels/cpu/float_weight.h"
 #include "kernels/cpu/integer_rows.h"
 #include "kernels/cpu/integer_weight.h"
 #include "kernels/cpu/thread_pool.h"
@@ -34,64 +35,54 @@ class WeightMemory {
   int64_t taken_ = 0;
 };
 
-// [outputs, inputs]: f32 or bf16 as it lies in the file, or packed integers of its own memory.
+// As what rows are multiplied: floats of a dtype, or integers.
+enum class RowKind : uint8_t { kF32, kBF16, kInt8 };
+
+// [outputs, inputs], packed floats or integers.
 class Matrix {
  public:
   Matrix() = default;
   // Of WeightMemory, for Prepare.
   static int64_t BytesToPrepare(const TensorView& tensor, WeightFormat format);
-  static Matrix Prepare(OwnedTensor tensor, WeightFormat format, WeightMemory* memory,
-                        ThreadPool& pool);
+  // `order`: of products of bf16 with bf16.
+  static Matrix Prepare(const OwnedTensor& tensor, WeightFormat format, FloatOrder order,
+                        WeightMemory* memory, ThreadPool& pool);
 
   int64_t outputs() const { return outputs_; }
   int64_t inputs() const { return inputs_; }
   int64_t bytes() const;
+  // How rows of activations of `act` are multiplied by it. One for all matrices of a format.
+  RowKind RowsFor(Dtype act) const;
   // Null where the format is none of integers, and the other way round.
   const IntegerWeight* integers() const { return std::get_if<IntegerWeight>(&values_); }
-  const TensorView& floats() const { return std::get<OwnedTensor>(values_).view; }
+  const FloatWeight* floats() const { return std::get_if<FloatWeight>(&values_); }
 
  private:
+  WeightFormat format_ = WeightFormat::kF32;
   int64_t outputs_ = 0;
   int64_t inputs_ = 0;
-  std::variant<OwnedTensor, IntegerWeight> values_;
+  std::variant<FloatWeight, IntegerWeight> values_;
 };
 
-// Rows as products with a format's matrices read them: widened to f32, or quantized.
+// Rows as products read them: floats, or quantized.
 class MatrixRows {
  public:
   // Room for that many rows, with whatever values. Memory grows, and stays until destruction.
-  void Resize(WeightFormat format, int64_t rows, int64_t inputs);
-  // Rows may be set by different threads at once.
+  void Resize(RowKind kind, int64_t rows, int64_t inputs);
+  // Rows may be set by different threads at once. For kBF16 values are rounded, which is for values
+  // that are bf16 already.
   void Set(int64_t i, const void* x, Dtype dtype);
-  // Row i = row `from_row` of `from`, which is of the same format and inputs.
+  // Row i = row `from_row` of `from`, which is of the same kind and inputs.
   void Copy(int64_t i, const MatrixRows& from, int64_t from_row);
 
   const IntegerRows& integers() const { return integers_; }
-  const float* floats(int64_t row) const { return floats_.data() + row * stride(); }
-  int64_t stride() const;  // of `floats`, in elements
+  const FloatRows& floats() const { return floats_; }
 
  private:
   bool are_integers_ = false;
-  int64_t inputs_ = 0;
   IntegerRows integers_;
-  std::vector<float> floats_;
+  FloatRows floats_;
 };
-
-// out[i, n] = round(sum_k x[first_row + i, k] * weight[n, k]) for `rows` rows, as
-// kernels/ops/dense.h says for the format.
-struct Product {
-  const Matrix& weight;
-  const MatrixRows& x;
-  int64_t first_row;
-  int64_t rows;
-  TensorView out;                     // [*, outputs] f32 or bf16; rounded where bf16
-  const int32_t* out_rows = nullptr;  // [rows] row of `out` that row i goes to; null: i
-  bool round_to_bf16 = false;         // round also where out is f32
-};
-
-// Computes outputs [begin, end) of a product on the calling thread. `begin` is a multiple of
-// kPanelOutputs, `end` is one or the last.
-void Multiply(const Product& product, int64_t begin, int64_t end);
 
 }  // namespace tandem::kernels::cpu
 

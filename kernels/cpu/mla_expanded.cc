@@ -8,6 +8,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/local_memory.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cpu/row_ops.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -156,7 +157,7 @@ class Expanded {
         sums_(Grown(scratch_.sums, heads_ * rows_)),
         numerators_(Grown(scratch_.numerators, heads_ * rows_ * padded_dv_)) {
     if (!maps_.empty()) {
-      scratch_.integers.Resize(args.kv_up.format(), kGroupPages * kPageTokens, r_);
+      scratch_.integers.Resize(RowKind::kInt8, kGroupPages * kPageTokens, r_);
     }
   }
 

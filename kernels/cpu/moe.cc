@@ -8,6 +8,7 @@
 #include "absl/types/span.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/local_memory.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cpu/row_ops.h"
 
 namespace tandem::kernels::cpu {
@@ -167,14 +168,14 @@ class ExpertPass {
     return memory.data();
   }
 
-  // A row is widened or quantized once, whatever number of routes it has.
+  // A row is converted or quantized once, whatever number of routes it has.
   void Gather() {
-    const WeightFormat format = args_.experts.format();
+    const RowKind kind = Expert(args_.experts, groups_[0].expert).gate.RowsFor(args_.x.dtype);
     const auto routes = static_cast<int64_t>(order_.size());
     const int64_t rows = args_.x.rows();
-    scratch_.rows.Resize(format, rows, hidden_);
-    scratch_.x.Resize(format, routes, hidden_);
-    scratch_.activated.Resize(format, routes, intermediate_);
+    scratch_.rows.Resize(kind, rows, hidden_);
+    scratch_.x.Resize(kind, routes, hidden_);
+    scratch_.activated.Resize(kind, routes, intermediate_);
     activated_ = Grown(scratch_.activated_floats, routes * intermediate_);
     ForEachRow(rows, [&](int64_t i) { scratch_.rows.Set(i, Row(args_.x, i), args_.x.dtype); });
     ForEachRow(routes,

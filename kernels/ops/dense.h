@@ -12,9 +12,16 @@
 // even; a no-op for f32. No result depends on how many rows a call has, on the other rows, on
 // threads or on the vector width.
 //
-// The order of every long sum over k ("lane order"): sixteen partial sums, partial sum i takes
-// k = i, i + 16, i + 32, ... in that order by fused multiply-add from zero, and they are folded as
-// a tree: lane i += lane i + 8, then + 4, + 2, + 1.
+// The orders of long sums over k:
+//   lane order   sixteen partial sums, partial sum i takes k = i, i + 16, i + 32, ... in that order
+//                by fused multiply-add from zero, and they are folded as a tree: lane i += lane
+//                i + 8, then + 4, + 2, + 1.
+//   block order  the sums of blocks of 32 k, ascending, are added to zero. In a block the even k and
+//                the odd k are each summed by fused multiply-add, ascending, from zero, and the two
+//                are added. What AMX does (tdpbf16ps).
+//   pair order   the same, but a block's sum is one chain of fused multiply-adds from zero, over
+//                pairs of k ascending, in a pair the odd k first. What AVX-512 BF16 does (vdpbf16ps).
+// In block and pair order denormal operands and results of each step count as zeros of their sign.
 #ifndef TANDEM_KERNELS_OPS_DENSE_H_
 #define TANDEM_KERNELS_OPS_DENSE_H_
 
@@ -46,7 +53,8 @@ struct RmsNormArgs {
   float eps;
 };
 
-// out[i, n] = round(sum_k x[i, k] * weight[n, k]), the sum in lane order.
+// out[i, n] = round(sum_k x[i, k] * weight[n, k]), the sum in block order; where act and format
+// are bf16 a backend may have pair order instead, which is another numerics class.
 //
 // With a weight of integers, w[n, k] = s_w[n] q_w[n, k], a row is quantized as well:
 //   s_x[i] = max_k |x[i, k]| / 127,  q_x[i, k] = x[i, k] * (127 / max), to nearest even

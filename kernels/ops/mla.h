@@ -89,7 +89,7 @@ struct MlaProjectValueArgs {
 };
 
 // Attends rows of one sequence in the expanded form: per page, k_nope and v of every head are made
-// from the stored latents as Linear makes them (rounded to act), then
+// from the stored latents, in lane order, with integers as Linear, and rounded to act, then
 //   s_j = scale * (q_nope . k_nope_j + q_rope . k_rope_j),  out = round(sum_j softmax(s)_j v_j).
 // The two dot products are each summed by fused multiply-add, d ascending, from zero, and added:
 // keys lie across lanes, and widths of 16 to 128 need no partial sums.

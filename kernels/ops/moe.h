@@ -10,7 +10,7 @@
 namespace tandem::kernels {
 
 // Picks each row's experts, best first.
-//   p = softmax(x . weight^T) over all experts, in f32 (logits in lane order, exponentials summed
+//   p = softmax(x . weight^T) over all experts, in f32 (logits as by Linear, exponentials summed
 //   with expert ascending); with num_groups > 0 only experts of the top_groups groups whose best
 //   score is highest stay, the others score 0; the top_k highest are taken, of equal ones the lower
 //   index first (groups too). weights = p * scaling, or, where normalize is set,

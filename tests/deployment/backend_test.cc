@@ -37,11 +37,26 @@ TEST(BackendTest, FlagsChooseDeviceAndThreads) {
 TEST(BackendTest, TheNumericsClassNamesAFormatOfWeightsThatIsNotTheModes) {
   const auto backend = MakeBackend({});
   ASSERT_TRUE(backend.ok()) << backend.status();
-  const std::string plain = (*backend)->NumericsClass();
-  EXPECT_EQ(NumericsClass(**backend, Dtype::kF32, WeightFormat::kF32), plain);
-  EXPECT_EQ(NumericsClass(**backend, Dtype::kBF16, WeightFormat::kBF16), plain);
-  EXPECT_EQ(NumericsClass(**backend, Dtype::kF32, WeightFormat::kBF16),
-            plain + " with bf16 weights");
+  for (const Dtype mode : {Dtype::kF32, Dtype::kBF16}) {
+    const WeightFormat of_mode = DefaultWeightFormat(mode);
+    EXPECT_EQ(NumericsClass(**backend, mode, of_mode), (*backend)->NumericsClass(mode, of_mode));
+  }
+  EXPECT_EQ(NumericsClass(**backend, Dtype::kF32, WeightFormat::kBF16), "cpu-2 with bf16 weights");
+  EXPECT_EQ(NumericsClass(**backend, Dtype::kBF16, WeightFormat::kInt4), "cpu-2 with int4 weights");
+}
+
+TEST(BackendTest, PortableNumericsAreOneClassOnEveryMachine) {
+  CLI::App app;
+  BackendOptions options;
+  options.AddTo(app);
+  app.parse("--numerics portable");
+  const auto backend = MakeBackend(options);
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ(NumericsClass(**backend, Dtype::kBF16, WeightFormat::kBF16), "cpu-2");
+
+  options.numerics = "fast";
+  EXPECT_THAT(std::string(MakeBackend(options).status().message()),
+              HasSubstr("--numerics is \"fast\", but must be auto or portable"));
 }
 
 }  // namespace

@@ -51,6 +51,23 @@ TEST(MemoryNeedsTest, CountsWhatLoadingLeavesInMemoryForEveryDtypeAndFormat) {
   }
 }
 
+TEST(MemoryNeedsTest, CountsAnEmbeddingThatIsAlsoTheLastMatrixTwice) {
+  std::string tied = kSmallConfig;
+  const std::string flag = "\"tie_word_embeddings\": ";
+  tied.replace(tied.find(flag + "false"), flag.size() + 5, flag + "true");
+  for (const WeightFormat format : {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8}) {
+    int64_t bytes[2];
+    for (const bool is_tied : {false, true}) {
+      ScratchDir dir;
+      WriteRandomCheckpoint(dir.path(), is_tied ? tied : kSmallConfig, 1);
+      const auto checkpoint = Checkpoint::Open(dir.path());
+      ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+      bytes[is_tied] = OtherBytes(**checkpoint, format);
+    }
+    EXPECT_EQ(bytes[true], bytes[false]) << WeightFormatName(format);
+  }
+}
+
 TEST(MemoryNeedsTest, TheRealModelsCacheIs31104BytesAToken) {
   ModelConfig config;
   config.num_layers = 27;

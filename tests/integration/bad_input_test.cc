@@ -336,11 +336,12 @@ TEST(BadInputTest, WorkersOfAnotherCheckpointAreRefusedAndTheDeploymentGoesOn) {
 }
 
 TEST(BadInputTest, FlagsOfWorkersAreNotTheGatewaysBesideARegistry) {
-  for (const char* flag : {"--device", "--threads", "--weights", "--cache-tokens"}) {
+  for (const char* flag : {"--device", "--threads", "--weights", "--numerics", "--cache-tokens"}) {
     TempDir dir;
-    const std::string value = std::string(flag) == "--device"    ? "cpu"
-                              : std::string(flag) == "--weights" ? "f32"
-                                                                 : "64";
+    const std::string value = std::string(flag) == "--device"     ? "cpu"
+                              : std::string(flag) == "--weights"  ? "f32"
+                              : std::string(flag) == "--numerics" ? "auto"
+                                                                  : "64";
     Process gateway({Binary("tandem-gateway"), "--model", TinyModel(), "--listen", "127.0.0.1:0",
                      "--registry", "127.0.0.1:0", flag, value},
                     absl::StrCat(dir.path(), "/log"));

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/mode.h"
 #include "common/tensor.h"
 #include "kernels/device_access.h"
 #include "tests/kernels/test_tensor.h"
@@ -35,7 +36,10 @@ TEST(CpuBackendTest, DescribesItself) {
   ASSERT_TRUE(backend.ok()) << backend.status();
   EXPECT_EQ((*backend)->Description().rfind("cpu avx", 0), 0u) << (*backend)->Description();
   EXPECT_NE((*backend)->Description().find(", 2 threads"), std::string::npos);
-  EXPECT_EQ((*backend)->NumericsClass(), "cpu-1");
+  for (const WeightFormat format : {WeightFormat::kF32, WeightFormat::kInt8, WeightFormat::kInt4}) {
+    EXPECT_EQ((*backend)->NumericsClass(Dtype::kF32, format), "cpu-2");
+    EXPECT_EQ((*backend)->NumericsClass(Dtype::kBF16, format), "cpu-2");
+  }
 }
 
 TEST(CpuBackendTest, RefusesANegativeNumberOfThreads) {

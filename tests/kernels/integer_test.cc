@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "kernels/cpu/integer_gemm.h"
 #include "kernels/cpu/integer_kernels.h"
 #include "kernels/cpu/integer_rows.h"
 #include "kernels/cpu/integer_weight.h"

@@ -74,8 +74,8 @@ TEST(RouteTest, AgreesWithTheOracle) {
           {sums.value.begin() + i * kExperts, sums.value.begin() + (i + 1) * kExperts});
       const std::vector<int> order = oracle::Ranking(p);
       for (int j = 0; j < 6; ++j) {
-        // The logits are off by LaneOrderError of a magnitude below 30; exp makes it relative.
-        const double tolerance = p[order[j]] * (30 * oracle::LaneOrderError(kHidden) + 1e-5);
+        // The logits are off by BlockOrderError of a magnitude below 30; exp makes it relative.
+        const double tolerance = p[order[j]] * (30 * oracle::BlockOrderError(kHidden) + 1e-5);
         EXPECT_NEAR(p[ids[i * 6 + j]], p[order[j]], tolerance);
         EXPECT_NEAR(weights[i * 6 + j], 2.5 * p[ids[i * 6 + j]], 2.5 * tolerance);
       }

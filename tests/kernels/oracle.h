@@ -46,6 +46,11 @@ inline double LaneOrderError(int64_t k) {
   return static_cast<double>((k + 15) / 16 + 4) * std::ldexp(1.0, -24);
 }
 
+// The same for block and for pair order: a block's 32 fused additions at most, and those of blocks.
+inline double BlockOrderError(int64_t k) {
+  return static_cast<double>(34 + (k + 31) / 32) * std::ldexp(1.0, -24);
+}
+
 inline std::vector<double> RmsNorm(const TestTensor& x, const TestTensor& weight, double eps) {
   std::vector<double> out;
   for (int64_t i = 0; i < x.view().rows(); ++i) {

@@ -1,6 +1,6 @@
-// Times the products that bound a step, beside what the machine can do at most, measured in the
-// same run: stream bandwidth for one row, fused multiply-adds for many. Each result is checked
-// first.
+// Times the products of bf16 that bound a step, beside what the machine can do at most, measured in
+// the same run: stream bandwidth for one row, the fastest instructions for floats for many. Each
+// result is checked first.
 //
 //   bench_kernels [threads]        0 or nothing: one per core
 
@@ -119,8 +119,8 @@ int Main(int num_threads) {
     std::fprintf(stderr, "There is no memory to measure reads in\n");
     return 1;
   }
-  const Ceilings ceilings = {reads.front().bytes_per_s, F32PeakRate(MeasurePeakRates(threads))};
-  std::printf("%s; ceilings: %.1f GB/s read, %.1f GFLOP/s f32\n", (*backend)->Description().c_str(),
+  const Ceilings ceilings = {reads.front().bytes_per_s, FloatPeakRate(MeasurePeakRates(threads))};
+  std::printf("%s; ceilings: %.1f GB/s read, %.1f GFLOP/s\n", (*backend)->Description().c_str(),
               ceilings.bandwidth * 1e-9, ceilings.flop_rate * 1e-9);
   bool succeeded = true;
   const auto bench = [&](const char* name, int64_t rows, int64_t n, int64_t k) {
@@ -132,7 +132,11 @@ int Main(int num_threads) {
   bench("gate_proj, 4 rows", 4, 10944, 2048);
   bench("gate_proj, 64 rows", 64, 10944, 2048);
   bench("down_proj, 64 rows", 64, 2048, 10944);
+  bench("gate_proj, 512 rows", 512, 10944, 2048);
+  bench("down_proj, 512 rows", 512, 2048, 10944);
   bench("lm_head, 1 row", 1, 102400, 2048);
+  bench("lm_head, 2 rows", 2, 102400, 2048);
+  bench("lm_head, 4 rows", 4, 102400, 2048);
   return succeeded ? 0 : 1;
 }
 

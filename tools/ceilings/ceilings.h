@@ -40,8 +40,8 @@ struct PeakRate {
 // Requires AVX2 and FMA.
 std::vector<PeakRate> MeasurePeakRates(int num_threads);
 
-// The fastest of those that multiply and add f32.
-double F32PeakRate(const std::vector<PeakRate>& peaks);
+// The fastest of those that multiply and add floats.
+double FloatPeakRate(const std::vector<PeakRate>& peaks);
 
 }  // namespace tandem
 

@@ -224,10 +224,10 @@ std::vector<PeakRate> MeasurePeakRates(int num_threads) {
   return rates;
 }
 
-double F32PeakRate(const std::vector<PeakRate>& peaks) {
+double FloatPeakRate(const std::vector<PeakRate>& peaks) {
   double best = 0;
   for (const PeakRate& peak : peaks) {
-    if (peak.name.starts_with("f32")) best = std::max(best, peak.ops_per_s);
+    if (peak.is_float) best = std::max(best, peak.ops_per_s);
   }
   return best;
 }
