@@ -35,8 +35,9 @@ class Loader {
     }
     TANDEM_ASSIGN_OR_RETURN(weights.norm, Norm("model.norm.weight"));
     if (config_.tie_word_embeddings) {
-      TANDEM_ASSIGN_OR_RETURN(weights.lm_head, backend_.PrepareLinear(std::move(embedding),
-                                                                      FormatOf(kLmHead, format_)));
+      TANDEM_ASSIGN_OR_RETURN(
+          weights.lm_head, backend_.PrepareLinear(std::move(embedding), FormatOf(kLmHead, format_),
+                                                  tensors_.Unit(kLmHead).get()));
     } else {
       TANDEM_ASSIGN_OR_RETURN(weights.lm_head, Linear(kLmHead));
     }
@@ -45,8 +46,9 @@ class Loader {
 
  private:
   absl::StatusOr<LinearPtr> Linear(const std::string& name) {
-    TANDEM_ASSIGN_OR_RETURN(OwnedTensor tensor, tensors_.Load(name));
-    return backend_.PrepareLinear(std::move(tensor), FormatOf(name, format_));
+    const std::unique_ptr<PackedUnit> unit = tensors_.Unit(name);
+    TANDEM_ASSIGN_OR_RETURN(OwnedTensor tensor, tensors_.Load(name, unit.get()));
+    return backend_.PrepareLinear(std::move(tensor), FormatOf(name, format_), unit.get());
   }
 
   absl::StatusOr<NormPtr> Norm(const std::string& name) {

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "common/status.h"
 #include "hwy/targets.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -96,10 +97,13 @@ class CpuBackend final : public Backend {
   }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
-                                                                WeightFormat format) override {
-    auto memory = cpu::WeightMemory::Allocate(cpu::Matrix::BytesToPrepare(tensor.view, format));
-    if (!memory.ok()) return memory.status();
-    cpu::Matrix matrix = cpu::Matrix::Prepare(std::move(tensor), format, &*memory, pool_);
+                                                                WeightFormat format,
+                                                                PackedUnit* unit) override {
+    const cpu::PackedLayout layout = cpu::Matrix::LayoutToPrepare(tensor.view, format);
+    TANDEM_ASSIGN_OR_RETURN(cpu::WeightMemory memory,
+                            cpu::WeightMemory::FindOrAllocate(layout, unit, pool_));
+    cpu::Matrix matrix = cpu::Matrix::Prepare(std::move(tensor), format, &memory, pool_);
+    memory.KeepIn(unit);
     return std::make_unique<cpu::CpuLinear>(std::move(matrix), format);
   }
   absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
