@@ -6,9 +6,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include <xxh_x86dispatch.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -30,10 +28,10 @@ using Json = nlohmann::json;
 
 constexpr char kMagic[] = "TNDMPACK";
 constexpr uint64_t kVersion = 1;
-constexpr int64_t kSumBytes = 1 << 20;        // of one sum
+constexpr int64_t kSumBytes = 256 << 10;      // of one sum; some per thread even of an expert
 constexpr uint64_t kMaxJsonBytes = 16 << 20;  // sums of hundreds of GiB
-constexpr int64_t kWriteBytes = 2 << 20;  // at once, so that the system takes a huge page for it
-constexpr int64_t kSyncBytes = 8 << 20;   // written before they are waited for
+constexpr int64_t kWriteBytes = 2 << 20;      // a huge page, at once
+constexpr int64_t kSyncBytes = 8 << 20;       // written before they are waited for
 
 struct Tail {
   char magic[8];
@@ -104,6 +102,36 @@ absl::Status SystemError(const char* what, const std::string& path) {
   return absl::FailedPreconditionError(
       absl::StrCat(what, " ", path, ": ", std::generic_category().message(errno)));
 }
+
+// Has the system put a huge page together and leave it free. For the pages of files it takes one
+// that is there, but never makes one; for other memory it moves pages until there is one, if asked.
+// So a huge page that was taken for other memory and given back is what a write of its size takes.
+class HugePageMaker {
+ public:
+  HugePageMaker() {
+    mapped_ =
+        mmap(nullptr, 2 * kWriteBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped_ == MAP_FAILED) return;
+    const auto address = reinterpret_cast<uintptr_t>(mapped_);
+    page_ = static_cast<char*>(mapped_) + (kWriteBytes - address % kWriteBytes) % kWriteBytes;
+    madvise(page_, kWriteBytes, MADV_HUGEPAGE);
+  }
+  ~HugePageMaker() {
+    if (mapped_ != MAP_FAILED) munmap(mapped_, 2 * kWriteBytes);
+  }
+  HugePageMaker(const HugePageMaker&) = delete;
+  HugePageMaker& operator=(const HugePageMaker&) = delete;
+
+  void Make() {
+    if (mapped_ == MAP_FAILED) return;
+    *static_cast<volatile char*>(page_) = 0;
+    madvise(page_, kWriteBytes, MADV_DONTNEED);
+  }
+
+ private:
+  void* mapped_;
+  char* page_ = nullptr;  // in it, at a multiple of its size
+};
 
 // An unfinished file that this process alone may write. Removed unless it was given its name.
 class UnfinishedFile {
@@ -203,12 +231,15 @@ absl::StatusOr<bool> WritePackedFile(const std::string& path, const PackedLabel&
   for (int64_t i = 0; i < NumSums(label.bytes); ++i) {
     sums.push_back(SumOf(memory, label.bytes, i));
   }
+  HugePageMaker huge_pages;
   for (int64_t done = 0; done < label.bytes; done += kWriteBytes) {
     if (done % kSyncBytes == 0) {
       TANDEM_RETURN_IF_ERROR(file->Sync());
       TANDEM_RETURN_IF_ERROR(go_on());
     }
-    TANDEM_RETURN_IF_ERROR(file->Append(memory + done, std::min(kWriteBytes, label.bytes - done)));
+    const int64_t count = std::min(kWriteBytes, label.bytes - done);
+    if (count == kWriteBytes) huge_pages.Make();
+    TANDEM_RETURN_IF_ERROR(file->Append(memory + done, count));
   }
   const std::string text = Json{
       {"unit", label.unit},

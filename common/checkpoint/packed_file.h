@@ -1,7 +1,7 @@
 // A file of packed weights: what is loaded together, in the layout of whoever packed it.
 //
 //   the bytes, from the file's beginning, so that huge pages can hold them
-//   JSON: {"unit", "source", "layout", "bytes", "sums"}; a sum is XXH3-64 of a MiB of the bytes
+//   JSON: {"unit", "source", "layout", "bytes", "sums"}; a sum is XXH3-64 of 256 KiB of the bytes
 //   32 bytes, little-endian: "TNDMPACK", the version (1), the JSON's length, its XXH3-64
 #ifndef TANDEM_COMMON_CHECKPOINT_PACKED_FILE_H_
 #define TANDEM_COMMON_CHECKPOINT_PACKED_FILE_H_

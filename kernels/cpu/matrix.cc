@@ -71,7 +71,9 @@ absl::Status WeightMemory::Allocate() {
   }
   const size_t to_boundary =
       (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
-  madvise(mapped, size, MADV_HUGEPAGE);  // advice only
+  // Only those that are filled: the last one would hold 2 MiB for some KiB. Advice only.
+  madvise(static_cast<std::byte*>(mapped) + to_boundary,
+          static_cast<size_t>(layout_.bytes) / kHugePage * kHugePage, MADV_HUGEPAGE);
   memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,
                                        [mapped, size](std::byte*) { munmap(mapped, size); });
   return absl::OkStatus();

@@ -29,7 +29,7 @@ using ::testing::IsEmpty;
 
 constexpr char kUnit[] = "model.layers.1.mlp.experts.2";
 constexpr char kLayout[] = "int4 1 [48, 32]";
-constexpr int64_t kBytes = (5 << 19) + 192;  // two and a half sums and a little
+constexpr int64_t kBytes = (5 << 19) + 192;  // some sums and a little
 
 std::shared_ptr<const std::byte> RandomBytes(int64_t bytes, uint64_t seed) {
   auto memory = std::shared_ptr<std::byte[]>(new std::byte[bytes]);
