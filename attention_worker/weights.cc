@@ -35,8 +35,9 @@ class Loader {
     }
     TANDEM_ASSIGN_OR_RETURN(weights.norm, Norm("model.norm.weight"));
     if (config_.tie_word_embeddings) {
-      TANDEM_ASSIGN_OR_RETURN(weights.lm_head, backend_.PrepareLinear(std::move(embedding),
-                                                                      FormatOf(kLmHead, format_)));
+      TANDEM_ASSIGN_OR_RETURN(
+          weights.lm_head, backend_.PrepareLinear(std::move(embedding), FormatOf(kLmHead, format_),
+                                                  tensors_.Unit(kLmHead).get()));
     } else {
       TANDEM_ASSIGN_OR_RETURN(weights.lm_head, Linear(kLmHead));
     }
@@ -45,8 +46,9 @@ class Loader {
 
  private:
   absl::StatusOr<LinearPtr> Linear(const std::string& name) {
-    TANDEM_ASSIGN_OR_RETURN(OwnedTensor tensor, tensors_.Load(name));
-    return backend_.PrepareLinear(std::move(tensor), FormatOf(name, format_));
+    const std::unique_ptr<PackedUnit> unit = tensors_.Unit(name);
+    TANDEM_ASSIGN_OR_RETURN(OwnedTensor tensor, tensors_.Load(name, unit.get()));
+    return backend_.PrepareLinear(std::move(tensor), FormatOf(name, format_), unit.get());
   }
 
   absl::StatusOr<NormPtr> Norm(const std::string& name) {
@@ -73,11 +75,13 @@ class Loader {
     TANDEM_ASSIGN_OR_RETURN(w->kv_a_proj_with_mqa, Linear(prefix + "kv_a_proj_with_mqa.weight"));
     TANDEM_ASSIGN_OR_RETURN(w->kv_a_layernorm, Norm(prefix + "kv_a_layernorm.weight"));
     const std::string kv_b_name = prefix + "kv_b_proj.weight";
-    TANDEM_ASSIGN_OR_RETURN(OwnedTensor kv_b, tensors_.Load(kv_b_name));
+    const std::unique_ptr<PackedUnit> unit = tensors_.Unit(kv_b_name);
+    TANDEM_ASSIGN_OR_RETURN(OwnedTensor kv_b, tensors_.Load(kv_b_name, unit.get()));
     const kernels::KvUpShape shape{config_.num_heads, config_.qk_nope_head_dim, config_.v_head_dim,
                                    config_.kv_lora_rank};
     TANDEM_ASSIGN_OR_RETURN(
-        w->kv_b_proj, backend_.PrepareKvUp(std::move(kv_b), shape, FormatOf(kv_b_name, format_)));
+        w->kv_b_proj,
+        backend_.PrepareKvUp(std::move(kv_b), shape, FormatOf(kv_b_name, format_), unit.get()));
     TANDEM_ASSIGN_OR_RETURN(w->o_proj, Linear(prefix + "o_proj.weight"));
     return absl::OkStatus();
   }

@@ -57,7 +57,8 @@ constexpr WeightFormat SourceFormat(WeightFormat format) {
   return IsInteger(format) ? WeightFormat::kF32 : format;
 }
 
-// "f32", "bf16", "int8" or "int4", as --weights takes them; empty: the mode's.
+// "f32", "bf16", "int8" or "int4", as --weights takes them; empty: the mode's. What "auto" stands
+// for is found out before (deployment/memory_needs.h).
 inline absl::StatusOr<WeightFormat> ParseWeightFormat(const std::string& name, Dtype mode) {
   if (name.empty()) return DefaultWeightFormat(mode);
   for (const WeightFormat format :

@@ -28,7 +28,13 @@ void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
       ->check(CLI::Range(0, 1024));
   app.add_option(
       "--weights", weights,
-      absl::StrCat(when, "format of the weights, f32, bf16, int8 or int4; default: --dtype's"));
+      absl::StrCat(when,
+                   "format of the weights, f32, bf16, int8 or int4, or auto: in one process, the "
+                   "best that fits into memory; default: --dtype's"));
+  app.add_option("--packed-weights", packed_weights,
+                 absl::StrCat(when,
+                              "folder that keeps packed weights for the next start, or off; "
+                              "default: beside the checkpoint"));
   app.add_option("--numerics", numerics,
                  absl::StrCat(when,
                               "how bf16 is multiplied by bf16: auto, the fastest way of this "

@@ -15,12 +15,13 @@ namespace tandem {
 // What a process computes with.
 struct BackendOptions {
   std::string device = "cpu";
-  int threads = 0;      // of the CPU, 0: one per core that this process may use
-  std::string weights;  // their format; empty: the mode's
+  int threads = 0;             // of the CPU, 0: one per core that this process may use
+  std::string weights;         // their format; empty: the mode's
+  std::string packed_weights;  // where those are kept that are packed; empty: beside the checkpoint
   std::string numerics = "auto";
 
-  // --device, --threads, --weights and --numerics; `when` begins their descriptions: "with --model:
-  // ".
+  // --device, --threads, --weights, --packed-weights and --numerics; `when` begins their
+  // descriptions: "with --model: ".
   void AddTo(CLI::App& app, const std::string& when = "");
 };
 

@@ -4,16 +4,20 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "attention_worker/local_experts.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/checkpoint/digest.h"
 #include "common/status.h"
 #include "deployment/checkpoint_watch.h"
+#include "deployment/keep_packed.h"
 #include "deployment/load_attention.h"
 #include "deployment/memory_needs.h"
 #include "expert_worker/loaded_experts.h"
 #include "gateway/inference_service.h"
 #include "gateway/placement_planner.h"
 #include "kernels/backend.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -34,6 +38,7 @@ struct EmbeddedDeployment::Parts {
   std::unique_ptr<Checkpoint> checkpoint;
   std::optional<CheckpointWatch> watch;
   ServedModel model;
+  std::string weights;
   std::unique_ptr<LoadedExperts> loaded_experts;
   std::unique_ptr<LocalExperts> experts;
   LoadedAttention attention;
@@ -58,12 +63,26 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   TANDEM_ASSIGN_OR_RETURN(p.model, LoadServedModel(*p.checkpoint, options.model_dir, options.dtype,
                                                    options.served_name, options.digest_progress));
 
-  TANDEM_ASSIGN_OR_RETURN(const WeightFormat format,
-                          ParseWeightFormat(options.backend.weights, options.dtype));
-  TANDEM_RETURN_IF_ERROR(
-      CheckMemory({OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format),
-                   CacheBytes(p.model.config, options.dtype, options.cache_tokens)},
-                  ReadMachineLimits()));
+  const MachineLimits limits = ReadMachineLimits();
+  const int64_t cache_bytes = CacheBytes(p.model.config, options.dtype, options.cache_tokens);
+  WeightFormat format = DefaultWeightFormat(options.dtype);
+  if (options.backend.weights == kAutoWeights) {
+    const WeightChoice choice = ChooseWeights(*p.checkpoint, options.dtype, cache_bytes, limits);
+    format = choice.format;
+    p.weights = absl::StrCat(WeightFormatName(format), " weights by --weights auto: ", choice.why);
+    spdlog::info("{}", p.weights);
+  } else {
+    TANDEM_ASSIGN_OR_RETURN(format, ParseWeightFormat(options.backend.weights, options.dtype));
+    p.weights = absl::StrCat(WeightFormatName(format), " weights");
+  }
+  TANDEM_RETURN_IF_ERROR(CheckMemory(
+      {OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format), cache_bytes},
+      limits));
+  if (IsInteger(format)) {
+    TANDEM_ASSIGN_OR_RETURN(const std::string digest, CheckpointDigest(*p.checkpoint));
+    KeepPacked({options.model_dir, options.backend.packed_weights, format, digest},
+               p.checkpoint.get());
+  }
   TANDEM_ASSIGN_OR_RETURN(p.loaded_experts,
                           LoadedExperts::Create(p.checkpoint.get(), p.backend.get(), format));
   p.experts = std::make_unique<LocalExperts>(p.backend.get(), p.model.config.experts_per_token,
@@ -91,6 +110,10 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
 
 const ServedModel& EmbeddedDeployment::model() const { return parts_->model; }
 
+std::string EmbeddedDeployment::Description() const {
+  return absl::StrCat("everything runs in this process; ", parts_->weights);
+}
+
 std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   const Parts& p = *parts_;
   std::vector<v1::WorkerStatus> workers(2);
@@ -106,6 +129,9 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
   AddCounters({{"mapped_tensors", p.checkpoint->mapped_tensors()},
                {"mapped_bytes", p.checkpoint->mapped_bytes()}},
               &workers[0]);
+  if (p.checkpoint->packed() != nullptr) {
+    AddCounters(p.checkpoint->packed()->Counters(), &workers[0]);
+  }
   AddCounters(p.watch->Counters(), &workers[0]);
   for (v1::WorkerStatus& worker : workers) {
     worker.set_state("ready");
@@ -126,7 +152,7 @@ struct InProcessDeployment::Parts {
   v1::GetStatusResponse Status() const {
     v1::GetStatusResponse status;
     status.set_state("serving");
-    status.set_detail("everything runs in this process");
+    status.set_detail(deployment->Description());
     status.set_model(deployment->model().name);
     v1::WorkerStatus& self = *status.add_workers();
     self.set_kind("gateway");

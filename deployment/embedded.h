@@ -41,6 +41,8 @@ class EmbeddedDeployment {
   ~EmbeddedDeployment();
 
   const ServedModel& model() const;
+  // Where everything runs and in which format the weights are, and why; for people.
+  std::string Description() const;
   // The attention and the expert worker, as GetStatus shows them.
   std::vector<v1::WorkerStatus> Workers() const;
   // CheckpointWatch's: logs, once, that the checkpoint's files have changed.

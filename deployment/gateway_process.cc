@@ -210,7 +210,7 @@ class Gateway {
     }
     if (embedded_ != nullptr) {
       for (const v1::WorkerStatus& worker : embedded_->Workers()) *status.add_workers() = worker;
-      status.set_detail("everything runs in this process");
+      status.set_detail(embedded_->Description());
     } else if (coordinator_ != nullptr) {
       AddMembers(coordinator_->Look(), &status);
     } else {
@@ -300,7 +300,8 @@ void GatewayOptions::AddTo(CLI::App& app) {
       ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
       ->capture_default_str();
   // With a registry these are the workers' flags.
-  for (const char* flag : {"--device", "--threads", "--weights", "--numerics", "--cache-tokens"}) {
+  for (const char* flag :
+       {"--device", "--threads", "--weights", "--packed-weights", "--numerics", "--cache-tokens"}) {
     app.get_option(flag)->excludes(with_registry);
   }
   app.add_option("--max-waiting", policy.max_waiting, "requests that may wait")

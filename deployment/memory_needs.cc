@@ -62,6 +62,26 @@ int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens) {
          static_cast<int64_t>(DtypeBytes(mode));
 }
 
+WeightChoice ChooseWeights(const Checkpoint& checkpoint, Dtype mode, int64_t cache_bytes,
+                           const MachineLimits& limits) {
+  constexpr int64_t kOtherShare =
+      20;  // of weights and cache: activations, the program, its threads
+  WeightChoice choice;
+  for (const WeightFormat format :
+       {DefaultWeightFormat(mode), WeightFormat::kInt8, WeightFormat::kInt4}) {
+    choice.format = format;
+    const int64_t needs =
+        ExpertBytes(checkpoint, format) + OtherBytes(checkpoint, format) + cache_bytes;
+    const bool fits = needs <= limits.memory_bytes - needs / kOtherShare;
+    absl::StrAppend(&choice.why, choice.why.empty() ? "" : ", ", WeightFormatName(format),
+                    " needs ", GiB(needs), fits ? " and fits" : " and does not fit");
+    if (fits) break;
+  }
+  absl::StrAppend(&choice.why, " into ", GiB(limits.memory_bytes), " (", limits.memory_from,
+                  "), the latent cache counted");
+  return choice;
+}
+
 absl::Status CheckMemory(const MemoryNeeds& needs, const MachineLimits& limits) {
   std::string what = absl::StrCat("weights need ", GiB(needs.weights));
   if (needs.cache > 0) absl::StrAppend(&what, " and the latent cache ", GiB(needs.cache));

@@ -3,6 +3,7 @@
 #define TANDEM_DEPLOYMENT_MEMORY_NEEDS_H_
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "common/checkpoint/checkpoint.h"
@@ -25,6 +26,16 @@ int64_t ExpertBytes(const Checkpoint& checkpoint, WeightFormat format);
 int64_t OtherBytes(const Checkpoint& checkpoint, WeightFormat format);
 // Of a latent cache for `tokens`, rounded up to pages.
 int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens);
+
+// The format that --weights auto stands for: of the mode's, int8 and int4 the first whose weights,
+// with `cache_bytes` and a little for everything else, fit; the last of them if none does.
+struct WeightChoice {
+  WeightFormat format = WeightFormat::kBF16;
+  std::string why;  // for people
+};
+constexpr char kAutoWeights[] = "auto";
+WeightChoice ChooseWeights(const Checkpoint& checkpoint, Dtype mode, int64_t cache_bytes,
+                           const MachineLimits& limits);
 
 // Logs what is needed of what there is.
 //   RESOURCE_EXHAUSTED  it does not fit; says what would

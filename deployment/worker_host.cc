@@ -8,6 +8,8 @@
 #include "common/checkpoint/digest.h"
 #include "common/mode.h"
 #include "common/status.h"
+#include "deployment/keep_packed.h"
+#include "deployment/memory_needs.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
@@ -37,6 +39,11 @@ WorkerHost::~WorkerHost() = default;
 
 absl::Status WorkerHost::Serve() {
   TANDEM_ASSIGN_OR_RETURN(parts_.dtype, ParseMode(options_.dtype));
+  if (options_.backend.weights == kAutoWeights) {
+    return absl::InvalidArgumentError(
+        "--weights auto is for a whole model in one process: the workers of a deployment are all "
+        "told the same format");
+  }
   TANDEM_ASSIGN_OR_RETURN(parts_.format, ParseWeightFormat(options_.backend.weights, parts_.dtype));
   TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.registry));
   if (!options_.advertise.empty()) TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.advertise));
@@ -87,6 +94,8 @@ absl::Status WorkerHost::Join() {
   TANDEM_ASSIGN_OR_RETURN(std::string digest, CheckpointDigest(*checkpoint_, [this](float share) {
                             digest_progress_.Report(share);
                           }));
+  KeepPacked({options_.model_dir, options_.backend.packed_weights, parts_.format, digest},
+             checkpoint_.get());
   MutexLock lock(mutex_);
   digest_ = std::move(digest);
   if (!ended_) {
@@ -143,6 +152,9 @@ CounterSnapshot WorkerHost::Counters() const {
   CounterSnapshot all = role_->Counters();
   for (auto& counter : host_->Counters()) all.push_back(std::move(counter));
   for (auto& counter : watch_->Counters()) all.push_back(std::move(counter));
+  if (const PackedWeights* const packed = checkpoint_->packed()) {
+    for (auto& counter : packed->Counters()) all.push_back(std::move(counter));
+  }
   all.emplace_back("mapped_tensors", checkpoint_->mapped_tensors());
   all.emplace_back("mapped_bytes", checkpoint_->mapped_bytes());
   all.emplace_back("digest_percent", static_cast<int64_t>(digest_progress_.share() * 100));

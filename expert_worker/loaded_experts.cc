@@ -78,8 +78,11 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
   CheckpointLoader loader(checkpoint_, format_, total_bytes, progress);
   for (const Id& id : missing) {
     kernels::ExpertTensors tensors;
+    const std::unique_ptr<PackedUnit> unit =
+        loader.Unit(absl::StrCat("model.layers.", id.layer, ".mlp.experts.", id.expert));
     const auto load = [&](const char* projection, OwnedTensor* tensor) {
-      absl::StatusOr<OwnedTensor> loaded = loader.Load(TensorName(id.layer, id.expert, projection));
+      absl::StatusOr<OwnedTensor> loaded =
+          loader.Load(TensorName(id.layer, id.expert, projection), unit.get());
       if (!loaded.ok()) return loaded.status();
       *tensor = *std::move(loaded);
       return absl::OkStatus();
@@ -89,7 +92,7 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
     TANDEM_RETURN_IF_ERROR(load(kProjections[2], &tensors.down));
     const size_t index = IndexOf(id.layer, id.expert);
     TANDEM_ASSIGN_OR_RETURN(bytes_of_[index],
-                            layers_[id.layer]->Load(id.expert, std::move(tensors)));
+                            layers_[id.layer]->Load(id.expert, std::move(tensors), unit.get()));
     bytes_ += bytes_of_[index];
     loaded_[index] = true;
     ++num_loaded_;

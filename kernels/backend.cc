@@ -21,15 +21,17 @@ void Backend::Copy(const DeviceTensor& from, const DeviceTensor& to) {
 }
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> Backend::PrepareLinear(OwnedTensor tensor,
-                                                                     WeightFormat format) {
+                                                                     WeightFormat format,
+                                                                     PackedUnit* unit) {
   CheckLinearTensor(tensor.view, format);
-  return DoPrepareLinear(std::move(tensor), format);
+  return DoPrepareLinear(std::move(tensor), format, unit);
 }
 absl::StatusOr<std::unique_ptr<KvUpWeight>> Backend::PrepareKvUp(OwnedTensor tensor,
                                                                  const KvUpShape& shape,
-                                                                 WeightFormat format) {
+                                                                 WeightFormat format,
+                                                                 PackedUnit* unit) {
   CheckKvUpTensor(tensor.view, shape, format);
-  return DoPrepareKvUp(std::move(tensor), shape, format);
+  return DoPrepareKvUp(std::move(tensor), shape, format, unit);
 }
 absl::StatusOr<std::unique_ptr<EmbeddingWeight>> Backend::PrepareEmbedding(OwnedTensor tensor,
                                                                            WeightFormat format) {
@@ -46,10 +48,10 @@ absl::StatusOr<std::unique_ptr<ExpertLayer>> Backend::PrepareExpertLayer(
   CheckExpertLayerShape(shape);
   return DoPrepareExpertLayer(shape, format);
 }
-absl::StatusOr<int64_t> ExpertLayer::Load(int expert, ExpertTensors tensors) {
+absl::StatusOr<int64_t> ExpertLayer::Load(int expert, ExpertTensors tensors, PackedUnit* unit) {
   CheckExpertTensors(tensors, shape_, format());
   TANDEM_CHECK(expert >= 0 && expert < shape_.num_experts);
-  return DoLoad(expert, std::move(tensors));
+  return DoLoad(expert, std::move(tensors), unit);
 }
 void ExpertLayer::Unload(int expert) {
   TANDEM_CHECK(expert >= 0 && expert < shape_.num_experts);

@@ -61,14 +61,18 @@ class Backend {
   // ---- weights ----
 
   // Each takes a checkpoint's tensor with the values of `format` (Checkpoint::Load) and keeps its
-  // memory only if the kernels read it as it lies. Requires the shapes of kernels/weights.h.
+  // memory only if the kernels read it as it lies. Where they do not, what was made of it may be
+  // kept: it is taken from `unit` (null: nowhere) if that has it, without a look at the tensor's
+  // values, and otherwise made and given to it. Requires the shapes of kernels/weights.h.
   //   RESOURCE_EXHAUSTED  the device has no memory for it
   //   UNIMPLEMENTED       this backend does not have the format
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(OwnedTensor tensor,
-                                                              WeightFormat format);
+                                                              WeightFormat format,
+                                                              PackedUnit* unit = nullptr);
   absl::StatusOr<std::unique_ptr<KvUpWeight>> PrepareKvUp(OwnedTensor tensor,
                                                           const KvUpShape& shape,
-                                                          WeightFormat format);
+                                                          WeightFormat format,
+                                                          PackedUnit* unit = nullptr);
   absl::StatusOr<std::unique_ptr<EmbeddingWeight>> PrepareEmbedding(OwnedTensor tensor,
                                                                     WeightFormat format);
   absl::StatusOr<std::unique_ptr<NormWeight>> PrepareNorm(OwnedTensor tensor, WeightFormat format);
@@ -105,10 +109,12 @@ class Backend {
   virtual void DoCopy(const DeviceTensor& from, const DeviceTensor& to) = 0;
 
   virtual absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
-                                                                        WeightFormat format) = 0;
+                                                                        WeightFormat format,
+                                                                        PackedUnit* unit) = 0;
   virtual absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
                                                                     const KvUpShape& shape,
-                                                                    WeightFormat format) = 0;
+                                                                    WeightFormat format,
+                                                                    PackedUnit* unit) = 0;
   virtual absl::StatusOr<std::unique_ptr<EmbeddingWeight>> DoPrepareEmbedding(
       OwnedTensor tensor, WeightFormat format) = 0;
   virtual absl::StatusOr<std::unique_ptr<NormWeight>> DoPrepareNorm(OwnedTensor tensor,

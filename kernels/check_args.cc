@@ -29,7 +29,8 @@ bool AreIndices(const TensorLayout& t, int64_t count) { return IsVector(t, Dtype
 void CheckSource(const TensorView& tensor, WeightFormat format) {
   TANDEM_CHECK(tensor.row_stride == tensor.width());
   TANDEM_CHECK(tensor.dtype == Dtype::kBF16 ||
-               (tensor.dtype == Dtype::kF32 && format != WeightFormat::kBF16));
+               (tensor.dtype == Dtype::kF32 && format != WeightFormat::kBF16) ||
+               (tensor.dtype == Dtype::kF16 && IsInteger(format)));
 }
 
 }  // namespace

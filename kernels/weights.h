@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/mode.h"
+#include "common/packed_unit.h"
 #include "common/tensor.h"
 
 namespace tandem::kernels {
@@ -111,9 +112,10 @@ class ExpertLayer : public PreparedWeight {
  public:
   const ExpertLayerShape& shape() const { return shape_; }
 
-  // Prepares an expert that is not loaded; returns the bytes that it holds.
+  // Prepares an expert that is not loaded, or takes it from `unit` as Backend::Prepare... do;
+  // returns the bytes that it holds.
   //   RESOURCE_EXHAUSTED  the device has no memory for it
-  absl::StatusOr<int64_t> Load(int expert, ExpertTensors tensors);
+  absl::StatusOr<int64_t> Load(int expert, ExpertTensors tensors, PackedUnit* unit = nullptr);
   // Gives a loaded expert's memory back. Requires that no op that reads it is under way.
   void Unload(int expert);
 
@@ -123,7 +125,7 @@ class ExpertLayer : public PreparedWeight {
 
  private:
   // Arguments are checked.
-  virtual absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors) = 0;
+  virtual absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors, PackedUnit* unit) = 0;
   virtual void DoUnload(int expert) = 0;
 
   const ExpertLayerShape shape_;

@@ -287,6 +287,18 @@ uint64_t Checkpoint::num_parameters() const {
   return total;
 }
 
+std::vector<std::shared_ptr<const SafetensorsFile>> Checkpoint::files() const {
+  std::vector<std::shared_ptr<const SafetensorsFile>> files(files_.begin(), files_.end());
+  std::sort(files.begin(), files.end(),
+            [](const auto& a, const auto& b) { return a->path() < b->path(); });
+  return files;
+}
+
+void Checkpoint::KeepPacked(std::unique_ptr<PackedWeights> packed) {
+  owned_packed_ = std::move(packed);
+  packed_ = owned_packed_.get();
+}
+
 absl::Status Checkpoint::CheckUnchanged() const {
   for (const auto& file : files_) TANDEM_RETURN_IF_ERROR(file->CheckUnchanged());
   return absl::OkStatus();
@@ -308,9 +320,9 @@ absl::StatusOr<OwnedTensor> Checkpoint::Load(const std::string& name, WeightForm
   ++mapped_tensors_;
   mapped_bytes_ += static_cast<int64_t>(tensor.entry.end - tensor.entry.begin);
   const TensorView view = ViewOf(mapped.get(), stored, tensor.entry.shape);
-  const Dtype wanted = format == WeightFormat::kBF16 ? Dtype::kBF16
-                       : stored == Dtype::kF16       ? Dtype::kF32
-                                                     : stored;
+  const Dtype wanted = format == WeightFormat::kBF16                           ? Dtype::kBF16
+                       : stored == Dtype::kF16 && format == WeightFormat::kF32 ? Dtype::kF32
+                                                                               : stored;
   if (wanted == stored) return OwnedTensor{view, mapped};
   const size_t copy_bytes = static_cast<size_t>(view.elements()) * DtypeBytes(wanted);
   const std::shared_ptr<void> copy(std::malloc(copy_bytes), std::free);
@@ -339,17 +351,24 @@ CheckpointLoader::CheckpointLoader(const Checkpoint* checkpoint, WeightFormat fo
       total_bytes_(std::max<int64_t>(1, total_bytes)),
       progress_(std::move(progress)) {}
 
-absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name) {
+std::unique_ptr<PackedUnit> CheckpointLoader::Unit(const std::string& name) const {
+  PackedWeights* const packed = checkpoint_->packed();
+  return packed == nullptr ? nullptr : packed->Unit(name);
+}
+
+absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name,
+                                                   const PackedUnit* unit) {
   TANDEM_ASSIGN_OR_RETURN(OwnedTensor weight, checkpoint_->Load(name, FormatOf(name, format_)));
   const SafetensorsEntry& entry = checkpoint_->tensors().at(name).entry;
   const auto file_bytes = static_cast<double>(entry.end - entry.begin);
   const size_t bytes = weight.view.bytes();
+  const bool kept = unit != nullptr && unit->is_kept();
   // A large tensor reports several times: an embedding table alone can take seconds to read.
   constexpr size_t kReportBytes = 64 << 20;
   for (size_t begin = 0; begin < bytes; begin += kReportBytes) {
     TANDEM_RETURN_IF_ERROR(checkpoint_->CheckStop());
     const size_t end = std::min(bytes, begin + kReportBytes);
-    TouchPages(weight.view.as<std::byte>() + begin, end - begin);
+    if (!kept) TouchPages(weight.view.as<std::byte>() + begin, end - begin);
     const double share = static_cast<double>(end) / static_cast<double>(bytes);
     if (progress_) {
       progress_(

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/checkpoint/packed_weights.h"
 #include "common/checkpoint/safetensors.h"
 #include "common/mode.h"
 #include "common/model_config.h"
@@ -47,19 +48,26 @@ class Checkpoint {
   uint64_t num_parameters() const;
   // Sentences for whoever starts a process on it: which of two files is used, and the like.
   const std::vector<std::string>& warnings() const { return warnings_; }
+  // The files that hold them, by path.
+  std::vector<std::shared_ptr<const SafetensorsFile>> files() const;
   // DATA_LOSS if one of its files has been written to since Open; names it.
   absl::Status CheckUnchanged() const;
   // CANCELLED once it is to stop. For what reads weights, every few megabytes.
   absl::Status CheckStop() const;
 
   // Maps or converts one tensor to a format's values: for kBF16, BF16 stays as it lies in the file,
-  // and F16 and F32 are rounded to a bf16 copy; for kF32 and formats of integers, which a backend
-  // makes itself, BF16 and F32 stay as they lie (bf16 widens exactly), and F16 is widened to a
-  // copy.
+  // and F16 and F32 are rounded to a bf16 copy; for kF32, BF16 and F32 stay as they lie (bf16
+  // widens exactly), and F16 is widened to a copy; for formats of integers, which a backend makes
+  // itself, all stay as they lie.
   //   NOT_FOUND  no such tensor
   //   DATA_LOSS  the file has shrunk since Open
   //   CANCELLED  it is to stop
   absl::StatusOr<OwnedTensor> Load(const std::string& name, WeightFormat format) const;
+
+  // From now on what a backend packs of it is looked for there, and kept. At most once.
+  void KeepPacked(std::unique_ptr<PackedWeights> packed);
+  // Null: nothing is kept.
+  PackedWeights* packed() const { return packed_; }
 
   // Tensors and their bytes mapped so far by this process.
   int64_t mapped_tensors() const { return mapped_tensors_; }
@@ -74,6 +82,8 @@ class Checkpoint {
   std::vector<std::string> warnings_;
   mutable std::atomic<int64_t> mapped_tensors_ = 0;
   mutable std::atomic<int64_t> mapped_bytes_ = 0;
+  std::unique_ptr<PackedWeights> owned_packed_;  // may ask for CheckUnchanged until it goes
+  std::atomic<PackedWeights*> packed_ = nullptr;
 };
 
 // Loads many tensors one after the other, each in its FormatOf the model's, touches their pages so
@@ -84,7 +94,10 @@ class CheckpointLoader {
   // `checkpoint` must outlive the loader. `total_bytes`: of all that will be loaded.
   CheckpointLoader(const Checkpoint* checkpoint, WeightFormat format, int64_t total_bytes,
                    std::function<void(float)> progress);
-  absl::StatusOr<OwnedTensor> Load(const std::string& name);
+  // `unit`, of which the tensor is a part, may be null; where it is kept, no page is touched.
+  absl::StatusOr<OwnedTensor> Load(const std::string& name, const PackedUnit* unit = nullptr);
+  // Where what is made of some tensors is kept; null: nowhere.
+  std::unique_ptr<PackedUnit> Unit(const std::string& name) const;
 
  private:
   const Checkpoint* const checkpoint_;

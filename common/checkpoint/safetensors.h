@@ -44,6 +44,9 @@ class SafetensorsFile {
   SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
   const std::string& path() const { return path_; }
+  // Its size and when it was written to, in ns since 1970, at Open.
+  uint64_t bytes() const { return bytes_; }
+  int64_t modified_ns() const { return modified_ns_; }
   const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
 
   // Maps the pages of [begin, end) read-only and privately; the pointer is to `begin`, unaligned as
@@ -61,8 +64,8 @@ class SafetensorsFile {
   SafetensorsFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
   const std::string path_;
   const int fd_;
-  uint64_t bytes_ = 0;       // at Open, as the next
-  int64_t modified_ns_ = 0;  // since 1970
+  uint64_t bytes_ = 0;
+  int64_t modified_ns_ = 0;
   std::map<std::string, SafetensorsEntry> entries_;
 };
 

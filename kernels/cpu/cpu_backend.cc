@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "common/status.h"
 #include "hwy/targets.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -103,20 +104,24 @@ class CpuBackend final : public Backend {
   }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
-                                                                WeightFormat format) override {
-    auto memory = cpu::WeightMemory::Allocate(cpu::Matrix::BytesToPrepare(tensor.view, format));
-    if (!memory.ok()) return memory.status();
-    cpu::Matrix matrix = cpu::Matrix::Prepare(tensor, format, order_, &*memory, pool_);
+                                                                WeightFormat format,
+                                                                PackedUnit* unit) override {
+    const cpu::PackedLayout layout = cpu::Matrix::LayoutToPrepare(tensor.view, format);
+    TANDEM_ASSIGN_OR_RETURN(cpu::WeightMemory memory,
+                            cpu::WeightMemory::FindOrAllocate(layout, unit, pool_));
+    cpu::Matrix matrix = cpu::Matrix::Prepare(tensor, format, order_, &memory, pool_);
+    memory.KeepIn(unit);
     return std::make_unique<cpu::CpuLinear>(std::move(matrix), format);
   }
   absl::StatusOr<std::unique_ptr<KvUpWeight>> DoPrepareKvUp(OwnedTensor tensor,
                                                             const KvUpShape& shape,
-                                                            WeightFormat format) override {
+                                                            WeightFormat format,
+                                                            PackedUnit* unit) override {
     if (!IsInteger(format)) {
       return std::make_unique<cpu::CpuKvUp>(std::move(tensor), shape, format);
     }
     TANDEM_ASSIGN_OR_RETURN(std::vector<cpu::HeadMaps> maps,
-                            cpu::PrepareHeadMaps(tensor.view, shape, format, pool_));
+                            cpu::PrepareHeadMaps(tensor.view, shape, format, order_, unit, pool_));
     return std::make_unique<cpu::CpuKvUp>(std::move(maps), shape, format);
   }
   absl::StatusOr<std::unique_ptr<EmbeddingWeight>> DoPrepareEmbedding(

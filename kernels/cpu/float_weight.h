@@ -20,6 +20,9 @@ namespace tandem::kernels::cpu {
 
 inline constexpr int64_t kFloatBlockInputs = 32;
 
+// Of what is said above: another order of the bytes is another number. See kIntegerLayoutVersion.
+inline constexpr int kFloatLayoutVersion = 1;
+
 // The orders of additions of kernels/ops/dense.h.
 enum class FloatOrder : uint8_t { kBlock, kPair };
 

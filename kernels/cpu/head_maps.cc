@@ -25,30 +25,38 @@ std::vector<std::byte> Turned(const TensorView& tensor) {
   return turned;
 }
 
-OwnedTensor Lent(const TensorView& view) { return {view, nullptr}; }
-
 }  // namespace
 
 absl::StatusOr<std::vector<HeadMaps>> PrepareHeadMaps(const TensorView& kv_b,
                                                       const KvUpShape& shape, WeightFormat format,
+                                                      FloatOrder order, PackedUnit* unit,
                                                       ThreadPool& pool) {
   const int64_t dn = shape.nope_width, dv = shape.value_width, r = shape.latent_width;
-  const auto bytes_of = [&](int64_t outputs, int64_t inputs) {
-    return Matrix::BytesToPrepare(TensorView(nullptr, kv_b.dtype, {outputs, inputs}), format);
+  PackedLayout layout;
+  const auto append = [&](int64_t outputs, int64_t inputs) {
+    const TensorView view(nullptr, kv_b.dtype, {outputs, inputs});
+    layout.Append(Matrix::LayoutToPrepare(view, format));
   };
-  const int64_t bytes = shape.heads * (bytes_of(r, dn) + bytes_of(dn, r) + bytes_of(dv, r));
-  TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::Allocate(bytes));
+  for (int64_t h = 0; h < shape.heads; ++h) {
+    append(r, dn);
+    append(dv, r);
+    append(dn, r);
+  }
+  TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::FindOrAllocate(layout, unit, pool));
+  const auto prepare = [&](const TensorView& view) {
+    return Matrix::Prepare({view, nullptr}, format, order, &memory, pool);
+  };
   std::vector<HeadMaps> heads(shape.heads);
   for (int64_t h = 0; h < shape.heads; ++h) {
     const TensorView key = kv_b.slice_rows(h * (dn + dv), dn);
     const TensorView value = kv_b.slice_rows(h * (dn + dv) + dn, dv);
-    std::vector<std::byte> turned = Turned(key);
-    const TensorView absorb(turned.data(), kv_b.dtype, {r, dn});
-    // What a step reads lies together: absorb and value decode, key and value are a prompt's.
-    heads[h].absorb = Matrix::Prepare(Lent(absorb), format, FloatOrder::kBlock, &memory, pool);
-    heads[h].value = Matrix::Prepare(Lent(value), format, FloatOrder::kBlock, &memory, pool);
-    heads[h].key = Matrix::Prepare(Lent(key), format, FloatOrder::kBlock, &memory, pool);
+    std::vector<std::byte> turned;
+    if (!memory.filled()) turned = Turned(key);
+    heads[h].absorb = prepare(TensorView(turned.data(), kv_b.dtype, {r, dn}));
+    heads[h].value = prepare(value);
+    heads[h].key = prepare(key);
   }
+  memory.KeepIn(unit);
   return heads;
 }
 

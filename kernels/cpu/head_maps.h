@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/mode.h"
+#include "common/packed_unit.h"
 #include "common/tensor.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/thread_pool.h"
@@ -22,10 +23,11 @@ struct HeadMaps {
   Matrix value;   // [dv, r]: W^UV
 };
 
-// The maps of every head of `kv_b`, [heads * (dn + dv), r]. RESOURCE_EXHAUSTED where the system
-// does not have the memory.
+// The maps of every head of `kv_b`, [heads * (dn + dv), r], from `unit` (null: nowhere) if that has
+// them, without a look at its values. RESOURCE_EXHAUSTED where the system does not have the memory.
 absl::StatusOr<std::vector<HeadMaps>> PrepareHeadMaps(const TensorView& kv_b,
                                                       const KvUpShape& shape, WeightFormat format,
+                                                      FloatOrder order, PackedUnit* unit,
                                                       ThreadPool& pool);
 
 // out[i, h] = round(map of head h * x[i, h]), as Linear makes it of a row.

@@ -86,6 +86,18 @@ void WidenRowTo(const TensorView& source, int64_t row, float* to) {
     std::memcpy(to, source.row(row), static_cast<size_t>(width) * sizeof(float));
     return;
   }
+  if (source.dtype == Dtype::kF16) {
+    const hn::Rebind<hwy::float16_t, PartTag> halves;
+    for (; i < width; i += kPartLanes) {
+      const auto count = static_cast<size_t>(std::min<int64_t>(kPartLanes, width - i));
+      HWY_ALIGN hwy::float16_t part[kPartLanes];
+      HWY_ALIGN float widened[kPartLanes];
+      std::memcpy(part, source.row(row) + 2 * i, 2 * count);
+      hn::Store(hn::PromoteTo(PartTag(), hn::Load(halves, part)), PartTag(), widened);
+      std::memcpy(to + i, widened, sizeof(float) * count);
+    }
+    return;
+  }
   const auto* from = reinterpret_cast<const BF16*>(source.row(row));
   for (; i + kLanes <= width; i += kLanes) StoreLanes(LoadLanes(from + i), to + i);
   if (i < width) StoreSomeLanes(LoadSomeLanes(from + i, width - i), to + i, width - i);

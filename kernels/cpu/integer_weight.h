@@ -36,6 +36,10 @@ inline constexpr int64_t kFactorBytes = kBlockGroups * kPanelOutputs / 2;
 inline constexpr int64_t kInt4GroupBytes = kGroupInputs * kPanelOutputs / 2;
 inline constexpr int64_t kInt4BlockBytes = kFactorBytes + kBlockGroups * kInt4GroupBytes;
 
+// Of what is said above: another order of the bytes, or another way to quantize, is another number.
+// Weights that are kept under an older one are made again.
+inline constexpr int kIntegerLayoutVersion = 1;
+
 // Where the parts of a weight lie.
 struct IntegerLayout {
   IntegerLayout(WeightFormat format, int64_t outputs, int64_t inputs)
@@ -72,8 +76,8 @@ struct IntegerWeight {
   }
 };
 
-// Quantizes outputs [32 * panel, ...) of `source`, [outputs, inputs] f32 or bf16, into their place
-// in `memory`. A row with a NaN or an infinity gets a NaN as its scale.
+// Quantizes outputs [32 * panel, ...) of `source`, [outputs, inputs] f32, bf16 or f16, into their
+// place in `memory`. A row with a NaN or an infinity gets a NaN as its scale.
 //   int8  scale = max|w| / 127, q = w / scale, to nearest even
 //   int4  scale = max|w| / 105; of the factors around max over the group / (7 * scale), the one
 //         whose nibbles, to nearest even, leave the least squared error

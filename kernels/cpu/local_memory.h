@@ -81,17 +81,18 @@ class CpuExpertLayer final : public ExpertLayer {
   const ExpertMatrices& expert(int id) const { return experts_[id]; }
 
  private:
-  absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors) override {
-    int64_t bytes = 0;
+  absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors, PackedUnit* unit) override {
+    PackedLayout layout;
     for (const OwnedTensor* tensor : {&tensors.gate, &tensors.up, &tensors.down}) {
-      bytes += Matrix::BytesToPrepare(tensor->view, format());
+      layout.Append(Matrix::LayoutToPrepare(tensor->view, format()));
     }
-    TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::Allocate(bytes));
+    TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::FindOrAllocate(layout, unit, pool_));
     const auto prepare = [&](const OwnedTensor& tensor) {
       return Matrix::Prepare(tensor, format(), order_, &memory, pool_);
     };
     ExpertMatrices& loaded = experts_[expert];
     loaded = {prepare(tensors.gate), prepare(tensors.up), prepare(tensors.down)};
+    memory.KeepIn(unit);
     return loaded.gate.bytes() + loaded.up.bytes() + loaded.down.bytes();
   }
   void DoUnload(int expert) override { experts_[expert] = {}; }

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/status.h"
 #include "kernels/cpu/float_kernels.h"
 
 namespace tandem::kernels::cpu {
@@ -20,6 +21,7 @@ IntegerWeight Quantize(const TensorView& source, WeightFormat format, WeightMemo
                        ThreadPool& pool) {
   const IntegerLayout layout(format, source.dim(0), source.dim(1));
   std::shared_ptr<std::byte> packed = memory->Take(layout.bytes());
+  if (memory->filled()) return IntegerWeight{layout, std::move(packed)};
   pool.ParallelFor(layout.panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) QuantizePanel(source, layout, i, packed.get());
   });
@@ -30,6 +32,7 @@ FloatWeight Pack(const TensorView& source, FloatOrder order, WeightMemory* memor
                  ThreadPool& pool) {
   const FloatLayout layout(source.dtype, source.dim(0), source.dim(1));
   std::shared_ptr<std::byte> packed = memory->Take(layout.bytes());
+  if (memory->filled()) return FloatWeight{layout, order, std::move(packed)};
   pool.ParallelFor(layout.panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) PackPanel(source, layout, i, packed.get());
   });
@@ -38,37 +41,73 @@ FloatWeight Pack(const TensorView& source, FloatOrder order, WeightMemory* memor
 
 }  // namespace
 
-absl::StatusOr<WeightMemory> WeightMemory::Allocate(int64_t bytes) {
+void PackedLayout::Append(const PackedLayout& next) {
+  if (next.bytes == 0) return;
+  absl::StrAppend(&name, name.empty() ? "" : ", ", next.name);
+  bytes = CeilDiv(bytes, kAlignment) * kAlignment + next.bytes;
+}
+
+absl::StatusOr<WeightMemory> WeightMemory::FindOrAllocate(PackedLayout layout, PackedUnit* unit,
+                                                          ThreadPool& pool) {
   WeightMemory memory;
-  memory.bytes_ = bytes;
-  if (bytes == 0) return memory;
-  const size_t size = static_cast<size_t>(bytes) + kHugePage;
+  memory.layout_ = std::move(layout);
+  if (memory.layout_.bytes == 0) return memory;
+  std::shared_ptr<const std::byte> kept;
+  if (unit != nullptr) {
+    kept = unit->Find(memory.layout_.name, memory.layout_.bytes, [&](int64_t count, auto fn) {
+      pool.ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) fn(i);
+      });
+    });
+  }
+  if (kept == nullptr) {
+    TANDEM_RETURN_IF_ERROR(memory.Allocate());
+    return memory;
+  }
+  memory.memory_ = std::const_pointer_cast<std::byte>(kept);
+  memory.filled_ = true;
+  return memory;
+}
+
+absl::Status WeightMemory::Allocate() {
+  const size_t size = static_cast<size_t>(layout_.bytes) + kHugePage;
   void* const mapped =
       mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("The system does not have ", bytes, " bytes of memory for weights"));
+        absl::StrCat("The system does not have ", layout_.bytes, " bytes of memory for weights"));
   }
   const size_t to_boundary =
       (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
-  madvise(mapped, size, MADV_HUGEPAGE);  // advice only
-  memory.memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,
-                                              [mapped, size](std::byte*) { munmap(mapped, size); });
-  return memory;
+  // Only those that are filled: the last one would hold 2 MiB for some KiB. Advice only.
+  madvise(static_cast<std::byte*>(mapped) + to_boundary,
+          static_cast<size_t>(layout_.bytes) / kHugePage * kHugePage, MADV_HUGEPAGE);
+  memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,
+                                       [mapped, size](std::byte*) { munmap(mapped, size); });
+  return absl::OkStatus();
 }
 
 std::shared_ptr<std::byte> WeightMemory::Take(int64_t bytes) {
-  TANDEM_CHECK(bytes <= bytes_ - taken_);
+  TANDEM_CHECK(bytes <= layout_.bytes - taken_);
   std::shared_ptr<std::byte> taken(memory_, memory_.get() + taken_);
   taken_ += CeilDiv(bytes, kAlignment) * kAlignment;
   return taken;
 }
 
-int64_t Matrix::BytesToPrepare(const TensorView& tensor, WeightFormat format) {
-  const int64_t bytes = IsInteger(format)
-                            ? IntegerLayout(format, tensor.dim(0), tensor.dim(1)).bytes()
-                            : FloatLayout(tensor.dtype, tensor.dim(0), tensor.dim(1)).bytes();
-  return CeilDiv(bytes, kAlignment) * kAlignment;
+void WeightMemory::KeepIn(PackedUnit* unit) const {
+  if (unit == nullptr || filled_ || layout_.bytes == 0) return;
+  unit->Keep(layout_.name, memory_, layout_.bytes);
+}
+
+PackedLayout Matrix::LayoutToPrepare(const TensorView& tensor, WeightFormat format) {
+  const std::string shape = absl::StrCat(" [", tensor.dim(0), ", ", tensor.dim(1), "]");
+  if (IsInteger(format)) {
+    const IntegerLayout layout(format, tensor.dim(0), tensor.dim(1));
+    return {absl::StrCat(WeightFormatName(format), " ", kIntegerLayoutVersion, shape),
+            layout.bytes()};
+  }
+  const FloatLayout layout(tensor.dtype, tensor.dim(0), tensor.dim(1));
+  return {absl::StrCat(DtypeName(tensor.dtype), " ", kFloatLayoutVersion, shape), layout.bytes()};
 }
 
 Matrix Matrix::Prepare(const OwnedTensor& tensor, WeightFormat format, FloatOrder order,

@@ -6,10 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <variant>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/mode.h"
+#include "common/packed_unit.h"
 #include "common/tensor.h"
 #include "kernels/cpu/float_rows.h"
 #include "kernels/cpu/float_weight.h"
@@ -19,19 +22,38 @@
 
 namespace tandem::kernels::cpu {
 
-// Zeroed memory for weights that come and go together. It lies at the begin of a huge page and is
-// in huge pages where the system has them.
+// What packed matrices look like in memory, one after the other, each at a multiple of 64.
+struct PackedLayout {
+  // Says everything that the bytes' meaning depends on: the order of one format's panels, shapes.
+  std::string name;
+  int64_t bytes = 0;  // 0: nothing is packed
+
+  void Append(const PackedLayout& next);
+};
+
+// Memory for weights that come and go together: new and zeroed, or filled with what was made of
+// them at an earlier start. It lies at the begin of a huge page and is in huge pages where the
+// system has them.
 class WeightMemory {
  public:
-  // RESOURCE_EXHAUSTED where the system does not have it.
-  static absl::StatusOr<WeightMemory> Allocate(int64_t bytes);
+  // What `unit` (null: nothing) keeps in this layout, or new memory. RESOURCE_EXHAUSTED where the
+  // system does not have it.
+  static absl::StatusOr<WeightMemory> FindOrAllocate(PackedLayout layout, PackedUnit* unit,
+                                                     ThreadPool& pool);
+  // Whether all of it has its bytes already, which must not be written to.
+  bool filled() const { return filled_; }
   // The next `bytes`, at a multiple of 64; all is given back with the last of them. Requires that
   // there are as many left, with what lies between them.
   std::shared_ptr<std::byte> Take(int64_t bytes);
+  // Gives what it is filled with now to `unit` (null: nowhere), unless it came from there.
+  void KeepIn(PackedUnit* unit) const;
 
  private:
+  absl::Status Allocate();
+
+  PackedLayout layout_;
   std::shared_ptr<std::byte> memory_;
-  int64_t bytes_ = 0;
+  bool filled_ = false;
   int64_t taken_ = 0;
 };
 
@@ -42,9 +64,10 @@ enum class RowKind : uint8_t { kF32, kBF16, kInt8 };
 class Matrix {
  public:
   Matrix() = default;
-  // Of WeightMemory, for Prepare.
-  static int64_t BytesToPrepare(const TensorView& tensor, WeightFormat format);
-  // `order`: of products of bf16 with bf16.
+  // Of WeightMemory, for Prepare. Looks at the tensor's shape and dtype only.
+  static PackedLayout LayoutToPrepare(const TensorView& tensor, WeightFormat format);
+  // Does not look at the tensor's values where the memory is filled. `order`: of products of bf16
+  // with bf16.
   static Matrix Prepare(const OwnedTensor& tensor, WeightFormat format, FloatOrder order,
                         WeightMemory* memory, ThreadPool& pool);
 

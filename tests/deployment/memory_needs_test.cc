@@ -77,6 +77,34 @@ TEST(MemoryNeedsTest, TheRealModelsCacheIs31104BytesAToken) {
   EXPECT_EQ(CacheBytes(config, Dtype::kBF16, 1), 64 * 31104);
 }
 
+TEST(MemoryNeedsTest, AutoIsTheBestFormatThatFits) {
+  ScratchDir dir;
+  WriteRandomCheckpoint(dir.path(), kSmallConfig, 1);
+  const auto checkpoint = Checkpoint::Open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto with = [&](WeightFormat format) {
+    return ExpertBytes(**checkpoint, format) + OtherBytes(**checkpoint, format);
+  };
+  MachineLimits limits;
+  limits.memory_from = "the machine";
+  const auto choose = [&](Dtype mode, int64_t cache, int64_t memory) {
+    limits.memory_bytes = memory;
+    return ChooseWeights(**checkpoint, mode, cache, limits);
+  };
+  const int64_t cache = 100'000;
+  const auto all = [&](WeightFormat format) { return (with(format) + cache) * 21 / 20 + 1; };
+  const auto format = [&](int64_t memory) { return choose(Dtype::kBF16, cache, memory).format; };
+  EXPECT_EQ(format(all(WeightFormat::kBF16)), WeightFormat::kBF16);
+  EXPECT_EQ(format(all(WeightFormat::kBF16) - 100), WeightFormat::kInt8);
+  EXPECT_EQ(format(all(WeightFormat::kInt8)), WeightFormat::kInt8);
+  EXPECT_EQ(format(all(WeightFormat::kInt8) - 100), WeightFormat::kInt4);
+  EXPECT_EQ(format(0), WeightFormat::kInt4);  // CheckMemory refuses it
+  EXPECT_EQ(choose(Dtype::kF32, 0, kGiB).format, WeightFormat::kF32);
+  EXPECT_THAT(choose(Dtype::kBF16, 2 * kGiB, kGiB).why,
+              HasSubstr("int4 needs 2.00 GiB and does not fit into 1.00 GiB (the machine)"));
+  EXPECT_THAT(choose(Dtype::kBF16, 0, kGiB).why, HasSubstr("bf16 needs 0.00 GiB and fits into"));
+}
+
 TEST(MemoryNeedsTest, WhatDoesNotFitIsRefusedAndSaysWhatWould) {
   MachineLimits limits;
   limits.memory_bytes = 24 * kGiB;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -86,6 +87,25 @@ TEST_P(IntegerTest, WeightsStayNearAndFillTheirRange) {
     EXPECT_LE(largest, int4 ? 120 : 127);
   }
   EXPECT_LE(std::sqrt(errors / squares), int4 ? 0.095 : 0.008);
+}
+
+TEST_P(IntegerTest, HalvesAreQuantizedAsTheF32ThatTheyAre) {
+  TestTensor halves(Dtype::kF16, {40, 152}), floats(Dtype::kF32, {40, 152});
+  std::mt19937_64 random(1);
+  for (int64_t n = 0; n < 40; ++n) {
+    for (int64_t k = 0; k < 152; ++k) {
+      const auto mantissa = static_cast<uint16_t>(random() % 1024);
+      const auto sign = static_cast<uint16_t>(random() % 2);
+      const auto exponent = static_cast<uint16_t>(random() % 12);  // 0: subnormal
+      const auto bits = static_cast<uint16_t>(sign << 15 | exponent << 10 | mantissa);
+      std::memcpy(halves.view().row(n) + 2 * k, &bits, sizeof(bits));
+      const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
+                                            : std::ldexp(1024.0f + mantissa, exponent - 25);
+      floats.set(n, k, sign == 0 ? magnitude : -magnitude);
+    }
+  }
+  const IntegerWeight a = Quantized(halves, format()), b = Quantized(floats, format());
+  EXPECT_EQ(std::memcmp(a.memory.get(), b.memory.get(), static_cast<size_t>(a.layout.bytes())), 0);
 }
 
 TEST_P(IntegerTest, ZeroRowsAndRowsWithoutNumbersKeepTheirMeaning) {

@@ -6,9 +6,12 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "common/packed_unit.h"
 #include "kernels/backend.h"
 #include "tests/kernels/test_tensor.h"
 
@@ -109,6 +112,110 @@ TEST_F(ExpertLayerTest, ExpertsComeAndGoWhileOthersStayAsTheyAre) {
   EXPECT_EQ(Run(1), of_second);
   EXPECT_EQ(Run(0), of_first);
 }
+
+// Keeps one unit in memory.
+class KeptInMemory final : public PackedUnit {
+ public:
+  bool is_kept() const override { return memory != nullptr; }
+  std::shared_ptr<const std::byte> Find(const std::string& wanted, int64_t wanted_bytes,
+                                        ForAll for_all) override {
+    int64_t visited = 0;
+    for_all(7, [&](int64_t) { __atomic_add_fetch(&visited, 1, __ATOMIC_RELAXED); });
+    EXPECT_EQ(visited, 7);
+    ++asked;
+    return wanted == layout && wanted_bytes == bytes ? memory : nullptr;
+  }
+  void Keep(const std::string& its_layout, std::shared_ptr<const std::byte> its_memory,
+            int64_t its_bytes) override {
+    ++kept;
+    layout = its_layout;
+    memory = std::move(its_memory);
+    bytes = its_bytes;
+  }
+
+  int asked = 0;
+  int kept = 0;
+  std::string layout;
+  std::shared_ptr<const std::byte> memory;
+  int64_t bytes = 0;
+};
+
+class PackedUnitTest : public testing::TestWithParam<WeightFormat> {};
+
+// The tensors of a later start are others on purpose: what is kept is used, and they are not read.
+TEST_P(PackedUnitTest, ALinearMapIsTakenFromWhatIsKept) {
+  auto backend = *CreateCpuBackend(2);
+  TestTensor tensor(kF32, {70, 136}), other(kF32, {70, 136}), x(kF32, {3, 136});
+  tensor.Fill(1);
+  other.Fill(2);
+  x.Fill(3);
+  KeptInMemory unit;
+  const auto run = [&](const TestTensor& source, PackedUnit* from) {
+    TestTensor out(kF32, {3, 70});
+    const auto linear = *backend->PrepareLinear(source.lent(), GetParam(), from);
+    backend->Linear({x.device(), *linear, out.device()});
+    return out.Bytes();
+  };
+  const auto first = run(tensor, &unit);
+  EXPECT_EQ(unit.kept, 1);
+  EXPECT_EQ(first, run(tensor, nullptr));
+  EXPECT_EQ(first, run(other, &unit));
+  EXPECT_EQ(unit.kept, 1);
+  EXPECT_EQ(unit.asked, 2);
+
+  unit.layout += " of another version";
+  EXPECT_EQ(run(other, &unit), run(other, nullptr));
+  EXPECT_EQ(unit.kept, 2);
+}
+
+TEST_P(PackedUnitTest, AnExpertIsTakenFromWhatIsKept) {
+  auto backend = *CreateCpuBackend(2);
+  const ExpertLayerShape shape{2, 136, 40};
+  TestTensor x(kF32, {3, 136});
+  x.Fill(9);
+  const std::vector<int32_t> rows = {0, 1, 2}, experts = {1, 1, 1};
+  KeptInMemory unit;
+  const auto run = [&](uint64_t seed, PackedUnit* from) {
+    const Source gate({40, 136}, seed), up({40, 136}, seed + 1), down({136, 40}, seed + 2);
+    const auto layer = *backend->PrepareExpertLayer(shape, GetParam());
+    EXPECT_GT(*layer->Load(1, {gate.owned(), up.owned(), down.owned()}, from), 0);
+    TestTensor out(kF32, {3, 136});
+    backend->ExpertMlp(
+        {x.device(), *layer, DeviceVector(experts), DeviceVector(rows), out.device()});
+    return out.Bytes();
+  };
+  const auto first = run(1, &unit);
+  EXPECT_EQ(first, run(1, nullptr));
+  EXPECT_EQ(first, run(5, &unit));
+  EXPECT_EQ(unit.kept, 1);
+}
+
+// Two weights whose bytes mean different things never have one layout.
+TEST(PackedLayoutTest, NamesFormatAndShape) {
+  auto backend = *CreateCpuBackend(1);
+  std::set<std::string> names;
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    for (const auto& [outputs, inputs] : {std::pair{64, 128}, {128, 64}, {32, 256}, {33, 128}}) {
+      KeptInMemory unit;
+      const TestTensor tensor(kF32, {outputs, inputs});
+      ASSERT_TRUE(backend->PrepareLinear(tensor.lent(), format, &unit).ok());
+      names.insert(unit.layout);
+    }
+  }
+  EXPECT_EQ(names.size(), 8);
+}
+
+TEST(PackedLayoutTest, WhatLiesAsInTheFileIsNotKept) {
+  auto backend = *CreateCpuBackend(1);
+  KeptInMemory unit;
+  const Source linear({3, 8}, 1);
+  ASSERT_TRUE(backend->PrepareLinear(linear.owned(), WeightFormat::kF32, &unit).ok());
+  EXPECT_EQ(unit.asked + unit.kept, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, PackedUnitTest,
+                         testing::Values(WeightFormat::kInt8, WeightFormat::kInt4),
+                         [](const auto& info) { return WeightFormatName(info.param); });
 
 }  // namespace
 }  // namespace tandem::kernels

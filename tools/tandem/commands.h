@@ -24,6 +24,7 @@ Command AddTokenize(CLI::App& root);
 Command AddDetokenize(CLI::App& root);
 Command AddStatus(CLI::App& root);
 Command AddBench(CLI::App& root);
+Command AddQuantize(CLI::App& root);
 
 }  // namespace tandem::tool
 

@@ -15,7 +15,7 @@ int main(int argc, char** argv) {
   using namespace tandem::tool;  // NOLINT: the commands of this very program
   const std::vector<Command> commands = {AddGenerate(root), AddChat(root),     AddEval(root),
                                          AddScore(root),    AddTokenize(root), AddDetokenize(root),
-                                         AddStatus(root),   AddBench(root)};
+                                         AddStatus(root),   AddBench(root),    AddQuantize(root)};
   try {
     root.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
