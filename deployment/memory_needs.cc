@@ -30,8 +30,8 @@ int64_t Sum(const Checkpoint& checkpoint, WeightFormat format, bool routed_exper
   for (const auto& [name, location] : checkpoint.tensors()) {
     if (IsRoutedExpert(name) == routed_experts) {
       bytes += LoadedBytes(location.entry, FormatOf(name, format));
-      // The maps of an integer kv_b_proj (kernels/cpu/head_maps.h) have its keys twice.
-      if (IsInteger(format) && absl::EndsWith(name, "kv_b_proj.weight")) {
+      // The maps of kv_b_proj (kernels/cpu/head_maps.h) have its keys twice.
+      if (absl::EndsWith(name, "kv_b_proj.weight")) {
         bytes += LoadedBytes(location.entry, FormatOf(name, format)) / 2;
       }
     }

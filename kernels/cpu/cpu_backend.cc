@@ -117,9 +117,6 @@ class CpuBackend final : public Backend {
                                                             const KvUpShape& shape,
                                                             WeightFormat format,
                                                             PackedUnit* unit) override {
-    if (!IsInteger(format)) {
-      return std::make_unique<cpu::CpuKvUp>(std::move(tensor), shape, format);
-    }
     TANDEM_ASSIGN_OR_RETURN(std::vector<cpu::HeadMaps> maps,
                             cpu::PrepareHeadMaps(tensor.view, shape, format, order_, unit, pool_));
     return std::make_unique<cpu::CpuKvUp>(std::move(maps), shape, format);

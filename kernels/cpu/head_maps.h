@@ -1,4 +1,4 @@
-// kv_b_proj in an integer format, head by head.
+// kv_b_proj, head by head.
 #ifndef TANDEM_KERNELS_CPU_HEAD_MAPS_H_
 #define TANDEM_KERNELS_CPU_HEAD_MAPS_H_
 
@@ -15,8 +15,8 @@
 
 namespace tandem::kernels::cpu {
 
-// An integer format's scales go by output, so each way in which kv_b_proj is used has a matrix of
-// its own.
+// Products read a matrix output by output, and an integer format's scales go by output: each way in
+// which kv_b_proj is used has a matrix of its own.
 struct HeadMaps {
   Matrix absorb;  // [r, dn]: W^UK turned
   Matrix key;     // [dn, r]: W^UK

@@ -45,12 +45,9 @@ struct CpuLinear final : LinearWeight {
   const Matrix matrix;
 };
 struct CpuKvUp final : KvUpWeight {
-  CpuKvUp(OwnedTensor tensor, const KvUpShape& shape, WeightFormat format)
-      : KvUpWeight(format, shape), tensor(std::move(tensor)) {}
   CpuKvUp(std::vector<HeadMaps> maps, const KvUpShape& shape, WeightFormat format)
       : KvUpWeight(format, shape), maps(std::move(maps)) {}
-  const OwnedTensor tensor;          // of a format of floats
-  const std::vector<HeadMaps> maps;  // of a format of integers, one per head
+  const std::vector<HeadMaps> maps;  // one per head
 };
 struct CpuEmbedding final : EmbeddingWeight {
   CpuEmbedding(OwnedTensor tensor, WeightFormat format)
@@ -105,9 +102,6 @@ class CpuExpertLayer final : public ExpertLayer {
 // What this backend has prepared.
 inline const Matrix& MatrixOf(const LinearWeight& weight) {
   return static_cast<const CpuLinear&>(weight).matrix;
-}
-inline const TensorView& View(const KvUpWeight& weight) {
-  return static_cast<const CpuKvUp&>(weight).tensor.view;
 }
 inline const std::vector<HeadMaps>& MapsOf(const KvUpWeight& weight) {
   return static_cast<const CpuKvUp&>(weight).maps;

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 
@@ -38,7 +37,6 @@ namespace tandem::kernels::cpu {
 namespace HWY_NAMESPACE {
 
 constexpr int kTileKeys = HWY_CAP_GE512 ? 2 : 1;
-constexpr int kTileRows = 4;
 // From so many rows on a page is widened once for all of them.
 constexpr int64_t kWidenRows = 4;
 
@@ -206,41 +204,6 @@ void AbsorbedImpl(const MlaAbsorbedArgs& args, const AbsorbedTask& task) {
   }
 }
 
-template <typename W>
-void AbsorbTyped(const MlaAbsorbQueryArgs& args, int64_t head, int64_t row_begin, int64_t row_end) {
-  const KvUpShape& shape = args.kv_up.shape();
-  const TensorView& kv_up = View(args.kv_up);
-  const int64_t dn = shape.nope_width;
-  const int64_t heads = shape.heads;
-  const int64_t r = shape.latent_width;
-  const W* weight = reinterpret_cast<const W*>(kv_up.row(head * (dn + shape.value_width)));
-  const int64_t w_stride = kv_up.row_stride;
-  std::vector<float> q((row_end - row_begin) * dn);
-  for (int64_t i = row_begin; i < row_end; ++i) {
-    ConvertRow(Row(args.q, i * heads + head), args.q.dtype, dn, &q[(i - row_begin) * dn],
-               Dtype::kF32);
-  }
-  const auto out_of = [&](int64_t i) {
-    return reinterpret_cast<float*>(Row(args.q_latent, i * heads + head));
-  };
-  int64_t i = row_begin;
-  for (; i + kTileRows <= row_end; i += kTileRows) {
-    ColumnSums<kTileRows>(&q[(i - row_begin) * dn], dn, weight, w_stride, dn, r, out_of(i),
-                          heads * r);
-  }
-  for (; i < row_end; ++i) {
-    ColumnSums<1>(&q[(i - row_begin) * dn], dn, weight, w_stride, dn, r, out_of(i), heads * r);
-  }
-}
-
-void AbsorbImpl(const MlaAbsorbQueryArgs& args, int64_t head, int64_t row_begin, int64_t row_end) {
-  if (View(args.kv_up).dtype == Dtype::kF32) {
-    AbsorbTyped<float>(args, head, row_begin, row_end);
-  } else {
-    AbsorbTyped<BF16>(args, head, row_begin, row_end);
-  }
-}
-
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
 }  // namespace tandem::kernels::cpu
@@ -249,34 +212,20 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace tandem::kernels::cpu {
 
-HWY_EXPORT(AbsorbImpl);
 HWY_EXPORT(AbsorbedImpl);
 
 namespace {
 
-constexpr int64_t kAbsorbRows = 16;
 // Rows of a sequence in a task: what they keep stays in the second-level cache beside a page.
 constexpr int64_t kRowsAtOnce = 16;
-constexpr int64_t kProjectGrain = 16;
 
 }  // namespace
 
 void MlaAbsorbQuery(const MlaAbsorbQueryArgs& args, ThreadPool& pool) {
-  if (const std::vector<HeadMaps>& maps = MapsOf(args.kv_up); !maps.empty()) {
-    const int64_t stride = args.q_latent.row_stride;
-    TensorView out(Row(args.q_latent, 0), Dtype::kF32, {args.q.dim(0), args.q_latent.width()});
-    out.row_stride = args.q.dim(1) * stride;
-    return MultiplyHeads({maps, &HeadMaps::absorb, View(args.q), out, stride}, pool);
-  }
-  const int64_t rows = args.q.dim(0);
-  const int64_t blocks = (rows + kAbsorbRows - 1) / kAbsorbRows;
-  pool.ParallelFor(args.q.dim(1) * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t row = task % blocks * kAbsorbRows;
-      HWY_DYNAMIC_DISPATCH(AbsorbImpl)
-      (args, task / blocks, row, std::min(row + kAbsorbRows, rows));
-    }
-  });
+  const int64_t stride = args.q_latent.row_stride;
+  TensorView out(Row(args.q_latent, 0), Dtype::kF32, {args.q.dim(0), args.q_latent.width()});
+  out.row_stride = args.q.dim(1) * stride;
+  MultiplyHeads({MapsOf(args.kv_up), &HeadMaps::absorb, View(args.q), out, stride}, pool);
 }
 
 void MlaAbsorbed(const MlaAbsorbedArgs& args, ThreadPool& pool) {
@@ -309,31 +258,9 @@ void MlaAbsorbed(const MlaAbsorbedArgs& args, ThreadPool& pool) {
 }
 
 void MlaProjectValue(const MlaProjectValueArgs& args, ThreadPool& pool) {
-  const int64_t rows = args.latent.dim(0);
-  const int64_t heads = args.latent.dim(1);
-  const int64_t r = args.latent.width();
   const int64_t dv = args.kv_up.shape().value_width;
-  const int64_t head_rows = args.kv_up.shape().nope_width + dv;
-  const TensorView out = View(args.out);
-  if (const std::vector<HeadMaps>& maps = MapsOf(args.kv_up); !maps.empty()) {
-    return MultiplyHeads({maps, &HeadMaps::value, View(args.latent), out, dv}, pool);
-  }
-  const int64_t blocks = (dv + kProjectGrain - 1) / kProjectGrain;
-  pool.ParallelFor(heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / blocks;
-      Gemm gemm;
-      gemm.x = reinterpret_cast<const float*>(Row(args.latent, head));
-      gemm.x_stride = heads * args.latent.row_stride;
-      gemm.rows = rows;
-      gemm.k = r;
-      gemm.weight = View(args.kv_up).slice_rows((head + 1) * head_rows - dv, dv);
-      gemm.out = out;
-      gemm.out.data = out.row(0) + head * dv * static_cast<int64_t>(DtypeBytes(out.dtype));
-      const int64_t first = task % blocks * kProjectGrain;
-      GemmRange(gemm, first, std::min(first + kProjectGrain, dv));
-    }
-  });
+  MultiplyHeads({MapsOf(args.kv_up), &HeadMaps::value, View(args.latent), View(args.out), dv},
+                pool);
 }
 
 }  // namespace tandem::kernels::cpu

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/row_ops.h"
@@ -139,7 +138,6 @@ class Expanded {
         pool_(pool),
         rows_(args.q.dim(0)),
         heads_(args.q.dim(1)),
-        kv_up_(View(args.kv_up)),
         maps_(MapsOf(args.kv_up)),
         page_table_(Ints(args.page_table)),
         positions_(Ints(args.positions)),
@@ -149,16 +147,14 @@ class Expanded {
         dv_(args.out.width() / heads_),
         padded_dv_(WidenedWidth(dv_)),
         num_tokens_(args.num_tokens),
-        latents_(Grown(scratch_.latents, kGroupPages * kPageTokens * r_)),
         k_rope_(Grown(scratch_.k_rope, kGroupPages * dr_ * kPageTokens)),
         k_nope_(Grown(scratch_.k_nope, kGroupPages * heads_ * dn_ * kPageTokens)),
         values_(Grown(scratch_.values, kGroupPages * heads_ * kPageTokens * padded_dv_)),
         maxima_(Grown(scratch_.maxima, heads_ * rows_)),
         sums_(Grown(scratch_.sums, heads_ * rows_)),
         numerators_(Grown(scratch_.numerators, heads_ * rows_ * padded_dv_)) {
-    if (!maps_.empty()) {
-      scratch_.integers.Resize(RowKind::kInt8, kGroupPages * kPageTokens, r_);
-    }
+    const RowKind kind = maps_.front().key.RowsFor(args.pages.dtype);
+    scratch_.latents.Resize(kind, kGroupPages * kPageTokens, r_);
   }
 
   void Run() {
@@ -176,8 +172,7 @@ class Expanded {
  private:
   // What a thread keeps between its calls.
   struct Scratch {
-    MatrixRows integers;  // the latents, of a format of integers
-    std::vector<float> latents;
+    MatrixRows latents;  // [kGroupPages * kPageTokens, r]
     std::vector<float> k_rope;
     std::vector<float> k_nope;
     std::vector<float> values;
@@ -217,18 +212,13 @@ class Expanded {
     });
   }
 
-  // Widens a page's latents and turns its rotated keys.
+  // Takes up a page's latents and turns its rotated keys.
   void ReadPage(int64_t page, int64_t slot) {
     const Dtype act = args_.pages.dtype;
     std::vector<float> rope(dr_);
     for (int64_t j = 0; j < TokensOf(page); ++j) {
       const std::byte* row = Row(args_.pages, int64_t{page_table_[page]} * kPageTokens + j);
-      const int64_t at = slot * kPageTokens + j;
-      if (maps_.empty()) {
-        ConvertRow(row, act, r_, &latents_[at * r_], Dtype::kF32);
-      } else {
-        scratch_.integers.Set(at, row, act);
-      }
+      scratch_.latents.Set(slot * kPageTokens + j, row, act);
       ConvertRow(row + r_ * static_cast<int64_t>(DtypeBytes(act)), act, dr_, rope.data(),
                  Dtype::kF32);
       for (int64_t d = 0; d < dr_; ++d) KRope(slot)[d * kPageTokens + j] = rope[d];
@@ -243,14 +233,8 @@ class Expanded {
     const TensorView keys_out(scratch.data(), Dtype::kF32, {num_tokens, dn_});
     TensorView values_out(Values(slot, head), Dtype::kF32, {num_tokens, dv_});
     values_out.row_stride = padded_dv_;
-    if (maps_.empty()) {
-      const int64_t weight_row = head * (dn_ + dv_);
-      Expand(slot, kv_up_.slice_rows(weight_row, dn_), keys_out);
-      Expand(slot, kv_up_.slice_rows(weight_row + dn_, dv_), values_out);
-    } else {
-      Expand(slot, maps_[head].key, keys_out);
-      Expand(slot, maps_[head].value, values_out);
-    }
+    Expand(slot, maps_[head].key, keys_out);
+    Expand(slot, maps_[head].value, values_out);
     float* turned = KNope(slot, head);
     for (int64_t j = 0; j < num_tokens; ++j) {
       for (int64_t d = 0; d < dn_; ++d) turned[d * kPageTokens + j] = keys[j * dn_ + d];
@@ -258,22 +242,12 @@ class Expanded {
   }
 
   // out = round(weight * latent) for the first out.dim(0) latents of a page.
-  void Expand(int64_t slot, const TensorView& weight, const TensorView& out) {
-    const Gemm gemm = {.x = &latents_[slot * kPageTokens * r_],
-                       .x_stride = r_,
-                       .rows = out.dim(0),
-                       .k = r_,
-                       .weight = weight,
-                       .out = out,
-                       .round_to_bf16 = RoundsToBF16()};
-    GemmRange(gemm, 0, out.width());
-  }
   void Expand(int64_t slot, const Matrix& weight, const TensorView& out) {
-    Multiply(
-        {weight, scratch_.integers, slot * kPageTokens, out.dim(0), out, nullptr, RoundsToBF16()},
-        0, out.width());
+    const bool rounds = args_.pages.dtype == Dtype::kBF16;
+    const Product product = {weight, scratch_.latents, slot * kPageTokens, out.dim(0), out, nullptr,
+                             rounds};
+    Multiply(product, 0, out.width());
   }
-  bool RoundsToBF16() const { return args_.pages.dtype == Dtype::kBF16; }
 
   // The first row that sees a key of the page.
   int64_t FirstRowOf(int64_t page) const {
@@ -337,8 +311,7 @@ class Expanded {
   ThreadPool& pool_;
   const int64_t rows_;
   const int64_t heads_;
-  const TensorView& kv_up_;            // of a format of floats
-  const std::vector<HeadMaps>& maps_;  // of a format of integers, else empty
+  const std::vector<HeadMaps>& maps_;
   const absl::Span<const int32_t> page_table_;
   const absl::Span<const int32_t> positions_;
   const int64_t r_;
@@ -348,7 +321,6 @@ class Expanded {
   const int64_t padded_dv_;
   const int64_t num_tokens_;            // keys that the last row sees
   Scratch& scratch_ = ThreadScratch();  // the caller's, which the pool's threads share
-  float* const latents_;                // [kGroupPages, kPageTokens, r], of a format of floats
   float* const k_rope_;                 // [kGroupPages, dr, kPageTokens]
   float* const k_nope_;                 // [kGroupPages, heads, dn, kPageTokens]
   float* const values_;                 // [kGroupPages, heads, kPageTokens, padded dv]

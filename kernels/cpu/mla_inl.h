@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "kernels/cpu/lanes.h"
+#include "kernels/cpu/row_ops.h"
 #include "kernels/ops/mla.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -10,6 +10,9 @@
 
 namespace tandem::kernels::cpu {
 
+// Floats of a row of k values: k rounded up to whole vectors.
+constexpr int64_t WidenedWidth(int64_t k) { return (k + 15) / 16 * 16; }
+
 // out = from, widened or rounded where the dtypes differ.
 void ConvertRow(const void* from, Dtype from_dtype, int64_t width, void* out, Dtype out_dtype);
 

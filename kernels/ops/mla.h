@@ -55,9 +55,8 @@ struct LatentAppendArgs {
   float eps;
 };
 
-// Query side of weight absorption: q_latent[i, h, :] = sum_d q[i, h, d] * W^UK_h[d, :], d ascending
-// from zero by fused multiply-add. Not rounded. With a kv_b_proj of integers it is Linear of
-// (W^UK_h) transposed, quantized with a scale per latent value.
+// Query side of weight absorption: q_latent[i, h, :] = sum_d q[i, h, d] * W^UK_h[d, :], as Linear
+// of the transpose of W^UK_h makes it (of integers with a scale per latent value). Not rounded.
 struct MlaAbsorbQueryArgs {
   DeviceTensor q;  // [rows, heads, dn + dr] act
   const KvUpWeight& kv_up;
@@ -80,8 +79,8 @@ struct MlaAbsorbedArgs {
   float scale;
 };
 
-// Value side of weight absorption: out[i, h, v] = round(sum_c latent[i, h, c] * W^UV_h[v, c]) in
-// lane order; with integers, Linear's.
+// Value side of weight absorption: out[i, h, v] = round(sum_c latent[i, h, c] * W^UV_h[v, c]),
+// as Linear makes it.
 struct MlaProjectValueArgs {
   DeviceTensor latent;  // [rows, heads, r] f32
   const KvUpWeight& kv_up;
@@ -89,7 +88,7 @@ struct MlaProjectValueArgs {
 };
 
 // Attends rows of one sequence in the expanded form: per page, k_nope and v of every head are made
-// from the stored latents, in lane order, with integers as Linear, and rounded to act, then
+// from the stored latents as Linear makes them, rounded to act, then
 //   s_j = scale * (q_nope . k_nope_j + q_rope . k_rope_j),  out = round(sum_j softmax(s)_j v_j).
 // The two dot products are each summed by fused multiply-add, d ascending, from zero, and added:
 // keys lie across lanes, and widths of 16 to 128 need no partial sums.

@@ -67,9 +67,13 @@ class Tensors {
   std::vector<int> free_;  // of each tensor
 };
 
-// A tensor for weights; without memory, as preparing on the CPU reads none.
+// A tensor for weights, of zeros.
 OwnedTensor Source(Dtype dtype, std::initializer_list<int64_t> dims) {
-  return {TensorView(nullptr, dtype, dims), nullptr};
+  OwnedTensor source{TensorView(nullptr, dtype, dims), nullptr};
+  const auto zeros = std::make_shared<std::vector<std::byte>>(source.view.bytes());
+  source.view.data = zeros->data();
+  source.memory = zeros;
+  return source;
 }
 
 // Two rows; two heads of widths dn = 8, dr = 8, dv = 16 on latents of r = 24; four experts.
