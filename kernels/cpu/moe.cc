@@ -182,7 +182,7 @@ class ExpertPass {
                [&](int64_t i) { scratch_.x.Copy(i, scratch_.rows, route_rows_[order_[i]]); });
   }
 
-  // The columns [n_begin, n_end) of round(round(silu(round(gate x))) * round(up x)). What gate and
+  // The columns [n_begin, n_end) of round(silu(round(gate x)) * round(up x)). What gate and
   // up give is still in the nearest caches when it is taken up.
   void GateAndUp(const Group& g, int64_t n_begin, int64_t n_end) {
     thread_local std::vector<float> gate_columns, up_columns;

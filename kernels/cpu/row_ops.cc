@@ -104,7 +104,7 @@ void RmsNormRowImpl(const void* x, Dtype act, const void* weight, Dtype weight_d
 // Act is the dtype that is rounded to, T the one in memory.
 template <typename Act>
 HWY_INLINE F32x16 SiluMulLanes(F32x16 gate, F32x16 up) {
-  return RoundTo<Act>(Mul(RoundTo<Act>(Silu(gate)), up));
+  return RoundTo<Act>(Mul(Silu(gate), up));
 }
 template <typename Act, typename T>
 void SiluMulTyped(const T* gate, const T* up, int64_t width, T* out) {
