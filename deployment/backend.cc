@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptio
 }
 
 std::string NumericsClass(const kernels::Backend& backend, Dtype mode, WeightFormat format) {
-  const std::string of_backend = backend.NumericsClass(mode, format);
+  std::string of_backend = backend.NumericsClass(mode, format);
   if (format == DefaultWeightFormat(mode)) return of_backend;
   return absl::StrCat(of_backend, " with ", WeightFormatName(format), " weights");
 }
