@@ -11,6 +11,7 @@
 #include "common/checkpoint/safetensors.h"
 #include "nlohmann/json.hpp"
 #include "tests/attention_worker/engine_harness.h"
+#include "tests/bf16_errors.h"
 
 namespace tandem {
 namespace {
@@ -24,8 +25,7 @@ struct Prompt {
   std::vector<int32_t> ids;
   std::vector<int32_t> positions;  // with expected logits
   std::vector<int32_t> greedy_ids;
-  std::vector<float> logits;       // [positions, vocab]
-  double bf16_relative_error = 0;  // of the reference's own bf16 run
+  std::vector<float> logits;  // [positions, vocab]
 };
 
 std::vector<Prompt> ReadPrompts(const std::string& dir) {
@@ -40,7 +40,6 @@ std::vector<Prompt> ReadPrompts(const std::string& dir) {
     prompt.ids = p.at("ids").get<std::vector<int32_t>>();
     prompt.positions = p.at("positions").get<std::vector<int32_t>>();
     prompt.greedy_ids = p.at("greedy_ids").get<std::vector<int32_t>>();
-    prompt.bf16_relative_error = p.value("bf16_relative_error", 0.0);
     const SafetensorsEntry& entry = (*tensors)->entries().at(prompt.name + ".logits");
     prompt.logits.resize((entry.end - entry.begin) / sizeof(float));
     EXPECT_TRUE((*tensors)->Read(entry.begin, entry.end - entry.begin, prompt.logits.data()).ok());
@@ -122,32 +121,22 @@ TEST_P(GoldenTest, F32LogitsAndGreedyIdsMatchTheReferenceInBothForms) {
   EXPECT_TRUE(worker.WaitForCount("pages_free", kPages));
 }
 
-// Both distances are sums of many rounding errors that go different ways, so a single prompt can
-// fall on either side of the reference (measured over 28 prompts: 0.75 to 1.09 times its distance,
-// 9 of them above 1, geometric mean 0.99). Hence a bound on each prompt that only a lost rounding
-// or a wrong one breaks, and a tight one on a checkpoint's mean.
 TEST_P(GoldenTest, Bf16IsAboutAsFarFromF32AsTheReferencesOwnBf16Run) {
   TestWorkerOptions options;
   options.dtype = Dtype::kBF16;
   options.total_pages = kPages;
   TestWorker worker(dir_, options);
-  double log_ratios = 0;
-  int num_prompts = 0;
+  std::vector<std::string> names;
+  std::vector<double> errors;
   for (const Prompt& prompt : ReadPrompts(dir_)) {
-    if (prompt.ids.size() > kMaxPromptTokens || prompt.bf16_relative_error == 0) continue;
-    SCOPED_TRACE(prompt.name);
+    if (prompt.ids.size() > kMaxPromptTokens) continue;
     TestGateway gateway(&worker);
-    const double error = RelativeError(RunPrompt(gateway, prompt, -1).logits, prompt.logits);
-    EXPECT_LE(error, 1.25 * prompt.bf16_relative_error);
-    log_ratios += std::log(error / prompt.bf16_relative_error);
-    ++num_prompts;
-    std::printf("%s %s (%zu tokens): bf16 error %.3g, the reference's %.3g\n", GetParam(),
-                prompt.name.c_str(), prompt.ids.size(), error, prompt.bf16_relative_error);
+    const std::vector<float> logits = RunPrompt(gateway, prompt, -1).logits;
+    const auto of_prompt = test::PositionErrors(logits, prompt.logits, prompt.positions.size());
+    names.push_back(prompt.name);
+    errors.insert(errors.end(), of_prompt.begin(), of_prompt.end());
   }
-  ASSERT_GT(num_prompts, 0);
-  const double mean_ratio = std::exp(log_ratios / num_prompts);
-  EXPECT_LE(mean_ratio, 1.05);
-  std::printf("%s: %.3f times the reference's distance in the mean\n", GetParam(), mean_ratio);
+  test::ExpectNearAsTheReference(errors, std::filesystem::path(dir_).filename(), names);
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest,

@@ -15,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "common/checkpoint/safetensors.h"
 #include "nlohmann/json.hpp"
+#include "tests/bf16_errors.h"
 #include "tests/integration/deployment.h"
 
 namespace tandem::test {
@@ -24,7 +25,6 @@ using Json = nlohmann::json;
 
 constexpr absl::Duration kCommandLimit = absl::Seconds(500);
 constexpr double kF32Error = 1e-5;
-constexpr double kBF16Factor = 1.25;  // of the reference's own bf16 run
 // Relative, over all prompts. Random weights, which these models have, lose most.
 constexpr double kInt8Error = 0.1;
 constexpr double kInt4Error = 0.5;
@@ -91,6 +91,11 @@ class Golden {
   // `flags`: more of the command's.
   double Error(const Json& prompt, const std::string& dtype,
                const std::vector<std::string>& flags) const {
+    return RelativeError(Logits(prompt, dtype, flags), ExpectedLogits(prompt["name"]));
+  }
+
+  std::vector<float> Logits(const Json& prompt, const std::string& dtype,
+                            const std::vector<std::string>& flags) const {
     TempDir dir;
     std::ofstream(dir.path() + "/ids") << absl::StrJoin(prompt["ids"].get<std::vector<int>>(), " ");
     std::vector<std::string> command = {
@@ -108,8 +113,7 @@ class Golden {
         dir.path() + "/logits.npy"};
     command.insert(command.end(), flags.begin(), flags.end());
     Run(command, dir);
-    return RelativeError(ReadNpy(dir.path() + "/logits.npy"),
-                         ExpectedLogits(prompt["name"].get<std::string>()));
+    return ReadNpy(dir.path() + "/logits.npy");
   }
 
   std::vector<int> Greedy(const Json& prompt) const {
@@ -177,16 +181,16 @@ TEST_P(GoldenTest, F32LogitsByDecode) { ExpectF32({"--path", "decode"}); }
 TEST_P(GoldenTest, F32LogitsByChunks) { ExpectF32({"--path", "chunk=100"}); }
 
 TEST_P(GoldenTest, BF16IsNoFurtherFromF32ThanTheReferenceIs) {
-  double ours = 0, reference = 0;
+  std::vector<std::string> names;
+  std::vector<double> errors;
   for (const Json& prompt : golden_->prompts()) {
-    if (!prompt.contains("bf16_relative_error")) continue;
-    const double error = golden_->Error(prompt, "bf16", {});
-    ours += error * error;
-    reference += std::pow(prompt["bf16_relative_error"].get<double>(), 2);
+    names.push_back(prompt["name"]);
+    const std::vector<double> of_prompt =
+        PositionErrors(golden_->Logits(prompt, "bf16", {}), golden_->ExpectedLogits(names.back()),
+                       prompt["positions"].size());
+    errors.insert(errors.end(), of_prompt.begin(), of_prompt.end());
   }
-  ASSERT_GT(reference, 0);
-  EXPECT_LE(std::sqrt(ours), kBF16Factor * std::sqrt(reference));
-  RecordProperty("ratio", absl::StrCat(std::sqrt(ours / reference)));
+  ExpectNearAsTheReference(errors, GetParam(), names);
 }
 
 TEST_P(GoldenTest, IntegerFormatsStayNear) {
