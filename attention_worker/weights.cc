@@ -46,9 +46,11 @@ class Loader {
 
  private:
   absl::StatusOr<LinearPtr> Linear(const std::string& name) {
-    const std::unique_ptr<PackedUnit> unit = tensors_.Unit(name);
+    const WeightFormat format = FormatOf(name, format_);
+    // A router stays in floats: nothing is gained by keeping it apart.
+    const auto unit = IsInteger(format) ? tensors_.Unit(name) : nullptr;
     TANDEM_ASSIGN_OR_RETURN(OwnedTensor tensor, tensors_.Load(name, unit.get()));
-    return backend_.PrepareLinear(std::move(tensor), FormatOf(name, format_), unit.get());
+    return backend_.PrepareLinear(std::move(tensor), format, unit.get());
   }
 
   absl::StatusOr<NormPtr> Norm(const std::string& name) {

@@ -52,11 +52,6 @@ constexpr WeightFormat DefaultWeightFormat(Dtype mode) {
   return mode == Dtype::kF32 ? WeightFormat::kF32 : WeightFormat::kBF16;
 }
 
-// What a format takes from a checkpoint, and what its weights are that are not quantized.
-constexpr WeightFormat SourceFormat(WeightFormat format) {
-  return IsInteger(format) ? WeightFormat::kF32 : format;
-}
-
 // "f32", "bf16", "int8" or "int4", as --weights takes them; empty: the mode's. What "auto" stands
 // for is found out before (deployment/memory_needs.h).
 inline absl::StatusOr<WeightFormat> ParseWeightFormat(const std::string& name, Dtype mode) {

@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "attention_worker/local_experts.h"
 #include "common/checkpoint/checkpoint.h"
-#include "common/checkpoint/digest.h"
 #include "common/status.h"
 #include "deployment/checkpoint_watch.h"
 #include "deployment/keep_packed.h"
@@ -78,11 +77,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   TANDEM_RETURN_IF_ERROR(CheckMemory(
       {OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format), cache_bytes},
       limits));
-  if (IsInteger(format)) {
-    TANDEM_ASSIGN_OR_RETURN(const std::string digest, CheckpointDigest(*p.checkpoint));
-    KeepPacked({options.model_dir, options.backend.packed_weights, format, digest},
-               p.checkpoint.get());
-  }
+  KeepPacked({options.model_dir, options.backend.packed_weights, format, p.model.digest},
+             p.checkpoint.get());
   TANDEM_ASSIGN_OR_RETURN(p.loaded_experts,
                           LoadedExperts::Create(p.checkpoint.get(), p.backend.get(), format));
   p.experts = std::make_unique<LocalExperts>(p.backend.get(), p.model.config.experts_per_token,

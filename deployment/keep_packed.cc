@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -36,7 +37,10 @@ void KeepPacked(const KeepPackedOptions& options, Checkpoint* checkpoint) {
     packed.dir = absl::StrCat(options.model_dir, "/packed-", format);
     const int64_t bytes =
         ExpertBytes(*checkpoint, options.format) + OtherBytes(*checkpoint, options.format);
-    if (bytes < kWorthKeeping && !options.wait && !std::filesystem::exists(packed.dir)) return;
+    std::error_code unknown;
+    if (bytes < kWorthKeeping && !options.wait && !std::filesystem::exists(packed.dir, unknown)) {
+      return;
+    }
   }
   packed.source = PackedSource(*checkpoint, options.digest);
   packed.check_source = [checkpoint] { return checkpoint->CheckUnchanged(); };

@@ -4,7 +4,6 @@
 
 #include <string>
 
-#include "absl/status/status.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/mode.h"
 
@@ -23,7 +22,8 @@ struct KeepPackedOptions {
   bool wait = false;   // PackedWeights::Options::wait
 };
 
-// Has packed weights looked for and kept. Does nothing for formats that are not packed.
+// Has packed weights looked for and kept. Does nothing for formats that are not kept, those of
+// floats.
 void KeepPacked(const KeepPackedOptions& options, Checkpoint* checkpoint);
 
 // Names what packed weights are made of: the digest, which samples every tensor, and for what it

@@ -1,7 +1,6 @@
 #include "deployment/quantize.h"
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -39,7 +38,7 @@ absl::StatusOr<QuantizedWeights> Quantize(const QuantizeOptions& options) {
                           ParseWeightFormat(options.backend.weights, Dtype::kBF16));
   if (!IsInteger(format)) {
     return absl::InvalidArgumentError(absl::StrCat("--weights is \"", options.backend.weights,
-                                                   "\", but what is packed is int8 or int4"));
+                                                   "\", but what is kept is int8 or int4"));
   }
   if (options.backend.packed_weights == kKeepNothing) {
     return absl::InvalidArgumentError("--packed-weights off leaves no place for packed weights");

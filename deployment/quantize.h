@@ -25,7 +25,7 @@ struct QuantizedWeights {
 
 // Afterwards every unit is kept where a start with the same flags looks for it. Layer by layer: in
 // memory are what an attention worker holds and the experts of two layers.
-//   INVALID_ARGUMENT  the format is none that is packed, or nothing is to be kept
+//   INVALID_ARGUMENT  the format is none that is kept, or nothing is to be kept
 //   UNAVAILABLE       another process is writing one of the files
 // and those of the checkpoint and of WritePackedFile; what was written until then stays.
 absl::StatusOr<QuantizedWeights> Quantize(const QuantizeOptions& options);

@@ -234,7 +234,7 @@ absl::StatusOr<bool> WritePackedFile(const std::string& path, const PackedLabel&
   HugePageMaker huge_pages;
   for (int64_t done = 0; done < label.bytes; done += kWriteBytes) {
     if (done % kSyncBytes == 0) {
-      TANDEM_RETURN_IF_ERROR(file->Sync());
+      if (done > 0) TANDEM_RETURN_IF_ERROR(file->Sync());
       TANDEM_RETURN_IF_ERROR(go_on());
     }
     const int64_t count = std::min(kWriteBytes, label.bytes - done);

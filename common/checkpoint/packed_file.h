@@ -6,7 +6,6 @@
 #ifndef TANDEM_COMMON_CHECKPOINT_PACKED_FILE_H_
 #define TANDEM_COMMON_CHECKPOINT_PACKED_FILE_H_
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>

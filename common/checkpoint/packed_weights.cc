@@ -38,9 +38,7 @@ class PackedWeights::KeptUnit final : public PackedUnit {
     }
     absl::StatusOr<std::shared_ptr<const std::byte>> memory = file->Map(for_all);
     if (!memory.ok()) {
-      // Away with it: its label is as it should be, so nobody would replace it.
-      std::error_code ignored;
-      std::filesystem::remove(all_.PathOf(name_), ignored);
+      damaged_ = absl::IsDataLoss(memory.status());
       all_.Refuse(memory.status());
       return nullptr;
     }
@@ -51,13 +49,14 @@ class PackedWeights::KeptUnit final : public PackedUnit {
 
   void Keep(const std::string& layout, std::shared_ptr<const std::byte> memory,
             int64_t bytes) override {
-    all_.Keep({{name_, all_.options_.source, layout, bytes}, std::move(memory)});
+    all_.Keep({{name_, all_.options_.source, layout, bytes}, damaged_, memory});
   }
 
  private:
   PackedWeights& all_;
   const std::string name_;
   std::shared_ptr<const PackedFile> file_;  // null: none, or none of this unit and source
+  bool damaged_ = false;                    // what Find found
 };
 
 PackedWeights::PackedWeights(Options options) : options_(std::move(options)) {}
@@ -137,9 +136,14 @@ void PackedWeights::WriteOrFail(const Job& job) {
 }
 
 absl::Status PackedWeights::Write(const Job& job) {
+  const std::shared_ptr<const std::byte> memory = job.memory.lock();
+  if (memory == nullptr) return absl::OkStatus();  // no longer in use
   const std::string path = PathOf(job.label.unit);
-  if (const auto file = PackedFile::Open(path); file.ok() && (*file)->label() == job.label) {
-    return absl::OkStatus();  // another process was faster
+  if (!job.damaged) {
+    const auto file = PackedFile::Open(path);
+    if (file.ok() && (*file)->label() == job.label) {
+      return absl::OkStatus();  // another process was faster
+    }
   }
   std::error_code error;
   std::filesystem::create_directories(options_.dir, error);
@@ -151,7 +155,7 @@ absl::Status PackedWeights::Write(const Job& job) {
     if (ending_) return absl::CancelledError("the process ends");
     return options_.check_source ? options_.check_source() : absl::OkStatus();
   };
-  TANDEM_ASSIGN_OR_RETURN(const bool written, WritePackedFile(path, job.label, job.memory.get(),
+  TANDEM_ASSIGN_OR_RETURN(const bool written, WritePackedFile(path, job.label, memory.get(),
                                                               options_.spare_bytes, go_on));
   if (written) {
     ++written_;

@@ -3,6 +3,8 @@
 //
 // Nothing here makes a start fail: a file that is not of the unit, its source and layout, or not as
 // it was written, counts as none and is replaced; where nothing can be written, it is said once.
+// But a file that the disk cannot read, or that is cut short while it is mapped, ends the process,
+// with a word (mapped_pages.h).
 #ifndef TANDEM_COMMON_CHECKPOINT_PACKED_WEIGHTS_H_
 #define TANDEM_COMMON_CHECKPOINT_PACKED_WEIGHTS_H_
 
@@ -57,7 +59,8 @@ class PackedWeights {
   class KeptUnit;
   struct Job {
     PackedLabel label;
-    std::shared_ptr<const std::byte> memory;
+    bool damaged;                           // what lies there: its label says nothing
+    std::weak_ptr<const std::byte> memory;  // gone when it is no longer in use
   };
 
   std::string PathOf(const std::string& unit) const;
@@ -77,8 +80,8 @@ class PackedWeights {
   mutable Mutex mutex_;
   CondVar wake_;
   absl::Status error_ ABSL_GUARDED_BY(mutex_);
-  std::deque<Job> jobs_ ABSL_GUARDED_BY(mutex_);  // of what is in memory anyway
-  std::thread writes_ ABSL_GUARDED_BY(mutex_);    // from the first job on
+  std::deque<Job> jobs_ ABSL_GUARDED_BY(mutex_);
+  std::thread writes_ ABSL_GUARDED_BY(mutex_);  // from the first job on
 };
 
 }  // namespace tandem

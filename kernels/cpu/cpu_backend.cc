@@ -109,7 +109,7 @@ class CpuBackend final : public Backend {
     const cpu::PackedLayout layout = cpu::Matrix::LayoutToPrepare(tensor.view, format);
     TANDEM_ASSIGN_OR_RETURN(cpu::WeightMemory memory,
                             cpu::WeightMemory::FindOrAllocate(layout, unit, pool_));
-    cpu::Matrix matrix = cpu::Matrix::Prepare(tensor, format, order_, &memory, pool_);
+    cpu::Matrix matrix = cpu::Matrix::Prepare(tensor.view, format, order_, &memory, pool_);
     memory.KeepIn(unit);
     return std::make_unique<cpu::CpuLinear>(std::move(matrix), format);
   }

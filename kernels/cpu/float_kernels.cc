@@ -11,12 +11,6 @@
 #include "kernels/cpu/tiles.h"
 #include "kernels/cpu/vector_kernels.h"
 
-// GCC 12 takes what its own AVX-512 intrinsics leave undefined on purpose for a mistake.
-#if HWY_COMPILER_GCC && !HWY_COMPILER_CLANG
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
 namespace tandem::kernels::cpu {
 namespace {
 
@@ -203,8 +197,7 @@ std::vector<FloatKernel> FloatKernels(bool emulated) {
             {"emulated fma", kBlock, kF32, emulated::RunFma}};
   }
   std::vector<FloatKernel> kernels;
-  const bool avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq");
+  const bool avx512 = HasAvx512();
   if (avx512 && HasTiles(TileType::kBF16)) {
     kernels.push_back({"amx", kBlock, kBF16, avx512::RunTiles});
   }

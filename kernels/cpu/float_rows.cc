@@ -28,16 +28,11 @@ void ScatterRow(const From* from, int64_t inputs, std::byte* to, int64_t stride_
   }
 }
 
-void ScatterRowImpl(const void* from, Dtype from_dtype, int64_t inputs, std::byte* to,
-                    Dtype to_dtype, int64_t stride_bytes) {
-  const auto* const wide = static_cast<const float*>(from);
-  const auto* const narrow = static_cast<const BF16*>(from);
-  if (to_dtype == Dtype::kF32) {
-    return from_dtype == Dtype::kF32 ? ScatterRow<float, float>(wide, inputs, to, stride_bytes)
-                                     : ScatterRow<BF16, float>(narrow, inputs, to, stride_bytes);
-  }
-  return from_dtype == Dtype::kF32 ? ScatterRow<float, BF16>(wide, inputs, to, stride_bytes)
-                                   : ScatterRow<BF16, BF16>(narrow, inputs, to, stride_bytes);
+void WidenIntoBlocks(const BF16* from, int64_t inputs, std::byte* to, int64_t stride_bytes) {
+  ScatterRow<BF16, float>(from, inputs, to, stride_bytes);
+}
+void RoundIntoBlocks(const float* from, int64_t inputs, std::byte* to, int64_t stride_bytes) {
+  ScatterRow<float, BF16>(from, inputs, to, stride_bytes);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
@@ -48,7 +43,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace tandem::kernels::cpu {
 
-HWY_EXPORT(ScatterRowImpl);
+HWY_EXPORT(WidenIntoBlocks);
+HWY_EXPORT(RoundIntoBlocks);
 
 namespace {
 
@@ -71,8 +67,25 @@ void FloatRows::Resize(Dtype dtype, int64_t rows, int64_t inputs) {
 }
 
 void FloatRows::Set(int64_t i, const void* x, Dtype dtype) {
-  HWY_DYNAMIC_DISPATCH(ScatterRowImpl)
-  (x, dtype, inputs_, Place(0, i), dtype_, stored_rows_ * row_bytes());
+  std::byte* const to = Place(0, i);
+  const int64_t stride_bytes = stored_rows_ * row_bytes();
+  if (dtype != dtype_) {
+    if (dtype == Dtype::kBF16) {
+      HWY_DYNAMIC_DISPATCH(WidenIntoBlocks)
+      (static_cast<const BF16*>(x), inputs_, to, stride_bytes);
+    } else {
+      HWY_DYNAMIC_DISPATCH(RoundIntoBlocks)
+      (static_cast<const float*>(x), inputs_, to, stride_bytes);
+    }
+    return;
+  }
+  const auto* from = static_cast<const std::byte*>(x);
+  const std::byte* const end = from + inputs_ * static_cast<int64_t>(DtypeBytes(dtype));
+  for (int64_t b = 0; b < blocks_; ++b, from += row_bytes()) {
+    const int64_t count = std::min<int64_t>(row_bytes(), end - from);
+    std::memcpy(Place(b, i), from, static_cast<size_t>(count));
+    std::memset(Place(b, i) + count, 0, static_cast<size_t>(row_bytes() - count));
+  }
 }
 
 void FloatRows::Copy(int64_t i, const FloatRows& from, int64_t from_row) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
-#include <utility>
 
 #include "common/status.h"
 #include "kernels/cpu/product.h"
@@ -44,7 +43,7 @@ absl::StatusOr<std::vector<HeadMaps>> PrepareHeadMaps(const TensorView& kv_b,
   }
   TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::FindOrAllocate(layout, unit, pool));
   const auto prepare = [&](const TensorView& view) {
-    return Matrix::Prepare({view, nullptr}, format, order, &memory, pool);
+    return Matrix::Prepare(view, format, order, &memory, pool);
   };
   std::vector<HeadMaps> heads(shape.heads);
   for (int64_t h = 0; h < shape.heads; ++h) {

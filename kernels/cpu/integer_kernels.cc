@@ -9,12 +9,6 @@
 #include "kernels/cpu/tiles.h"
 #include "kernels/cpu/vector_kernels.h"
 
-// GCC 12 takes what its own AVX-512 intrinsics leave undefined on purpose for a mistake.
-#if HWY_COMPILER_GCC && !HWY_COMPILER_CLANG
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
 // ---- AVX2: bytes by pairs into 16 bits ----
 
 HWY_PUSH_ATTRIBUTES("avx2")
@@ -272,10 +266,10 @@ std::vector<IntegerKernel> IntegerKernels(bool emulated) {
             {"emulated vnni", emulated::RunVectors, 1, kVectorMaxRows}};
   }
   std::vector<IntegerKernel> kernels;
-  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (vnni && HasTiles(TileType::kInt8))
+  const bool vnni = HasAvx512() && __builtin_cpu_supports("avx512vnni");
+  if (vnni && HasTiles(TileType::kInt8)) {
     kernels.push_back({"amx", vnni::RunTiles, kTileMinRows, kTileMaxRows});
+  }
   if (vnni) kernels.push_back({"vnni", vnni::RunVectors, 1, kVectorMaxRows});
   kernels.push_back({"avx2", avx2::RunVectors, 1, kVectorMaxRows});
   return kernels;

@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "hwy/base.h"
+#include "kernels/cpu/scratch.h"
 
 HWY_PUSH_ATTRIBUTES("avx2")
 namespace tandem::kernels::cpu {
@@ -71,11 +72,6 @@ namespace {
 // What a product may read beyond the last row: the rest of a tile of 16.
 constexpr int64_t kSpareRows = 15;
 
-template <typename V>
-void Grow(V& memory, int64_t size) {
-  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-}
-
 int32_t TimesMinusEight(PairSums sums) {
   const auto first = static_cast<uint16_t>(-8 * sums.first);
   const auto second = static_cast<uint16_t>(-8 * sums.second);
@@ -95,9 +91,9 @@ void IntegerRows::Resize(int64_t rows, int64_t inputs) {
     capacity_ = size;
     std::memset(values_.get(), 0, size);  // rows to spare are read
   }
-  Grow(group_sums_, blocks_ * stored_rows_ * kBlockGroups);
-  Grow(sums_, stored_rows_);
-  Grow(scales_, stored_rows_);
+  Grown(group_sums_, blocks_ * stored_rows_ * kBlockGroups);
+  Grown(sums_, stored_rows_);
+  Grown(scales_, stored_rows_);
 }
 
 void IntegerRows::Set(int64_t i, const void* x, Dtype dtype) {

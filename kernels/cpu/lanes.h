@@ -274,16 +274,6 @@ HWY_INLINE void FoldAll(const F32x16 (&v)[16], float* HWY_RESTRICT out) {
 }
 #endif
 
-// a . b over k elements in lane order, k a multiple of 8.
-template <typename A, typename B>
-HWY_INLINE float Dot(const A* a, const B* b, int64_t k) {
-  F32x16 sum = ZeroLanes();
-  int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) sum = MulAdd(LoadLanes(a + i), LoadLanes(b + i), sum);
-  if (i < k) sum = MulAdd(LoadLowLanes(a + i), LoadLowLanes(b + i), sum);
-  return Fold(sum);
-}
-
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
 }  // namespace tandem::kernels::cpu

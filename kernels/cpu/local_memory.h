@@ -85,7 +85,7 @@ class CpuExpertLayer final : public ExpertLayer {
     }
     TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::FindOrAllocate(layout, unit, pool_));
     const auto prepare = [&](const OwnedTensor& tensor) {
-      return Matrix::Prepare(tensor, format(), order_, &memory, pool_);
+      return Matrix::Prepare(tensor.view, format(), order_, &memory, pool_);
     };
     ExpertMatrices& loaded = experts_[expert];
     loaded = {prepare(tensors.gate), prepare(tensors.up), prepare(tensors.down)};

@@ -110,18 +110,24 @@ PackedLayout Matrix::LayoutToPrepare(const TensorView& tensor, WeightFormat form
   return {absl::StrCat(DtypeName(tensor.dtype), " ", kFloatLayoutVersion, shape), layout.bytes()};
 }
 
-Matrix Matrix::Prepare(const OwnedTensor& tensor, WeightFormat format, FloatOrder order,
+Matrix Matrix::Prepare(const TensorView& tensor, WeightFormat format, FloatOrder order,
                        WeightMemory* memory, ThreadPool& pool) {
   Matrix matrix;
   matrix.format_ = format;
-  matrix.outputs_ = tensor.view.dim(0);
-  matrix.inputs_ = tensor.view.dim(1);
   if (IsInteger(format)) {
-    matrix.values_ = Quantize(tensor.view, format, memory, pool);
+    matrix.values_ = Quantize(tensor, format, memory, pool);
   } else {
-    matrix.values_ = Pack(tensor.view, order, memory, pool);
+    matrix.values_ = Pack(tensor, order, memory, pool);
   }
   return matrix;
+}
+
+int64_t Matrix::outputs() const {
+  return std::visit([](const auto& weight) { return weight.layout.outputs; }, values_);
+}
+
+int64_t Matrix::inputs() const {
+  return std::visit([](const auto& weight) { return weight.layout.inputs; }, values_);
 }
 
 int64_t Matrix::bytes() const {

@@ -32,8 +32,8 @@ struct PackedLayout {
 };
 
 // Memory for weights that come and go together: new and zeroed, or filled with what was made of
-// them at an earlier start. It lies at the begin of a huge page and is in huge pages where the
-// system has them.
+// them at an earlier start. New memory begins at a huge page, and is in huge pages where the system
+// has them.
 class WeightMemory {
  public:
   // What `unit` (null: nothing) keeps in this layout, or new memory. RESOURCE_EXHAUSTED where the
@@ -68,11 +68,11 @@ class Matrix {
   static PackedLayout LayoutToPrepare(const TensorView& tensor, WeightFormat format);
   // Does not look at the tensor's values where the memory is filled. `order`: of products of bf16
   // with bf16.
-  static Matrix Prepare(const OwnedTensor& tensor, WeightFormat format, FloatOrder order,
+  static Matrix Prepare(const TensorView& tensor, WeightFormat format, FloatOrder order,
                         WeightMemory* memory, ThreadPool& pool);
 
-  int64_t outputs() const { return outputs_; }
-  int64_t inputs() const { return inputs_; }
+  int64_t outputs() const;
+  int64_t inputs() const;
   int64_t bytes() const;
   // How rows of activations of `act` are multiplied by it. One for all matrices of a format.
   RowKind RowsFor(Dtype act) const;
@@ -82,8 +82,6 @@ class Matrix {
 
  private:
   WeightFormat format_ = WeightFormat::kF32;
-  int64_t outputs_ = 0;
-  int64_t inputs_ = 0;
   std::variant<FloatWeight, IntegerWeight> values_;
 };
 

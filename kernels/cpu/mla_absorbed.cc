@@ -5,6 +5,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/cpu/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/mla_absorbed.cc"
@@ -132,12 +133,11 @@ void AttendRows(const MlaAbsorbedArgs& args, const AbsorbedTask& task, int64_t h
   const int64_t dr = args.pages.width() - r;
   const int64_t dn = args.q.width() - dr;
   const int64_t num_heads = args.q.dim(1);
-  const AbsorbedWidths widths = {r, dr, WidenedWidth(r), args.scale};
+  const AbsorbedWidths widths = {r, dr, PaddedWidth(r), args.scale};
   const int64_t page_width = args.pages.width();
   const int64_t floats_of_row = kHeads * (dr + widths.padded_r);
   const int64_t zeroed = task.rows * floats_of_row + kHeads * widths.padded_r;
-  const auto size = static_cast<size_t>(zeroed + kPageTokens * page_width);
-  if (scratch.size() < size) scratch.resize(size);
+  Grown(scratch, zeroed + kPageTokens * page_width);
   std::fill_n(scratch.begin(), zeroed, 0.0f);
   float* const page_values = &scratch[task.rows * floats_of_row];
   float* const widened = page_values + kHeads * widths.padded_r;

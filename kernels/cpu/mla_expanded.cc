@@ -9,6 +9,7 @@
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/cpu/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/mla_expanded.cc"
@@ -66,7 +67,7 @@ HWY_INLINE void ScaleScores(float scale, int64_t count, const float* HWY_RESTRIC
 template <int kRows>
 HWY_NOINLINE void AttendTile(const ExpandedPage& page, const ExpandedRows& rows, int64_t row,
                              int64_t first) {
-  const int64_t padded = WidenedWidth(page.dv);
+  const int64_t padded = PaddedWidth(page.dv);
   const int64_t q_width = page.dn + page.dr;
   const float* q = rows.q + row * q_width;
   int64_t visible[kRows];  // ascending, as positions do
@@ -145,7 +146,7 @@ class Expanded {
         dr_(args.pages.width() - r_),
         dn_(args.q.width() - dr_),
         dv_(args.out.width() / heads_),
-        padded_dv_(WidenedWidth(dv_)),
+        padded_dv_(PaddedWidth(dv_)),
         num_tokens_(args.num_tokens),
         k_rope_(Grown(scratch_.k_rope, kGroupPages * dr_ * kPageTokens)),
         k_nope_(Grown(scratch_.k_nope, kGroupPages * heads_ * dn_ * kPageTokens)),
@@ -185,11 +186,6 @@ class Expanded {
     thread_local Scratch scratch;
     return scratch;
   }
-  static float* Grown(std::vector<float>& memory, int64_t size) {
-    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-    return memory.data();
-  }
-
   int64_t TokensOf(int64_t page) const {
     return std::min<int64_t>(kPageTokens, num_tokens_ - page * kPageTokens);
   }

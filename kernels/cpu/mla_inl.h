@@ -12,7 +12,6 @@
 #include <limits>
 
 #include "kernels/cpu/lanes.h"
-#include "kernels/cpu/row_ops.h"
 #include "kernels/ops/mla.h"
 
 HWY_BEFORE_NAMESPACE();

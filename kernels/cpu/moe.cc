@@ -10,6 +10,7 @@
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/cpu/scratch.h"
 
 namespace tandem::kernels::cpu {
 namespace {
@@ -95,11 +96,28 @@ std::vector<int32_t> SortByExpert(const ExpertMlpArgs& args) {
   return order;
 }
 
+// As what the experts' gate and up take rows of x.
+RowKind RowsOf(const ExpertMlpArgs& args, int32_t expert) {
+  return Expert(args.experts, expert).gate.RowsFor(args.x.dtype);
+}
+
+// Calls fn(i) for i < count, some at a time per thread.
+template <typename Fn>
+void ForEachRow(int64_t count, ThreadPool& pool, Fn fn) {
+  constexpr int64_t kRowGrain = 16;
+  pool.ParallelFor(count, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) fn(i);
+  });
+}
+
 // Computes the routes order[begin, end) and holds their intermediate values.
 class ExpertPass {
  public:
-  ExpertPass(const ExpertMlpArgs& args, absl::Span<const int32_t> order, ThreadPool& pool)
+  // `rows`: those of args.x.
+  ExpertPass(const ExpertMlpArgs& args, const MatrixRows& rows, absl::Span<const int32_t> order,
+             ThreadPool& pool)
       : args_(args),
+        rows_(rows),
         out_(View(args.out)),
         route_rows_(Ints(args.route_rows)),
         order_(order),
@@ -129,12 +147,10 @@ class ExpertPass {
   // Outputs per piece of work: few enough that a single expert's matrix still feeds several
   // threads.
   static constexpr int64_t kBlock = 3 * kPanelOutputs;
-  static constexpr int64_t kRowGrain = 16;
 
   // What a thread keeps between its calls.
   struct Scratch {
-    MatrixRows rows;  // of x
-    MatrixRows x;     // of x, one per route
+    MatrixRows x;  // of args.x, one per route
     std::vector<float> activated_floats;
     MatrixRows activated;  // the same
   };
@@ -151,35 +167,19 @@ class ExpertPass {
     });
   }
 
-  // Calls fn(i) for i < count, some at a time per thread.
-  template <typename Fn>
-  void ForEachRow(int64_t count, Fn fn) {
-    pool_.ParallelFor(count, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) fn(i);
-    });
-  }
-
   static Scratch& ThreadScratch() {
     thread_local Scratch scratch;
     return scratch;
   }
-  static float* Grown(std::vector<float>& memory, int64_t size) {
-    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-    return memory.data();
-  }
 
-  // A row is converted or quantized once, whatever number of routes it has.
   void Gather() {
-    const RowKind kind = Expert(args_.experts, groups_[0].expert).gate.RowsFor(args_.x.dtype);
+    const RowKind kind = RowsOf(args_, groups_[0].expert);
     const auto routes = static_cast<int64_t>(order_.size());
-    const int64_t rows = args_.x.rows();
-    scratch_.rows.Resize(kind, rows, hidden_);
     scratch_.x.Resize(kind, routes, hidden_);
     scratch_.activated.Resize(kind, routes, intermediate_);
     activated_ = Grown(scratch_.activated_floats, routes * intermediate_);
-    ForEachRow(rows, [&](int64_t i) { scratch_.rows.Set(i, Row(args_.x, i), args_.x.dtype); });
-    ForEachRow(routes,
-               [&](int64_t i) { scratch_.x.Copy(i, scratch_.rows, route_rows_[order_[i]]); });
+    ForEachRow(routes, pool_,
+               [&](int64_t i) { scratch_.x.Copy(i, rows_, route_rows_[order_[i]]); });
   }
 
   // The columns [n_begin, n_end) of round(silu(round(gate x)) * round(up x)). What gate and
@@ -192,22 +192,20 @@ class ExpertPass {
     const int64_t width = n_end - n_begin;
     float* const gate = Grown(gate_columns, rows * kBlock);
     float* const up = Grown(up_columns, rows * kBlock);
-    const auto columns = [&](float* memory) {  // whose column n_begin is the first there
-      TensorView view(memory - n_begin, Dtype::kF32, {rows, n_end});
-      view.row_stride = kBlock;
-      return view;
+    const auto multiply = [&](const Matrix& weight, float* columns) {
+      const TensorView out(columns, Dtype::kF32, {rows, kBlock});
+      Multiply({weight, scratch_.x, g.begin, rows, out, nullptr, round, n_begin}, n_begin, n_end);
     };
-    Multiply({weights.gate, scratch_.x, g.begin, rows, columns(gate), nullptr, round}, n_begin,
-             n_end);
-    Multiply({weights.up, scratch_.x, g.begin, rows, columns(up), nullptr, round}, n_begin, n_end);
+    multiply(weights.gate, gate);
+    multiply(weights.up, up);
     for (int64_t i = 0; i < rows; ++i) {
-      SiluMulWidened(gate + i * kBlock, up + i * kBlock, args_.x.dtype, width);
-      std::copy_n(gate + i * kBlock, width, activated_ + (g.begin + i) * intermediate_ + n_begin);
+      SiluMulWidened(gate + i * kBlock, up + i * kBlock, args_.x.dtype, width,
+                     activated_ + (g.begin + i) * intermediate_ + n_begin);
     }
   }
 
   void TakeActivated() {
-    ForEachRow(static_cast<int64_t>(order_.size()), [&](int64_t i) {
+    ForEachRow(static_cast<int64_t>(order_.size()), pool_, [&](int64_t i) {
       scratch_.activated.Set(i, activated_ + i * intermediate_, Dtype::kF32);
     });
   }
@@ -219,6 +217,7 @@ class ExpertPass {
   }
 
   const ExpertMlpArgs& args_;
+  const MatrixRows& rows_;
   const TensorView out_;
   absl::Span<const int32_t> route_rows_;
   absl::Span<const int32_t> order_;  // routes of this pass, by expert
@@ -250,8 +249,14 @@ void Route(const RouteArgs& args, ThreadPool& pool) {
 void ExpertMlp(const ExpertMlpArgs& args, ThreadPool& pool) {
   const std::vector<int32_t> order = SortByExpert(args);
   const absl::Span<const int32_t> routes(order);
+  if (routes.empty()) return;
+  // A row is converted or quantized once, whatever number of routes it has.
+  thread_local MatrixRows of_thread;
+  MatrixRows& rows = of_thread;
+  rows.Resize(RowsOf(args, Ints(args.route_experts)[0]), args.x.rows(), args.x.width());
+  ForEachRow(args.x.rows(), pool, [&](int64_t i) { rows.Set(i, Row(args.x, i), args.x.dtype); });
   for (size_t begin = 0; begin < routes.size(); begin += kMaxRoutesAtOnce) {
-    ExpertPass(args, routes.subspan(begin, kMaxRoutesAtOnce), pool).Run();
+    ExpertPass(args, rows, routes.subspan(begin, kMaxRoutesAtOnce), pool).Run();
   }
 }
 

@@ -38,7 +38,7 @@ void StoreSumsAs(const Product& product, const Sum* sums, int64_t first, int64_t
   const int64_t count = std::min(kPanelOutputs, product.weight.outputs() - n);
   for (int64_t r = first; r < first + rows; ++r, sums += kPanelOutputs) {
     const int64_t out_row = product.out_rows == nullptr ? r : product.out_rows[r];
-    T* const out = reinterpret_cast<T*>(product.out.row(out_row)) + n;
+    T* const out = reinterpret_cast<T*>(product.out.row(out_row)) + n - product.first_output;
     for (int64_t i = 0; i < count; i += kLanes) {
       F32x16 value = ValueOf(product, sums + i, r, n + i);
       if constexpr (kRound) value = RoundTo<BF16>(value);

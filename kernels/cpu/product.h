@@ -17,12 +17,14 @@ struct Product {
   const MatrixRows& x;  // of weight.RowsFor the activations
   int64_t first_row;
   int64_t rows;
-  TensorView out;                     // [*, outputs] f32 or bf16; rounded where bf16
+  TensorView out;                     // [*, columns] f32 or bf16; rounded where bf16
   const int32_t* out_rows = nullptr;  // [rows] row of `out` that row i goes to; null: i
   bool round_to_bf16 = false;         // round also where out is f32
+  int64_t first_output = 0;           // the one in column 0 of out
 };
 
-// Computes outputs [begin, end). `begin` is a multiple of kPanelOutputs, `end` is one or the last.
+// Computes outputs [begin, end), begin >= first_output. `begin` is a multiple of kPanelOutputs,
+// `end` is one or the last.
 void Multiply(const Product& product, int64_t begin, int64_t end);
 
 }  // namespace tandem::kernels::cpu

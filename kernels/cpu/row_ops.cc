@@ -128,11 +128,11 @@ void SiluMulRowImpl(const void* gate, const void* up, Dtype act, int64_t width, 
   }
 }
 
-void SiluMulWidenedImpl(float* gate, const float* up, Dtype act, int64_t width) {
+void SiluMulWidenedImpl(const float* gate, const float* up, Dtype act, int64_t width, float* out) {
   if (act == Dtype::kF32) {
-    SiluMulTyped<float>(gate, up, width, gate);
+    SiluMulTyped<float>(gate, up, width, out);
   } else {
-    SiluMulTyped<BF16>(gate, up, width, gate);
+    SiluMulTyped<BF16>(gate, up, width, out);
   }
 }
 
@@ -221,8 +221,8 @@ void RmsNormRow(const void* x, Dtype act, const void* weight, Dtype weight_dtype
 void SiluMulRow(const void* gate, const void* up, Dtype act, int64_t width, void* out) {
   HWY_DYNAMIC_DISPATCH(SiluMulRowImpl)(gate, up, act, width, out);
 }
-void SiluMulWidened(float* gate, const float* up, Dtype act, int64_t width) {
-  HWY_DYNAMIC_DISPATCH(SiluMulWidenedImpl)(gate, up, act, width);
+void SiluMulWidened(const float* gate, const float* up, Dtype act, int64_t width, float* out) {
+  HWY_DYNAMIC_DISPATCH(SiluMulWidenedImpl)(gate, up, act, width, out);
 }
 void ExpRow(const float* from, int64_t width, float* to) {
   HWY_DYNAMIC_DISPATCH(ExpRowImpl)(from, width, to);

@@ -11,7 +11,7 @@
 namespace tandem::kernels::cpu {
 
 // Floats of a row of k values: k rounded up to whole vectors.
-constexpr int64_t WidenedWidth(int64_t k) { return (k + 15) / 16 * 16; }
+constexpr int64_t PaddedWidth(int64_t k) { return (k + 15) / 16 * 16; }
 
 // out = from, widened or rounded where the dtypes differ.
 void ConvertRow(const void* from, Dtype from_dtype, int64_t width, void* out, Dtype out_dtype);
@@ -25,8 +25,8 @@ void RmsNormRow(const void* x, Dtype act, const void* weight, Dtype weight_dtype
 
 // The formula of SiluMulArgs.
 void SiluMulRow(const void* gate, const void* up, Dtype act, int64_t width, void* out);
-// The same in f32 memory, in place in `gate`, rounding as for `act`.
-void SiluMulWidened(float* gate, const float* up, Dtype act, int64_t width);
+// The same in f32 memory, rounding as for `act`.
+void SiluMulWidened(const float* gate, const float* up, Dtype act, int64_t width, float* out);
 
 // to[i] = exp(from[i]) with the Exp of kernels/cpu/lanes.h.
 void ExpRow(const float* from, int64_t width, float* to);

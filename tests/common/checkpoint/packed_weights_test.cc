@@ -18,6 +18,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "tests/common/checkpoint/safetensors_writer.h"
 
 namespace tandem {
@@ -48,6 +51,16 @@ int64_t Counter(const PackedWeights& weights, const std::string& name) {
   }
   ADD_FAILURE() << name;
   return -1;
+}
+
+// Whether so many files are written, within half a minute.
+bool WaitForWritten(const PackedWeights& weights, int64_t count) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (Counter(weights, "packed_written") < count) {
+    if (!weights.status().ok() || absl::Now() > deadline) return false;
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  return true;
 }
 
 class PackedWeightsTest : public testing::Test {
@@ -116,13 +129,33 @@ TEST_F(PackedWeightsTest, AThreadWritesWhileTheWeightsAreInUse) {
   {
     PackedWeights weights(options);
     for (int i = 0; i < 20; ++i) Keep(weights, absl::StrCat("unit", i));
-    while (Counter(weights, "packed_written") < 2) usleep(1000);
+    EXPECT_TRUE(WaitForWritten(weights, 2));
   }  // ends in the middle, or not
   EXPECT_GE(Files().size(), 2);
   PackedWeights second(options);
   for (const std::string& name : Files()) {
     EXPECT_NE(second.Unit(name)->Find(kLayout, kBytes, InTurn), nullptr) << name;
   }
+}
+
+TEST_F(PackedWeightsTest, WhatIsInUseNoMoreIsNeitherHeldNorWritten) {
+  PackedWeights::Options options = Options();
+  options.wait = false;
+  absl::Notification go_on;
+  options.check_source = [&] {
+    go_on.WaitForNotification();
+    return absl::OkStatus();
+  };
+  PackedWeights weights(options);
+  Keep(weights, "first");
+  std::shared_ptr<const std::byte> memory = RandomBytes(kBytes, 2);
+  const std::weak_ptr<const std::byte> held = memory;
+  weights.Unit("second")->Keep(kLayout, std::move(memory), kBytes);
+  EXPECT_TRUE(held.expired());
+  Keep(weights, "third");
+  go_on.Notify();
+  EXPECT_TRUE(WaitForWritten(weights, 2));
+  EXPECT_THAT(Files(), testing::UnorderedElementsAre("first", "third"));
 }
 
 // What makes a file another one, or none, and what is said of it.
@@ -178,10 +211,11 @@ TEST_P(SpoiledTest, FileCountsAsNoneAndIsReplaced) {
   }
   GetParam().spoil(Path());
   PackedWeights weights(Options());
-  EXPECT_EQ(Find(weights), nullptr);
+  const auto unit = weights.Unit(kUnit);
+  EXPECT_EQ(unit->Find(kLayout, kBytes, InTurn), nullptr);
   EXPECT_EQ(Counter(weights, "packed_refused"), 1);
   EXPECT_EQ(Counter(weights, "packed_mapped"), 0);
-  Keep(weights);
+  unit->Keep(kLayout, bytes_, kBytes);
   EXPECT_EQ(Counter(weights, "packed_written"), 1);
   EXPECT_TRUE(Finds(weights));
 }
@@ -281,7 +315,7 @@ TEST_F(PackedWeightsTest, WhatAnotherProcessWritesIsLeftToIt) {
     PackedWeights weights(options);
     Keep(weights);
     Keep(weights, "another");
-    while (Counter(weights, "packed_written") < 1) usleep(1000);
+    EXPECT_TRUE(WaitForWritten(weights, 1));
     EXPECT_TRUE(weights.status().ok());
   }
   EXPECT_EQ(ReadFile(Path() + ".new"), "its beginning");
