@@ -18,14 +18,23 @@ namespace avx2 {
 
 struct Instructions {
   static constexpr int kVecOutputs = 8;
-  static constexpr int kInt8Rows = 4, kInt8Vecs = 2;
-  static constexpr int kInt4Rows = 4, kInt4Vecs = 1;
+  static constexpr int kInt8Rows = 2, kInt4Rows = 2;
+  // More registers for rows than for outputs, where weights are in the cache already.
+  static constexpr int kFewRows = 16, kManyInt4Rows = 6, kManyInt4Vecs = 1;
   static constexpr bool kBytesAreOffset = false;  // DotBytes takes q itself
   using Sum = __m256i;
   using Bytes = __m256i;
   using Inputs = __m256i;
   using GroupSum = __m256i;
   using Factors = __m256i;
+
+  // A sum as it stands: GCC would put off additions for as long as it can, and keep in memory what
+  // there are no registers for. Likewise a broadcast stays where it is: it costs no more than a
+  // load.
+  static HWY_INLINE __m256i Pinned(__m256i sum) {
+    asm("" : "+x"(sum));
+    return sum;
+  }
 
   static HWY_INLINE __m256i Load(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
@@ -35,9 +44,11 @@ struct Instructions {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum);
   }
   static HWY_INLINE Inputs Broadcast(const int8_t* four) {
-    int32_t bits;
-    std::memcpy(&bits, four, sizeof(bits));
-    return _mm256_set1_epi32(bits);
+    Inputs inputs;
+    asm volatile("vpbroadcastd %1, %0"
+                 : "=x"(inputs)
+                 : "m"(*reinterpret_cast<const int32_t*>(four)));
+    return inputs;
   }
 
   static HWY_INLINE Bytes LoadBytes(const uint8_t* from) {
@@ -46,7 +57,7 @@ struct Instructions {
   // Magnitudes of x by weights with the signs of x: pairs of at most 2 * 127 * 127 in 16 bits.
   static HWY_INLINE Sum DotBytes(Sum sum, Bytes weights, Inputs x) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(weights, x));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return Pinned(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
   }
 
   static HWY_INLINE void LoadNibbles(const uint8_t* from, Bytes* low, Bytes* high) {
@@ -58,7 +69,7 @@ struct Instructions {
   // Sixteen products of at most 15 * 127 and what they start from stay within 16 bits.
   static HWY_INLINE GroupSum StartGroup(const int32_t* pair) { return _mm256_set1_epi32(*pair); }
   static HWY_INLINE GroupSum DotNibbles(GroupSum sum, Bytes nibbles, Inputs x) {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles, x));
+    return Pinned(_mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles, x)));
   }
   static HWY_INLINE Factors LoadFactors(const uint8_t* from, int shift) {
     const __m256i bytes =
@@ -88,8 +99,8 @@ namespace vnni {
 
 struct Instructions {
   static constexpr int kVecOutputs = 16;
-  static constexpr int kInt8Rows = 12, kInt8Vecs = 2;
-  static constexpr int kInt4Rows = 6, kInt4Vecs = 2;
+  static constexpr int kInt8Rows = 12, kInt4Rows = 6;
+  static constexpr int kFewRows = 1, kManyInt4Rows = 6, kManyInt4Vecs = 2;
   static constexpr bool kBytesAreOffset = true;  // DotBytes takes q + 128
   using Sum = __m512i;
   using Bytes = __m512i;
@@ -166,8 +177,8 @@ namespace emulated {
 
 struct Instructions {
   static constexpr int kVecOutputs = 16;
-  static constexpr int kInt8Rows = 12, kInt8Vecs = 2;
-  static constexpr int kInt4Rows = 6, kInt4Vecs = 2;
+  static constexpr int kInt8Rows = 12, kInt4Rows = 6;
+  static constexpr int kFewRows = 1, kManyInt4Rows = 6, kManyInt4Vecs = 2;
   static constexpr bool kBytesAreOffset = true;
   struct Sum {
     int32_t of[kVecOutputs];

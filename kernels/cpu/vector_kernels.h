@@ -37,6 +37,11 @@ HWY_INLINE void PrefetchLine(const void* line) {
   asm volatile("prefetcht1 (%0)" : : "r"(line) : "memory");
 }
 
+// Into the first-level cache.
+HWY_INLINE void PrefetchNear(const void* line) {
+  asm volatile("prefetcht0 (%0)" : : "r"(line) : "memory");
+}
+
 }  // namespace tandem::kernels::cpu
 
 #endif  // TANDEM_KERNELS_CPU_VECTOR_KERNELS_H_
