@@ -20,7 +20,7 @@ struct Instructions {
   static constexpr int kVecOutputs = 8;
   static constexpr int kInt8Rows = 2, kInt4Rows = 2;
   // More registers for rows than for outputs, where weights are in the cache already.
-  static constexpr int kFewRows = 16, kManyInt4Rows = 6, kManyInt4Vecs = 1;
+  static constexpr int kFewRows = 16, kManyInt4Rows = 3, kManyInt4Vecs = 2;
   static constexpr bool kBytesAreOffset = false;  // DotBytes takes q itself
   using Sum = __m256i;
   using Bytes = __m256i;
