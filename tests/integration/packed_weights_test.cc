@@ -242,7 +242,7 @@ TEST(QuantizeTest, SaysWhatIsWrong) {
   EXPECT_THAT(run({"--model", TinyModel()}, 2), HasSubstr("--weights"));
   EXPECT_THAT(run({"--weights", "int4"}, 2), HasSubstr("--model"));
   EXPECT_THAT(run({"--model", TinyModel(), "--weights", "bf16"}, 1),
-              HasSubstr("what is packed is int8 or int4"));
+              HasSubstr("what is kept is int8 or int4"));
   EXPECT_THAT(run({"--model", TinyModel(), "--weights", "int4", "--packed-weights", "off"}, 1),
               HasSubstr("leaves no place"));
   EXPECT_THAT(run({"--model", TinyModel(), "--weights", "int4", "--packed-weights", "/proc/x"}, 1),
