@@ -53,6 +53,11 @@ inline std::vector<double> PositionErrors(const std::vector<float>& found,
   return errors;
 }
 
+// The same over all logits together.
+inline double RelativeError(const std::vector<float>& found, const std::vector<float>& expected) {
+  return PositionErrors(found, expected, 1)[0];
+}
+
 inline double Median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());

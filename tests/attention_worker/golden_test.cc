@@ -48,17 +48,6 @@ std::vector<Prompt> ReadPrompts(const std::string& dir) {
   return prompts;
 }
 
-// |a - b| / |b|, Euclidean over all logits.
-double RelativeError(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
-    norm += std::pow(static_cast<double>(b[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
-
 // Logits at the prompt's positions, and as many greedy ids as expected.
 struct Answer {
   std::vector<float> logits;
@@ -105,12 +94,12 @@ TEST_P(GoldenTest, F32LogitsAndGreedyIdsMatchTheReferenceInBothForms) {
     SCOPED_TRACE(prompt.name);
     TestGateway gateway(&worker);
     const Answer answer = RunPrompt(gateway, prompt, -1);
-    const double error = RelativeError(answer.logits, prompt.logits);
+    const double error = test::RelativeError(answer.logits, prompt.logits);
     EXPECT_LE(error, 1e-5);
     EXPECT_EQ(answer.ids, prompt.greedy_ids);
     const Answer absorbed = RunPrompt(gateway, prompt, 0);
-    const double absorbed_error = RelativeError(absorbed.logits, prompt.logits);
-    const double between_forms = RelativeError(absorbed.logits, answer.logits);
+    const double absorbed_error = test::RelativeError(absorbed.logits, prompt.logits);
+    const double between_forms = test::RelativeError(absorbed.logits, answer.logits);
     EXPECT_LE(absorbed_error, 1e-5);
     EXPECT_LE(between_forms, 1e-5);
     EXPECT_EQ(absorbed.ids, prompt.greedy_ids);

@@ -57,17 +57,6 @@ std::vector<float> ReadNpy(const std::string& path) {
   return Floats(bytes.substr(10 + header));
 }
 
-double RelativeError(const std::vector<float>& found, const std::vector<float>& expected) {
-  EXPECT_EQ(found.size(), expected.size());
-  if (found.size() != expected.size()) return INFINITY;
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < found.size(); ++i) {
-    difference += (double{found[i]} - expected[i]) * (double{found[i]} - expected[i]);
-    norm += double{expected[i]} * expected[i];
-  }
-  return std::sqrt(difference / norm);
-}
-
 // A golden folder: a checkpoint and what the reference answered.
 class Golden {
  public:
