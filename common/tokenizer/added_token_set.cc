@@ -126,6 +126,7 @@ void AddedTokenSet::CutPlain(absl::string_view text, const Piece& plain,
     const AddedToken* token = LongestAtBegin(text.substr(i, limit - i), normalized);
     if (token == nullptr) {
       ++i;
+      if (Stops(stop, 1)) return;
       continue;
     }
     size_t begin = i;

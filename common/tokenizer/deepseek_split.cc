@@ -122,7 +122,8 @@ const std::vector<std::string>& DeepSeekPatterns() {
   return *patterns;
 }
 
-void SplitDeepSeekAscii(absl::string_view text, uint32_t base, std::vector<uint32_t>* ends) {
+void SplitDeepSeekAscii(absl::string_view text, uint32_t base, StopCheck* stop,
+                        std::vector<uint32_t>* ends) {
   size_t gap = 0;  // begin of what no match has taken yet
   size_t i = 0;
   while (i < text.size()) {
@@ -130,6 +131,7 @@ void SplitDeepSeekAscii(absl::string_view text, uint32_t base, std::vector<uint3
     if (c == CharClass::kLineBreak) {
       SplitGap(text, gap, i, base, ends);
       ends->push_back(base + ++i);
+      if (Stops(stop, i - gap)) return;
       gap = i;
     } else if (c == CharClass::kLetter || c == CharClass::kPunctuation) {
       // One whitespace character before the run belongs to it.
@@ -137,6 +139,7 @@ void SplitDeepSeekAscii(absl::string_view text, uint32_t base, std::vector<uint3
       SplitGap(text, gap, begin, base, ends);
       while (i < text.size() && ClassAt(text, i) == c) ++i;
       ends->push_back(base + i);
+      if (Stops(stop, i - gap)) return;
       gap = i;
     } else {
       ++i;

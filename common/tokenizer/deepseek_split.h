@@ -15,6 +15,7 @@
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/tokenizer/stop_check.h"
 
 namespace tandem {
 
@@ -22,8 +23,9 @@ namespace tandem {
 const std::vector<std::string>& DeepSeekPatterns();
 
 // Appends to `ends` the offset behind each piece of `text`, plus `base`.
-// Requires ASCII only. Cost: one pass.
-void SplitDeepSeekAscii(absl::string_view text, uint32_t base, std::vector<uint32_t>* ends);
+// Ends early if `stop`, which may be null, says so. Requires ASCII only. Cost: one pass.
+void SplitDeepSeekAscii(absl::string_view text, uint32_t base, StopCheck* stop,
+                        std::vector<uint32_t>* ends);
 
 // True if the pipeline always begins a piece at text[position], whatever surrounds it, so that both
 // sides can be split apart: before whitespace that a letter follows, and on both sides of a line

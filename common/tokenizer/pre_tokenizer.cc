@@ -126,20 +126,23 @@ absl::Status PreTokenizer::Split(absl::string_view text, std::vector<uint32_t>* 
   while (position < text.size()) {
     const size_t non_ascii = FindNonAscii(text, position);
     if (non_ascii == text.size()) {
-      SplitDeepSeekAscii(text.substr(position), position, ends);
+      SplitDeepSeekAscii(text.substr(position), position, stop, ends);
       break;
     }
     // The steps take the stretch around the other characters, from boundary to boundary.
     size_t begin = non_ascii;
     while (begin > position && !IsDeepSeekBoundary(text, begin)) --begin;
     size_t end = non_ascii + 1;
-    while (!IsDeepSeekBoundary(text, end)) ++end;
-    SplitDeepSeekAscii(text.substr(position, begin - position), position, ends);
+    while (!IsDeepSeekBoundary(text, end)) {
+      if (Stops(stop, 1)) return stop->status();
+      ++end;
+    }
+    SplitDeepSeekAscii(text.substr(position, begin - position), position, stop, ends);
     TANDEM_RETURN_IF_ERROR(
         AppendBySteps(text.substr(begin, end - begin), begin, stop, &scratch, ends));
     position = end;
   }
-  return absl::OkStatus();
+  return stop == nullptr ? absl::OkStatus() : stop->status();
 }
 
 }  // namespace tandem

@@ -153,5 +153,17 @@ TEST(PreTokenizerTest, StopsWithinAStretchWithoutBoundary) {
   for (const int last : {1, all / 2, all}) EXPECT_EQ(split(last), last);
 }
 
+TEST(PreTokenizerTest, StopsWithinAscii) {
+  const PreTokenizer deepseek = Make(DeepSeekSteps());
+  std::string text;
+  while (text.size() < 8 * StopCheck::kBytes) text += "word 12, line\n";
+  StopAt stop(3);
+  const StopFunction function = stop.Function();
+  StopCheck check(function);
+  std::vector<uint32_t> ends;
+  EXPECT_EQ(deepseek.Split(text, &ends, &check).code(), absl::StatusCode::kCancelled);
+  EXPECT_LT(ends.back(), 4 * StopCheck::kBytes);
+}
+
 }  // namespace
 }  // namespace tandem

@@ -378,10 +378,14 @@ TEST(TokenizerTest, LongWorkEndsWhenItIsToldTo) {
   const std::vector<int32_t> ids(kBlocks * StopCheck::kBytes, 'a');
   // How often the work asks at least (a block ends behind a token), and the work.
   const std::pair<int, std::function<absl::Status(const StopFunction&)>> works[] = {
-      // The pieces.
-      {kBlocks - 1,
+      // The split and the pieces.
+      {2 * (kBlocks - 1),
        [&](const StopFunction& stop) {
          return mini->Encode(words, AddedTokens::kPlain, true, false, stop).status();
+       }},
+      {4 * (kBlocks - 1),  // two searches for added tokens that find none, and as above
+       [&](const StopFunction& stop) {
+         return mini->Encode(words, AddedTokens::kMatch, true, false, stop).status();
        }},
       {kBlocks - 1,  // nothing but added tokens
        [&](const StopFunction& stop) {
