@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 
 #include "common/check.h"
 
@@ -31,24 +32,39 @@ bool SpinUntil(Done done) {
 
 ThreadPool::ThreadPool(int num_threads) {
   if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
-  for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this] { WorkerMain(); });
+  TANDEM_CHECK(num_threads <= static_cast<int>(kOpen));
+  shares_ = std::vector<Share>(num_threads);
+  for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { WorkerMain(i); });
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    MutexLock lock(mutex_);
-    stopping_ = true;
-    generation_.fetch_add(1);
-  }
-  wake_.NotifyAll();
+  ending_ = true;
+  state_.fetch_add(kGeneration);
+  state_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::RunChunks(Loop& loop) {
-  for (;;) {
-    const int64_t begin = loop.next.fetch_add(loop.grain, std::memory_order_relaxed);
-    if (begin >= loop.count) return;
-    loop.body(begin, std::min(begin + loop.grain, loop.count));
+int64_t ThreadPool::Share::TakeFirst() {
+  uint64_t rest = rest_.load();
+  while (Begin(rest) < End(rest)) {
+    if (rest_.compare_exchange_weak(rest, Pack(Begin(rest) + 1, End(rest)))) return Begin(rest);
+  }
+  return -1;
+}
+
+int64_t ThreadPool::Share::TakeLast() {
+  uint64_t rest = rest_.load();
+  while (Begin(rest) < End(rest)) {
+    if (rest_.compare_exchange_weak(rest, Pack(Begin(rest), End(rest) - 1))) return End(rest) - 1;
+  }
+  return -1;
+}
+
+void ThreadPool::RunShares(const Loop& loop, size_t index) {
+  for (int64_t chunk; (chunk = shares_[index].TakeFirst()) >= 0;) loop.RunChunk(chunk);
+  for (size_t i = 1; i < shares_.size(); ++i) {
+    Share& other = shares_[(index + i) % shares_.size()];
+    for (int64_t chunk; (chunk = other.TakeLast()) >= 0;) loop.RunChunk(chunk);
   }
 }
 
@@ -56,56 +72,50 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain, Body body) {
   TANDEM_CHECK(grain >= 1);
   if (count <= 0) return;
   Loop loop{body, count, grain};
-  const bool alone = threads_.empty() || count <= grain || taken_.exchange(true);
+  const int64_t chunks = loop.chunks();
+  TANDEM_CHECK(chunks <= std::numeric_limits<uint32_t>::max());
+  const bool alone = threads_.empty() || chunks == 1 || taken_.exchange(true);
   if (alone) {
-    RunChunks(loop);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) loop.RunChunk(chunk);
     return;
   }
-  {
-    MutexLock lock(mutex_);
-    loop_ = &loop;
-    generation_.fetch_add(1);
+  const auto num_shares = static_cast<int64_t>(shares_.size());
+  for (int64_t i = 0; i < num_shares; ++i) {
+    shares_[i].Reset(chunks * i / num_shares, chunks * (i + 1) / num_shares);
   }
-  wake_.NotifyAll();
-  RunChunks(loop);
+  loop_ = &loop;
+  state_.store((Generation(state_.load()) + 1) * kGeneration + kOpen);
+  state_.notify_all();
+  RunShares(loop, 0);
   AwaitHelpers();
   taken_.store(false);
 }
 
 void ThreadPool::AwaitHelpers() {
-  {
-    // From here on nobody joins, so a thread that wakes late is not waited for.
-    MutexLock lock(mutex_);
-    loop_ = nullptr;
+  // From here on nobody joins, so a thread that wakes late is not waited for.
+  state_.fetch_and(~kOpen);
+  if (SpinUntil([this] { return Helpers(state_.load()) == 0; })) return;
+  for (uint32_t state; Helpers(state = state_.load()) != 0;) state_.wait(state);
+}
+
+bool ThreadPool::Join(uint32_t& seen) {
+  SpinUntil([this, seen] { return Generation(state_.load()) != seen; });
+  uint32_t state;
+  while (Generation(state = state_.load()) == seen) state_.wait(state);
+  seen = Generation(state);
+  while (!ending_ && Generation(state) == seen && (state & kOpen) != 0) {
+    if (state_.compare_exchange_weak(state, state + kHelper)) return true;
   }
-  if (SpinUntil([this] { return helpers_.load() == 0; })) return;
-  MutexLock lock(mutex_);
-  idle_.Wait(lock, [this] { return helpers_.load() == 0; });
+  return false;
 }
 
-bool ThreadPool::Join(uint64_t& seen, Loop*& loop) {
-  SpinUntil([this, seen] { return generation_.load() != seen; });
-  MutexLock lock(mutex_);
-  wake_.Wait(lock, [this, seen] { return generation_.load() != seen; });
-  if (stopping_) return false;
-  seen = generation_.load();
-  loop = loop_;
-  if (loop != nullptr) helpers_.fetch_add(1);
-  return true;
-}
-
-void ThreadPool::WorkerMain() {
-  uint64_t seen = 0;
-  Loop* loop = nullptr;
-  while (Join(seen, loop)) {
-    if (loop == nullptr) continue;
-    RunChunks(*loop);
-    bool last;
-    {
-      MutexLock lock(mutex_);
-      last = helpers_.fetch_sub(1) == 1;
-    }
-    if (last) idle_.NotifyOne();
+void ThreadPool::WorkerMain(size_t index) {
+  uint32_t seen = 0;
+  while (!ending_) {
+    if (!Join(seen)) continue;
+    RunShares(*loop_, index);
+    // Whoever closed the loop may wait for its last helper.
+    if (Helpers(state_.fetch_sub(kHelper)) == 1) state_.notify_all();
   }
 }
 

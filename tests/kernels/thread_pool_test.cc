@@ -28,6 +28,24 @@ TEST(ThreadPoolTest, CoversEveryIndexOnceInRangesOfAtMostGrain) {
   }
 }
 
+TEST(ThreadPoolTest, AThreadGoesThroughItsShareAndThenTakesTheLastOfOthers) {
+  ThreadPool pool(2);
+  std::vector<int64_t> of_caller, of_helper;
+  std::atomic<int> num_of_helper{0};
+  const std::thread::id caller = std::this_thread::get_id();
+  pool.ParallelFor(16, 2, [&](int64_t begin, int64_t) {
+    if (std::this_thread::get_id() != caller) {
+      of_helper.push_back(begin);
+      ++num_of_helper;
+      return;
+    }
+    of_caller.push_back(begin);
+    while (num_of_helper < 7) std::this_thread::yield();
+  });
+  EXPECT_EQ(of_caller, (std::vector<int64_t>{0}));
+  EXPECT_EQ(of_helper, (std::vector<int64_t>{8, 10, 12, 14, 6, 4, 2}));
+}
+
 TEST(ThreadPoolTest, WritesOfBodiesAreVisibleToTheCaller) {
   ThreadPool pool(3);
   std::vector<int64_t> values(1000);
