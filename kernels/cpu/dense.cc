@@ -72,9 +72,13 @@ void Linear(const LinearArgs& args, ThreadPool& pool) {
     taken.Resize(weight.RowsFor(args.x.dtype), rows, k);
     ForEachRow(pool, rows, k,
                [&](int64_t i) { taken.Set(i, Row(args.x, first + i), args.x.dtype); });
-    const Product product{weight, taken, 0, rows, View(args.out.slice_rows(first, rows))};
-    pool.ParallelFor(outputs, OutputGrain(outputs, rows * k, pool.num_threads()),
-                     [&](int64_t begin, int64_t end) { Multiply(product, begin, end); });
+    pool.ParallelFor(
+        outputs, OutputGrain(outputs, rows * k, pool.num_threads()),
+        [&](int64_t begin, int64_t end) {
+          Product product{weight, taken, 0, rows, View(args.out.slice_rows(first, rows))};
+          if (end < outputs) product.next = weight.panel(end / kPanelOutputs);
+          Multiply(product, begin, end);
+        });
   }
 }
 

@@ -22,6 +22,7 @@ struct FloatPanelProduct {
   int64_t rows;
   // [rows, 32], aligned to 64 bytes, with room for a multiple of 16 rows.
   float* sums;
+  const std::byte* next = nullptr;  // what is read after the panel, so that it is asked for
 };
 
 struct FloatKernel {

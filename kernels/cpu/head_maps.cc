@@ -83,8 +83,12 @@ void MultiplyHeads(const HeadProducts& products, ThreadPool& pool) {
       TensorView out = products.out;
       out.data =
           out.row(0) + h * products.head_stride * static_cast<int64_t>(DtypeBytes(out.dtype));
-      Multiply({products.heads[h].*products.map, rows, h * num_rows, num_rows, out}, n,
-               std::min(n + kBlock, outputs));
+      Product product = {products.heads[h].*products.map, rows, h * num_rows, num_rows, out};
+      if (item + 1 < heads * blocks) {
+        const Matrix& next = products.heads[(item + 1) / blocks].*products.map;
+        product.next = next.panel((item + 1) % blocks * (kBlock / kPanelOutputs));
+      }
+      Multiply(product, n, std::min(n + kBlock, outputs));
     }
   });
 }

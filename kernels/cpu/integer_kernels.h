@@ -20,6 +20,7 @@ struct PanelProduct {
   // [rows, 32], aligned to 64 bytes, with room for a multiple of 16 rows: sum over all inputs of
   // the integers of row and output.
   int32_t* sums;
+  const uint8_t* next = nullptr;  // what is read after the panel, so that it is asked for
 };
 
 struct IntegerKernel {

@@ -134,6 +134,11 @@ int64_t Matrix::bytes() const {
   return std::visit([](const auto& weight) { return weight.layout.bytes(); }, values_);
 }
 
+const std::byte* Matrix::panel(int64_t i) const {
+  if (integers() != nullptr) return reinterpret_cast<const std::byte*>(integers()->panel(i));
+  return floats()->panel(i);
+}
+
 RowKind Matrix::RowsFor(Dtype act) const {
   if (integers() != nullptr) return RowKind::kInt8;
   const bool all_bf16 = act == Dtype::kBF16 && format_ == WeightFormat::kBF16;

@@ -74,6 +74,8 @@ class Matrix {
   int64_t outputs() const;
   int64_t inputs() const;
   int64_t bytes() const;
+  // Where outputs [i * kPanelOutputs, ...) lie.
+  const std::byte* panel(int64_t i) const;
   // How rows of activations of `act` are multiplied by it. One for all matrices of a format.
   RowKind RowsFor(Dtype act) const;
   // Null where the format is none of integers, and the other way round.

@@ -134,13 +134,11 @@ class ExpertPass {
 
   void Run() {
     Gather();
-    ForEachBlock(intermediate_, [this](const Group& g, int64_t n_begin, int64_t n_end) {
-      GateAndUp(g, n_begin, n_end);
-    });
+    ForEachBlock(intermediate_, &ExpertMatrices::gate,
+                 [this](const Group& g, const Block& block) { GateAndUp(g, block); });
     TakeActivated();
-    ForEachBlock(hidden_, [this](const Group& g, int64_t n_begin, int64_t n_end) {
-      Down(g, n_begin, n_end);
-    });
+    ForEachBlock(hidden_, &ExpertMatrices::down,
+                 [this](const Group& g, const Block& block) { Down(g, block); });
   }
 
  private:
@@ -155,14 +153,27 @@ class ExpertPass {
     MatrixRows activated;  // the same
   };
 
+  // Outputs of an expert's matrices.
+  struct Block {
+    int64_t begin;
+    int64_t end;
+    const std::byte* next;  // weights of the block that this thread probably takes next, or null
+  };
+
+  // Calls fn(group, block) for all blocks of all groups; `first`: the matrix that fn reads first.
   template <typename Fn>
-  void ForEachBlock(int64_t outputs, Fn fn) {
+  void ForEachBlock(int64_t outputs, Matrix ExpertMatrices::*first, Fn fn) {
     const int64_t blocks = CeilDiv(outputs, kBlock);
     const int64_t items = blocks * static_cast<int64_t>(groups_.size());
+    const auto begin_of = [&](int64_t item) -> const std::byte* {
+      if (item == items) return nullptr;
+      const Matrix& matrix = Expert(args_.experts, groups_[item / blocks].expert).*first;
+      return matrix.panel(item % blocks * (kBlock / kPanelOutputs));
+    };
     pool_.ParallelFor(items, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t n = item % blocks * kBlock;
-        fn(groups_[item / blocks], n, std::min(n + kBlock, outputs));
+        fn(groups_[item / blocks], Block{n, std::min(n + kBlock, outputs), begin_of(item + 1)});
       }
     });
   }
@@ -182,25 +193,25 @@ class ExpertPass {
                [&](int64_t i) { scratch_.x.Copy(i, rows_, route_rows_[order_[i]]); });
   }
 
-  // The columns [n_begin, n_end) of round(silu(round(gate x)) * round(up x)). What gate and
-  // up give is still in the nearest caches when it is taken up.
-  void GateAndUp(const Group& g, int64_t n_begin, int64_t n_end) {
+  // The block's columns of round(silu(round(gate x)) * round(up x)). What gate and up give is still
+  // in the nearest caches when it is taken up.
+  void GateAndUp(const Group& g, const Block& block) {
     thread_local std::vector<float> gate_columns, up_columns;
     const ExpertMatrices& weights = Expert(args_.experts, g.expert);
     const bool round = args_.x.dtype == Dtype::kBF16;
     const int64_t rows = g.end - g.begin;
-    const int64_t width = n_end - n_begin;
     float* const gate = Grown(gate_columns, rows * kBlock);
     float* const up = Grown(up_columns, rows * kBlock);
-    const auto multiply = [&](const Matrix& weight, float* columns) {
+    const auto multiply = [&](const Matrix& weight, float* columns, const std::byte* next) {
       const TensorView out(columns, Dtype::kF32, {rows, kBlock});
-      Multiply({weight, scratch_.x, g.begin, rows, out, nullptr, round, n_begin}, n_begin, n_end);
+      Multiply({weight, scratch_.x, g.begin, rows, out, nullptr, round, block.begin, next},
+               block.begin, block.end);
     };
-    multiply(weights.gate, gate);
-    multiply(weights.up, up);
+    multiply(weights.gate, gate, weights.up.panel(block.begin / kPanelOutputs));
+    multiply(weights.up, up, block.next);
     for (int64_t i = 0; i < rows; ++i) {
-      SiluMulWidened(gate + i * kBlock, up + i * kBlock, args_.x.dtype, width,
-                     activated_ + (g.begin + i) * intermediate_ + n_begin);
+      SiluMulWidened(gate + i * kBlock, up + i * kBlock, args_.x.dtype, block.end - block.begin,
+                     activated_ + (g.begin + i) * intermediate_ + block.begin);
     }
   }
 
@@ -210,10 +221,12 @@ class ExpertPass {
     });
   }
 
-  void Down(const Group& g, int64_t n_begin, int64_t n_end) {
+  void Down(const Group& g, const Block& block) {
     const Matrix& weight = Expert(args_.experts, g.expert).down;
-    Multiply({weight, scratch_.activated, g.begin, g.end - g.begin, out_, order_.data() + g.begin},
-             n_begin, n_end);
+    Product product = {weight, scratch_.activated,     g.begin, g.end - g.begin,
+                       out_,   order_.data() + g.begin};
+    product.next = block.next;
+    Multiply(product, block.begin, block.end);
   }
 
   const ExpertMlpArgs& args_;

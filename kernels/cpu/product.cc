@@ -6,6 +6,7 @@
 #include "hwy/aligned_allocator.h"
 #include "kernels/cpu/float_kernels.h"
 #include "kernels/cpu/integer_kernels.h"
+#include "kernels/cpu/vector_kernels.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/product.cc"
@@ -100,13 +101,16 @@ Sum* SumsOf(int64_t rows) {
   return sums.get();
 }
 
-// Calls run(panel, row, rows) for all panels, `max_rows` rows at a time: these stay in the
-// second-level cache while the panels pass by.
+// Calls run(panel, next, row, rows) for all panels, `max_rows` rows at a time: these stay in the
+// second-level cache while the panels pass by. `next`: what is read after the panel.
 template <typename Run>
 void ForEachPanel(const Product& product, int64_t begin, int64_t end, int64_t max_rows, Run run) {
+  const int64_t end_panel = CeilDiv(end, kPanelOutputs);
   for (int64_t row = 0; row < product.rows; row += max_rows) {
-    for (int64_t panel = begin / kPanelOutputs; panel < CeilDiv(end, kPanelOutputs); ++panel) {
-      run(panel, row, std::min(max_rows, product.rows - row));
+    for (int64_t panel = begin / kPanelOutputs; panel < end_panel; ++panel) {
+      const std::byte* const next =
+          panel + 1 < end_panel ? product.weight.panel(panel + 1) : product.next;
+      run(panel, next, row, std::min(max_rows, product.rows - row));
     }
   }
 }
@@ -122,11 +126,13 @@ void MultiplyIntegers(const IntegerWeight& weight, const Product& product, int64
                       int64_t end) {
   const IntegerKernel& kernel = IntegerKernelFor(product.rows);
   auto* const sums = SumsOf<int32_t>(std::min(product.rows, kernel.max_rows));
-  ForEachPanel(product, begin, end, kernel.max_rows, [&](int64_t panel, int64_t row, int64_t rows) {
+  const auto run = [&](int64_t panel, const std::byte* next, int64_t row, int64_t rows) {
+    for (const int64_t n : {0, 16}) PrefetchLine(weight.scales() + panel * kPanelOutputs + n);
     kernel.run({weight.layout.format, weight.panel(panel), &product.x.integers(),
-                product.first_row + row, rows, sums});
+                product.first_row + row, rows, sums, reinterpret_cast<const uint8_t*>(next)});
     HWY_DYNAMIC_DISPATCH(StoreIntegerSums)(product, sums, row, rows, panel * kPanelOutputs);
-  });
+  };
+  ForEachPanel(product, begin, end, kernel.max_rows, run);
 }
 
 void MultiplyFloats(const FloatWeight& weight, const Product& product, int64_t begin, int64_t end) {
@@ -135,11 +141,12 @@ void MultiplyFloats(const FloatWeight& weight, const Product& product, int64_t b
   const FloatKernel& kernel = FloatKernelFor(order, x.dtype());
   const int64_t max_rows = RowsAtOnce(x);
   auto* const sums = SumsOf<float>(std::min(product.rows, max_rows));
-  ForEachPanel(product, begin, end, max_rows, [&](int64_t panel, int64_t row, int64_t rows) {
-    kernel.run({weight.layout.dtype, weight.panel(panel), &x, product.first_row + row, rows, sums});
-    HWY_DYNAMIC_DISPATCH(StoreFloatSums)
-    (product, sums, row, rows, panel * kPanelOutputs);
-  });
+  const auto run = [&](int64_t panel, const std::byte* next, int64_t row, int64_t rows) {
+    kernel.run(
+        {weight.layout.dtype, weight.panel(panel), &x, product.first_row + row, rows, sums, next});
+    HWY_DYNAMIC_DISPATCH(StoreFloatSums)(product, sums, row, rows, panel * kPanelOutputs);
+  };
+  ForEachPanel(product, begin, end, max_rows, run);
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ struct Product {
   const int32_t* out_rows = nullptr;  // [rows] row of `out` that row i goes to; null: i
   bool round_to_bf16 = false;         // round also where out is f32
   int64_t first_output = 0;           // the one in column 0 of out
+  const std::byte* next = nullptr;  // weights that are read afterwards, so that they are asked for
 };
 
 // Computes outputs [begin, end), begin >= first_output. `begin` is a multiple of kPanelOutputs,

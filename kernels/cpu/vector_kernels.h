@@ -25,6 +25,17 @@ namespace tandem::kernels::cpu {
 inline constexpr int64_t kPrefetchAhead = 16384;
 inline constexpr int64_t kPrefetchRows = 4;
 
+// What is asked for while block b of a panel is multiplied: the block that is `kPrefetchAhead`
+// bytes further on and, towards the end, what lies as far beyond the beginning of `next`, which is
+// read after the panel. Null for `next`: the block itself, which costs no memory's time.
+template <typename Byte>
+const Byte* AskedAhead(const Byte* panel, int64_t blocks, int64_t block_bytes, int64_t b,
+                       const Byte* next) {
+  const int64_t ahead = b + kPrefetchAhead / block_bytes;
+  if (ahead < blocks) return panel + ahead * block_bytes;
+  return next == nullptr ? panel + b * block_bytes : next + (ahead - blocks) * block_bytes;
+}
+
 // What the kernels over 512 bits take for granted.
 inline bool HasAvx512() {
   return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

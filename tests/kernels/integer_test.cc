@@ -16,6 +16,7 @@
 #include "kernels/cpu/integer_kernels.h"
 #include "kernels/cpu/integer_rows.h"
 #include "kernels/cpu/integer_weight.h"
+#include "kernels/cpu/vector_kernels.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels::cpu {
@@ -65,6 +66,19 @@ class IntegerTest : public testing::TestWithParam<WeightFormat> {
 INSTANTIATE_TEST_SUITE_P(Formats, IntegerTest,
                          testing::Values(WeightFormat::kInt8, WeightFormat::kInt4),
                          [](const auto& info) { return WeightFormatName(info.param); });
+
+TEST(AskedAheadTest, IsAsFarAheadAlsoWhereThePanelEnds) {
+  constexpr int64_t kBlocks = 20, kBytes = 2112, kAhead = kPrefetchAhead / kBytes;
+  const std::vector<uint8_t> panel(kBlocks * kBytes), next(kBlocks * kBytes);
+  const auto asked = [&](int64_t b, const uint8_t* after) {
+    return AskedAhead(panel.data(), kBlocks, kBytes, b, after);
+  };
+  EXPECT_EQ(asked(0, next.data()), &panel[kAhead * kBytes]);
+  EXPECT_EQ(asked(kBlocks - kAhead - 1, next.data()), &panel[(kBlocks - 1) * kBytes]);
+  EXPECT_EQ(asked(kBlocks - kAhead, next.data()), &next[0]);
+  EXPECT_EQ(asked(kBlocks - 1, next.data()), &next[(kAhead - 1) * kBytes]);
+  EXPECT_EQ(asked(kBlocks - 1, nullptr), &panel[(kBlocks - 1) * kBytes]);
+}
 
 TEST_P(IntegerTest, WeightsStayNearAndFillTheirRange) {
   TestTensor source(Dtype::kBF16, {70, 296}, 0);
