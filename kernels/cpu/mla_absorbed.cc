@@ -114,9 +114,9 @@ HWY_NOINLINE void AttendPage(HeadsOfRow<kHeads>& heads, const AbsorbedWidths& wi
     ScoreKeys<kHeads, 1>(heads, widths, page + j * row_stride, row_stride, scores + j);
   }
   float factors[kHeads];
-  for (int h = 0; h < kHeads; ++h) {
-    factors[h] = TakeUpPage(scores + h * kPageTokens, visible, heads.states[h]);
-  }
+  int64_t of_head[kHeads];
+  std::fill_n(of_head, kHeads, visible);
+  TakeUpPage<kHeads>(scores, of_head, heads.states, factors);
   ColumnSums<kHeads>(scores, kPageTokens, page, row_stride, visible, widths.r, page_values,
                      widths.padded_r);
   for (int h = 0; h < kHeads; ++h) {

@@ -81,12 +81,15 @@ HWY_NOINLINE void AttendTile(const ExpandedPage& page, const ExpandedRows& rows,
   ColumnSums<kRows>(q + page.dn, q_width, page.k_rope, kPageTokens, page.dr, seen, rope,
                     kPageTokens);
   float factors[kRows];
+  RunningSoftmax states[kRows];
   for (int r = 0; r < kRows; ++r) {
     ScaleScores(page.scale, seen, rope + r * kPageTokens, weights + r * kPageTokens);
-    RunningSoftmax state = {rows.maxima[row + r], rows.sums[row + r]};
-    factors[r] = TakeUpPage(weights + r * kPageTokens, visible[r], state);
-    rows.maxima[row + r] = state.max;
-    rows.sums[row + r] = state.sum;
+    states[r] = {rows.maxima[row + r], rows.sums[row + r]};
+  }
+  TakeUpPage<kRows>(weights, visible, states, factors);
+  for (int r = 0; r < kRows; ++r) {
+    rows.maxima[row + r] = states[r].max;
+    rows.sums[row + r] = states[r].sum;
   }
   ColumnSums<kRows>(weights, kPageTokens, page.values, padded, visible, padded, rows.scratch,
                     padded);
@@ -129,7 +132,7 @@ namespace {
 // Pages expanded between two rounds of attention: few rounds, and memory of about a megabyte per
 // page for 16 heads of 128 + 128.
 constexpr int64_t kGroupPages = 4;
-constexpr int64_t kBlockRows = 64;
+constexpr int64_t kBlockRows = 10 * kExpandedTileRows;
 
 // One call. Expands a group of pages, then attends every row to them, until the last page.
 class Expanded {

@@ -104,30 +104,50 @@ HWY_INLINE float LargestLane(F32x16 v) {
   return largest;
 }
 
-// Takes up a page of which the query sees the first `visible` in [1, kPageTokens] keys. On entry
-// scores[j] are the keys' scores, anything beyond `visible`; on return they are the weights p_j,
-// zero beyond. Returns the factor for everything summed before.
-HWY_INLINE float TakeUpPage(float* HWY_RESTRICT scores, int64_t visible, RunningSoftmax& state) {
+// Takes up a page for `kRows` queries, of which query r sees the first visible[r] in [1,
+// kPageTokens] keys. On entry scores[r][j] are the keys' scores, anything beyond visible[r]; on
+// return they are the weights p_j, zero beyond. factors[r] is for everything that query r summed
+// before. Step by step for all queries, so that none waits for its own last result.
+template <int kRows>
+HWY_INLINE void TakeUpPage(float* HWY_RESTRICT scores, const int64_t (&visible)[kRows],
+                           RunningSoftmax (&states)[kRows], float (&factors)[kRows]) {
   static_assert(kPageTokens % kLanes == 0, "a page is whole vectors");
-  std::fill(scores + visible, scores + kPageTokens, -std::numeric_limits<float>::infinity());
-  F32x16 lanes_max = LoadLanes(scores);
-  for (int j = kLanes; j < kPageTokens; j += kLanes) {
-    lanes_max = Max(lanes_max, LoadLanes(scores + j));
+  static_assert(kRows <= kLanes);
+  float old_max[kLanes] = {}, new_max[kLanes] = {}, sums[kLanes] = {}, page_sums[kLanes] = {};
+  for (int r = 0; r < kRows; ++r) {
+    float* const row = scores + r * kPageTokens;
+    std::fill(row + visible[r], row + kPageTokens, -std::numeric_limits<float>::infinity());
+    F32x16 lanes_max = LoadLanes(row);
+    for (int j = kLanes; j < kPageTokens; j += kLanes) {
+      lanes_max = Max(lanes_max, LoadLanes(row + j));
+    }
+    old_max[r] = states[r].max;
+    new_max[r] = std::max(old_max[r], LargestLane(lanes_max));
+    sums[r] = states[r].sum;
   }
-  const float largest = std::max(state.max, LargestLane(lanes_max));
-  const F32x16 max = SetLanes(largest);
-  F32x16 page_sum = ZeroLanes();
-  for (int j = 0; j < kPageTokens; j += kLanes) {
-    const F32x16 weights = Exp(Sub(LoadLanes(scores + j), max));
-    page_sum = Add(page_sum, weights);
-    StoreLanes(weights, scores + j);
+  F32x16 lane_sums[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    float* const row = scores + r * kPageTokens;
+    const F32x16 max = SetLanes(new_max[r]);
+    lane_sums[r] = ZeroLanes();
+    for (int j = 0; j < kPageTokens; j += kLanes) {
+      const F32x16 weights = Exp(Sub(LoadLanes(row + j), max));
+      lane_sums[r] = Add(lane_sums[r], weights);
+      StoreLanes(weights, row + j);
+    }
   }
-  const float factor =
-      largest == state.max ? 1.0f : hn::GetLane(Exp(SetLanes(state.max - largest)).part[0]);
-  const F32x16 sum = MulAdd(SetLanes(state.sum), SetLanes(factor), SetLanes(Fold(page_sum)));
-  state.sum = hn::GetLane(sum.part[0]);
-  state.max = largest;
-  return factor;
+  for (int r = 0; r < kRows; ++r) page_sums[r] = Fold(lane_sums[r]);
+  float scale[kLanes];
+  StoreLanes(Exp(Sub(LoadLanes(old_max), LoadLanes(new_max))), scale);
+  for (int r = 0; r < kRows; ++r) {
+    // Where both are infinite their difference is no number.
+    if (new_max[r] == old_max[r]) scale[r] = 1.0f;
+  }
+  StoreLanes(MulAdd(LoadLanes(sums), LoadLanes(scale), LoadLanes(page_sums)), sums);
+  for (int r = 0; r < kRows; ++r) {
+    factors[r] = scale[r];
+    states[r] = {new_max[r], sums[r]};
+  }
 }
 
 // numerator = fused(numerator * factor + page), `width` a multiple of 16.
