@@ -70,7 +70,8 @@ absl::StatusOr<WeightMemory> WeightMemory::FindOrAllocate(PackedLayout layout, P
 }
 
 absl::Status WeightMemory::Allocate() {
-  const size_t size = static_cast<size_t>(layout_.bytes) + kHugePage;
+  const auto bytes = static_cast<size_t>(layout_.bytes);
+  const size_t size = (bytes / kHugePage + 2) * kHugePage;
   void* const mapped =
       mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) {
@@ -79,9 +80,10 @@ absl::Status WeightMemory::Allocate() {
   }
   const size_t to_boundary =
       (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
-  // Only those that are filled: the last one would hold 2 MiB for some KiB. Advice only.
-  madvise(static_cast<std::byte*>(mapped) + to_boundary,
-          static_cast<size_t>(layout_.bytes) / kHugePage * kHugePage, MADV_HUGEPAGE);
+  // The last one only where it is filled by a quarter: that of an expert would hold 2 MiB for some
+  // KiB. Advice only.
+  const size_t pages = (bytes + kHugePage - kHugePage / 4) / kHugePage;
+  madvise(static_cast<std::byte*>(mapped) + to_boundary, pages * kHugePage, MADV_HUGEPAGE);
   memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,
                                        [mapped, size](std::byte*) { munmap(mapped, size); });
   return absl::OkStatus();
