@@ -6,6 +6,7 @@
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/vector_kernels.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/mla_absorbed.cc"
@@ -101,13 +102,39 @@ HWY_INLINE void ScoreKeys(const HeadsOfRow<kHeads>& heads, const AbsorbedWidths&
   }
 }
 
+// A page of latents, or its first rows.
+template <typename T>
+struct LatentPage {
+  const T* rows;
+  int64_t row_stride;
+  const T* next;  // the page that is read after this one; null: this one needs not be asked for
+};
+
+// Asks for row `kKeysAhead` after row j: a page is read once per step, so from memory.
+template <typename T>
+HWY_INLINE void PrefetchKey(const LatentPage<T>& page, int64_t j) {
+  constexpr int64_t kKeysAhead = 16;
+  const int64_t ahead = j + kKeysAhead;
+  const T* const row = ahead < kPageTokens ? page.rows + ahead * page.row_stride
+                                           : page.next + (ahead - kPageTokens) * page.row_stride;
+  const auto* const bytes = reinterpret_cast<const std::byte*>(row);
+  for (int64_t at = 0; at < page.row_stride * static_cast<int64_t>(sizeof(T)); at += 64) {
+    PrefetchLine(bytes + at);
+  }
+}
+
 // Takes up the first `visible` keys of a page; `page_values` holds kHeads padded latents.
 template <int kHeads, typename T>
-HWY_NOINLINE void AttendPage(HeadsOfRow<kHeads>& heads, const AbsorbedWidths& widths, const T* page,
-                             int64_t row_stride, int64_t visible, float* page_values) {
+HWY_NOINLINE void AttendPage(HeadsOfRow<kHeads>& heads, const AbsorbedWidths& widths,
+                             const LatentPage<T>& latents, int64_t visible, float* page_values) {
+  const T* const page = latents.rows;
+  const int64_t row_stride = latents.row_stride;
   float scores[kHeads * kPageTokens];
   int64_t j = 0;
   for (; j + kTileKeys <= visible; j += kTileKeys) {
+    if (latents.next != nullptr) {
+      for (int k = 0; k < kTileKeys; ++k) PrefetchKey(latents, j + k);
+    }
     ScoreKeys<kHeads, kTileKeys>(heads, widths, page + j * row_stride, row_stride, scores + j);
   }
   for (; j < visible; ++j) {
@@ -163,6 +190,11 @@ void AttendRows(const MlaAbsorbedArgs& args, const AbsorbedTask& task, int64_t h
     const int64_t in_page = std::min<int64_t>(kPageTokens, longest - first);
     const int64_t page_row = int64_t{page_table[first / kPageTokens]} * kPageTokens;
     const auto* page = reinterpret_cast<const T*>(Row(args.pages, page_row));
+    // Of the last page the rows that nobody sees yet are asked for as well: there are few.
+    const bool is_last = first + kPageTokens >= longest;
+    const int64_t next_row =
+        is_last ? page_row : int64_t{page_table[first / kPageTokens + 1]} * kPageTokens;
+    const auto* next_page = reinterpret_cast<const T*>(Row(args.pages, next_row));
     const bool widen = task.rows >= kWidenRows && args.pages.dtype != Dtype::kF32;
     if (widen) {
       for (int64_t j = 0; j < in_page; ++j) {
@@ -174,9 +206,11 @@ void AttendRows(const MlaAbsorbedArgs& args, const AbsorbedTask& task, int64_t h
       const int64_t visible = std::min(in_page, Ints(args.lengths)[task.row + i] - first);
       if (visible <= 0) continue;
       if (widen) {
-        AttendPage<kHeads>(rows[i], widths, widened, page_width, visible, page_values);
+        const LatentPage<float> latents = {widened, page_width, nullptr};
+        AttendPage<kHeads>(rows[i], widths, latents, visible, page_values);
       } else {
-        AttendPage<kHeads>(rows[i], widths, page, args.pages.row_stride, visible, page_values);
+        const LatentPage<T> latents = {page, args.pages.row_stride, next_page};
+        AttendPage<kHeads>(rows[i], widths, latents, visible, page_values);
       }
     }
   }
