@@ -131,7 +131,7 @@ void SplitDeepSeekAscii(absl::string_view text, uint32_t base, StopCheck* stop,
     if (c == CharClass::kLineBreak) {
       SplitGap(text, gap, i, base, ends);
       ends->push_back(base + ++i);
-      if (Stops(stop, i - gap)) return;
+      if (Stops(stop, 1)) return;
       gap = i;
     } else if (c == CharClass::kLetter || c == CharClass::kPunctuation) {
       // One whitespace character before the run belongs to it.
@@ -139,10 +139,11 @@ void SplitDeepSeekAscii(absl::string_view text, uint32_t base, StopCheck* stop,
       SplitGap(text, gap, begin, base, ends);
       while (i < text.size() && ClassAt(text, i) == c) ++i;
       ends->push_back(base + i);
-      if (Stops(stop, i - gap)) return;
+      if (Stops(stop, i - begin)) return;
       gap = i;
     } else {
       ++i;
+      if (Stops(stop, 1)) return;
     }
   }
   SplitGap(text, gap, i, base, ends);

@@ -80,8 +80,8 @@ absl::Status WeightMemory::Allocate() {
   }
   const size_t to_boundary =
       (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
-  // The last one only where it is filled by a quarter: that of an expert would hold 2 MiB for some
-  // KiB. Advice only.
+  // The last one only where it is filled by a quarter: an expert's would hold 2 MiB for 0.3. Advice
+  // only.
   const size_t pages = (bytes + kHugePage - kHugePage / 4) / kHugePage;
   madvise(static_cast<std::byte*>(mapped) + to_boundary, pages * kHugePage, MADV_HUGEPAGE);
   memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,

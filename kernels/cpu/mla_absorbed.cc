@@ -4,9 +4,9 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/local_memory.h"
+#include "kernels/cpu/prefetch.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/vector_kernels.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/mla_absorbed.cc"
@@ -107,10 +107,11 @@ template <typename T>
 struct LatentPage {
   const T* rows;
   int64_t row_stride;
-  const T* next;  // the page that is read after this one; null: this one needs not be asked for
+  const T*
+      next;  // the page that is read next, this one where it is the last; null: none is asked for
 };
 
-// Asks for row `kKeysAhead` after row j: a page is read once per step, so from memory.
+// Asks for row `kKeysAhead` after row j: whoever reads a page first in a step has it from memory.
 template <typename T>
 HWY_INLINE void PrefetchKey(const LatentPage<T>& page, int64_t j) {
   constexpr int64_t kKeysAhead = 16;

@@ -132,7 +132,7 @@ namespace {
 // Pages expanded between two rounds of attention: few rounds, and memory of about a megabyte per
 // page for 16 heads of 128 + 128.
 constexpr int64_t kGroupPages = 4;
-constexpr int64_t kBlockRows = 10 * kExpandedTileRows;
+constexpr int64_t kBlockRows = 10 * kExpandedTileRows;  // whole tiles: few rows are taken up alone
 
 // One call. Expands a group of pages, then attends every row to them, until the last page.
 class Expanded {

@@ -6,7 +6,7 @@
 #include "hwy/aligned_allocator.h"
 #include "kernels/cpu/float_kernels.h"
 #include "kernels/cpu/integer_kernels.h"
-#include "kernels/cpu/vector_kernels.h"
+#include "kernels/cpu/prefetch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/product.cc"
@@ -108,8 +108,10 @@ void ForEachPanel(const Product& product, int64_t begin, int64_t end, int64_t ma
   const int64_t end_panel = CeilDiv(end, kPanelOutputs);
   for (int64_t row = 0; row < product.rows; row += max_rows) {
     for (int64_t panel = begin / kPanelOutputs; panel < end_panel; ++panel) {
-      const std::byte* const next =
-          panel + 1 < end_panel ? product.weight.panel(panel + 1) : product.next;
+      const bool is_last = row + max_rows >= product.rows;
+      const std::byte* const next = panel + 1 < end_panel ? product.weight.panel(panel + 1)
+                                    : is_last             ? product.next
+                                              : product.weight.panel(begin / kPanelOutputs);
       run(panel, next, row, std::min(max_rows, product.rows - row));
     }
   }
@@ -124,10 +126,13 @@ int64_t RowsAtOnce(const FloatRows& x) {
 
 void MultiplyIntegers(const IntegerWeight& weight, const Product& product, int64_t begin,
                       int64_t end) {
+  constexpr int64_t kFloatsOfLine = 64 / sizeof(float);
   const IntegerKernel& kernel = IntegerKernelFor(product.rows);
   auto* const sums = SumsOf<int32_t>(std::min(product.rows, kernel.max_rows));
   const auto run = [&](int64_t panel, const std::byte* next, int64_t row, int64_t rows) {
-    for (const int64_t n : {0, 16}) PrefetchLine(weight.scales() + panel * kPanelOutputs + n);
+    for (int64_t n = 0; n < kPanelOutputs; n += kFloatsOfLine) {
+      PrefetchLine(weight.scales() + panel * kPanelOutputs + n);
+    }
     kernel.run({weight.layout.format, weight.panel(panel), &product.x.integers(),
                 product.first_row + row, rows, sums, reinterpret_cast<const uint8_t*>(next)});
     HWY_DYNAMIC_DISPATCH(StoreIntegerSums)(product, sums, row, rows, panel * kPanelOutputs);

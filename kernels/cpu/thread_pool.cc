@@ -32,7 +32,7 @@ bool SpinUntil(Done done) {
 
 ThreadPool::ThreadPool(int num_threads) {
   if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
-  TANDEM_CHECK(num_threads <= static_cast<int>(kOpen));
+  num_threads = std::min(num_threads, static_cast<int>(kOpen));
   shares_ = std::vector<Share>(num_threads);
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { WorkerMain(i); });
 }
@@ -114,8 +114,9 @@ void ThreadPool::WorkerMain(size_t index) {
   while (!ending_) {
     if (!Join(seen)) continue;
     RunShares(*loop_, index);
+    const uint32_t before = state_.fetch_sub(kHelper);
     // Whoever closed the loop may wait for its last helper.
-    if (Helpers(state_.fetch_sub(kHelper)) == 1) state_.notify_all();
+    if (Helpers(before) == 1 && (before & kOpen) == 0) state_.notify_all();
   }
 }
 

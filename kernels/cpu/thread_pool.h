@@ -19,7 +19,7 @@ class ThreadPool {
  public:
   using Body = absl::FunctionRef<void(int64_t begin, int64_t end)>;
 
-  // `num_threads` counts the calling thread: 1 starts none, 0 means one per core, 1024 at most.
+  // `num_threads` counts the calling thread: 1 starts none, 0 means one per core; 1,024 at most.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -42,9 +42,10 @@ class ThreadPool {
     int64_t count;
     int64_t grain;
 
-    int64_t chunks() const { return (count + grain - 1) / grain; }
+    int64_t chunks() const { return (count - 1) / grain + 1; }
     void RunChunk(int64_t chunk) const {
-      body(chunk * grain, std::min((chunk + 1) * grain, count));
+      const int64_t begin = chunk * grain;
+      body(begin, begin + std::min(grain, count - begin));
     }
   };
 

@@ -16,7 +16,7 @@
 #include "kernels/cpu/integer_kernels.h"
 #include "kernels/cpu/integer_rows.h"
 #include "kernels/cpu/integer_weight.h"
-#include "kernels/cpu/vector_kernels.h"
+#include "kernels/cpu/prefetch.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels::cpu {

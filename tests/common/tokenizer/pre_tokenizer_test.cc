@@ -155,14 +155,17 @@ TEST(PreTokenizerTest, StopsWithinAStretchWithoutBoundary) {
 
 TEST(PreTokenizerTest, StopsWithinAscii) {
   const PreTokenizer deepseek = Make(DeepSeekSteps());
-  std::string text;
-  while (text.size() < 8 * StopCheck::kBytes) text += "word 12, line\n";
-  StopAt stop(3);
-  const StopFunction function = stop.Function();
-  StopCheck check(function);
-  std::vector<uint32_t> ends;
-  EXPECT_EQ(deepseek.Split(text, &ends, &check).code(), absl::StatusCode::kCancelled);
-  EXPECT_LT(ends.back(), 4 * StopCheck::kBytes);
+  for (const std::string unit : {"word 12, line\n", "1", " ", "\n"}) {
+    std::string text;
+    while (text.size() < 8 * StopCheck::kBytes) text += unit;
+    StopAt stop(3);
+    const StopFunction function = stop.Function();
+    StopCheck check(function);
+    std::vector<uint32_t> ends;
+    EXPECT_EQ(deepseek.Split(text, &ends, &check).code(), absl::StatusCode::kCancelled) << unit;
+    EXPECT_EQ(stop.asked(), 3);
+    for (const uint32_t end : ends) ASSERT_LT(end, 4 * StopCheck::kBytes);
+  }
 }
 
 }  // namespace
