@@ -72,13 +72,13 @@ void Linear(const LinearArgs& args, ThreadPool& pool) {
     taken.Resize(weight.RowsFor(args.x.dtype), rows, k);
     ForEachRow(pool, rows, k,
                [&](int64_t i) { taken.Set(i, Row(args.x, first + i), args.x.dtype); });
-    pool.ParallelFor(
-        outputs, OutputGrain(outputs, rows * k, pool.num_threads()),
-        [&](int64_t begin, int64_t end) {
-          Product product{weight, taken, 0, rows, View(args.out.slice_rows(first, rows))};
-          if (end < outputs) product.next = weight.panel(end / kPanelOutputs);
-          Multiply(product, begin, end);
-        });
+    const Product product{weight, taken, 0, rows, View(args.out.slice_rows(first, rows))};
+    pool.ParallelFor(outputs, OutputGrain(outputs, rows * k, pool.num_threads()),
+                     [&](int64_t begin, int64_t end) {
+                       Product piece = product;
+                       if (end < outputs) piece.next = weight.panel(end / kPanelOutputs);
+                       Multiply(piece, begin, end);
+                     });
   }
 }
 

@@ -102,13 +102,13 @@ HWY_INLINE void ScoreKeys(const HeadsOfRow<kHeads>& heads, const AbsorbedWidths&
   }
 }
 
-// A page of latents, or its first rows.
+// A page of latents, and `next`, the one that is read after it (the same where it is the last), so
+// that it is asked for; null: nothing is.
 template <typename T>
 struct LatentPage {
   const T* rows;
   int64_t row_stride;
-  const T*
-      next;  // the page that is read next, this one where it is the last; null: none is asked for
+  const T* next;
 };
 
 // Asks for row `kKeysAhead` after row j: whoever reads a page first in a step has it from memory.
