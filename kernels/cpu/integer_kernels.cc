@@ -9,6 +9,15 @@
 #include "kernels/cpu/tiles.h"
 #include "kernels/cpu/vector_kernels.h"
 
+namespace tandem::kernels::cpu {
+namespace {
+
+// Rows that are multiplied at once over vectors.
+constexpr int64_t kVectorMaxRows = 128;
+
+}  // namespace
+}  // namespace tandem::kernels::cpu
+
 // ---- AVX2: bytes by pairs into 16 bits ----
 
 HWY_PUSH_ATTRIBUTES("avx2")
@@ -19,8 +28,6 @@ namespace avx2 {
 struct Instructions {
   static constexpr int kVecOutputs = 8;
   static constexpr int kInt8Rows = 2, kInt4Rows = 2;
-  // More registers for rows than for outputs, where weights are in the cache already.
-  static constexpr int kFewRows = 16, kManyInt4Rows = 3, kManyInt4Vecs = 2;
   static constexpr bool kBytesAreOffset = false;  // DotBytes takes q itself
   using Sum = __m256i;
   using Bytes = __m256i;
@@ -84,6 +91,7 @@ struct Instructions {
 };
 
 #include "kernels/cpu/integer_kernels.inc"
+#include "kernels/cpu/integer_many_rows_avx2.inc"
 
 }  // namespace avx2
 }  // namespace
@@ -100,7 +108,6 @@ namespace vnni {
 struct Instructions {
   static constexpr int kVecOutputs = 16;
   static constexpr int kInt8Rows = 12, kInt4Rows = 6;
-  static constexpr int kFewRows = 1, kManyInt4Rows = 6, kManyInt4Vecs = 2;
   static constexpr bool kBytesAreOffset = true;  // DotBytes takes q + 128
   using Sum = __m512i;
   using Bytes = __m512i;
@@ -112,6 +119,10 @@ struct Instructions {
     __m512i offset;  // 128 - 8 * factor in each byte
   };
 
+  static HWY_INLINE __m512i Pinned(__m512i sum) {
+    asm("" : "+v"(sum));
+    return sum;
+  }
   static HWY_INLINE Sum LoadSum(const int32_t* from) { return _mm512_loadu_si512(from); }
   static HWY_INLINE void StoreSum(Sum sum, int32_t* to) { _mm512_storeu_si512(to, sum); }
   static HWY_INLINE Inputs Broadcast(const int8_t* four) {
@@ -123,7 +134,7 @@ struct Instructions {
   static HWY_INLINE Bytes LoadBytes(const uint8_t* from) { return _mm512_loadu_si512(from); }
   static HWY_INLINE void StoreBytes(Bytes bytes, uint8_t* to) { _mm512_storeu_si512(to, bytes); }
   static HWY_INLINE Sum DotBytes(Sum sum, Bytes weights, Inputs x) {
-    return _mm512_dpbusd_epi32(sum, weights, x);
+    return Pinned(_mm512_dpbusd_epi32(sum, weights, x));
   }
 
   static HWY_INLINE void LoadNibbles(const uint8_t* from, Bytes* low, Bytes* high) {
@@ -162,6 +173,7 @@ struct Instructions {
 };
 
 #include "kernels/cpu/integer_kernels.inc"
+#include "kernels/cpu/integer_many_rows.inc"
 #include "kernels/cpu/integer_tiles.inc"
 
 }  // namespace vnni
@@ -178,7 +190,6 @@ namespace emulated {
 struct Instructions {
   static constexpr int kVecOutputs = 16;
   static constexpr int kInt8Rows = 12, kInt4Rows = 6;
-  static constexpr int kFewRows = 1, kManyInt4Rows = 6, kManyInt4Vecs = 2;
   static constexpr bool kBytesAreOffset = true;
   struct Sum {
     int32_t of[kVecOutputs];
@@ -259,6 +270,7 @@ struct Instructions {
 using Tiles = EmulatedTiles;
 
 #include "kernels/cpu/integer_kernels.inc"
+#include "kernels/cpu/integer_many_rows.inc"
 #include "kernels/cpu/integer_tiles.inc"
 
 }  // namespace emulated
@@ -271,9 +283,11 @@ std::vector<IntegerKernel>& KernelsInUse() {
 }  // namespace
 
 std::vector<IntegerKernel> IntegerKernels(bool emulated) {
-  constexpr int64_t kTileMinRows = 5, kTileMaxRows = 512, kVectorMaxRows = 128;
+  constexpr int64_t kTileMinRows = 5, kTileMaxRows = 512;
+  constexpr int64_t kUnpackMinRows = 16, kAvx2ManyMinRows = 10;
   if (emulated) {
     return {{"emulated amx", emulated::RunTiles, kTileMinRows, kTileMaxRows},
+            {"emulated vnni, many rows", emulated::RunUnpacked, kUnpackMinRows, kVectorMaxRows},
             {"emulated vnni", emulated::RunVectors, 1, kVectorMaxRows}};
   }
   std::vector<IntegerKernel> kernels;
@@ -281,7 +295,11 @@ std::vector<IntegerKernel> IntegerKernels(bool emulated) {
   if (vnni && HasTiles(TileType::kInt8)) {
     kernels.push_back({"amx", vnni::RunTiles, kTileMinRows, kTileMaxRows});
   }
-  if (vnni) kernels.push_back({"vnni", vnni::RunVectors, 1, kVectorMaxRows});
+  if (vnni) {
+    kernels.push_back({"vnni, many rows", vnni::RunUnpacked, kUnpackMinRows, kVectorMaxRows});
+    kernels.push_back({"vnni", vnni::RunVectors, 1, kVectorMaxRows});
+  }
+  kernels.push_back({"avx2, many rows", avx2::RunManyRows, kAvx2ManyMinRows, kVectorMaxRows});
   kernels.push_back({"avx2", avx2::RunVectors, 1, kVectorMaxRows});
   return kernels;
 }

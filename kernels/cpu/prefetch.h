@@ -8,17 +8,27 @@
 
 namespace tandem::kernels::cpu {
 
-// How far ahead of what is multiplied memory is asked for, and in products of how many rows.
-inline constexpr int64_t kPrefetchAhead = 16384;
-inline constexpr int64_t kPrefetchRows = 4;
+// How the weights are asked for that a product reads next.
+struct AskingAhead {
+  int64_t bytes;  // how far ahead of what is multiplied
+  bool nearest;   // into the first-level cache, else into the second
+};
 
-// What is asked for while block b of a panel is multiplied: the block that is `kPrefetchAhead`
-// bytes further on and, towards the end, what lies as far beyond the beginning of `next`, which is
-// read after the panel. Null for `next`: the block itself, which costs no memory's time.
+// Where memory is what takes time, AMD's processors, which have requests of their own for the
+// second-level cache under way, give a third more if they are asked near and late
+// (docs/performance.md).
+inline AskingAhead HowToAskAhead(bool few_rows) {
+  if (few_rows && __builtin_cpu_is("amd")) return {4096, true};
+  return {16384, false};
+}
+
+// What is asked for while block b of a panel is multiplied: the block that lies `bytes` further on
+// and, towards the end, what lies as far beyond the beginning of `next`, which is read after the
+// panel. Null for `next`: the block itself, which costs no memory's time.
 template <typename Byte>
 const Byte* AskedAhead(const Byte* panel, int64_t blocks, int64_t block_bytes, int64_t b,
-                       const Byte* next) {
-  const int64_t ahead = b + kPrefetchAhead / block_bytes;
+                       const Byte* next, int64_t bytes) {
+  const int64_t ahead = b + (bytes + block_bytes - 1) / block_bytes;
   if (ahead < blocks) return panel + ahead * block_bytes;
   return next == nullptr ? panel + b * block_bytes : next + (ahead - blocks) * block_bytes;
 }

@@ -68,10 +68,10 @@ INSTANTIATE_TEST_SUITE_P(Formats, IntegerTest,
                          [](const auto& info) { return WeightFormatName(info.param); });
 
 TEST(AskedAheadTest, IsAsFarAheadAlsoWhereThePanelEnds) {
-  constexpr int64_t kBlocks = 20, kBytes = 2112, kAhead = kPrefetchAhead / kBytes;
+  constexpr int64_t kBlocks = 20, kBytes = 2112, kAhead = 8, kAheadBytes = 16384;
   const std::vector<uint8_t> panel(kBlocks * kBytes), next(kBlocks * kBytes);
   const auto asked = [&](int64_t b, const uint8_t* after) {
-    return AskedAhead(panel.data(), kBlocks, kBytes, b, after);
+    return AskedAhead(panel.data(), kBlocks, kBytes, b, after, kAheadBytes);
   };
   EXPECT_EQ(asked(0, next.data()), &panel[kAhead * kBytes]);
   EXPECT_EQ(asked(kBlocks - kAhead - 1, next.data()), &panel[(kBlocks - 1) * kBytes]);
