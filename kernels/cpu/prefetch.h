@@ -14,11 +14,11 @@ struct AskingAhead {
   bool nearest;   // into the first-level cache, else into the second
 };
 
-// Where memory is what takes time, AMD's processors, which have requests of their own for the
-// second-level cache under way, give a third more if they are asked near and late
+// `one_stream`: weights are read line after line, and memory is what takes time. AMD's processors
+// foresee that, and read a half more of it if nothing is asked for but what is read just now
 // (docs/performance.md).
-inline AskingAhead HowToAskAhead(bool few_rows) {
-  if (few_rows && __builtin_cpu_is("amd")) return {4096, true};
+inline AskingAhead HowToAskAhead(bool one_stream) {
+  if (one_stream && __builtin_cpu_is("amd")) return {0, true};
   return {16384, false};
 }
 
