@@ -28,6 +28,8 @@ namespace avx2 {
 struct Instructions {
   static constexpr int kVecOutputs = 8;
   static constexpr int kInt8Rows = 2, kInt4Rows = 2;
+  static constexpr int kAccumulators = 8;
+  static constexpr bool kStartsWithPairs = true;
   static constexpr bool kBytesAreOffset = false;  // DotBytes takes q itself
   using Sum = __m256i;
   using Bytes = __m256i;
@@ -108,6 +110,8 @@ namespace vnni {
 struct Instructions {
   static constexpr int kVecOutputs = 16;
   static constexpr int kInt8Rows = 12, kInt4Rows = 6;
+  static constexpr int kAccumulators = 24;
+  static constexpr bool kStartsWithPairs = false;
   static constexpr bool kBytesAreOffset = true;  // DotBytes takes q + 128
   using Sum = __m512i;
   using Bytes = __m512i;
@@ -143,9 +147,7 @@ struct Instructions {
     *low = _mm512_and_si512(bytes, lower_half);
     *high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), lower_half);
   }
-  static HWY_INLINE GroupSum StartGroup(const int32_t* pair) {
-    return _mm512_madd_epi16(_mm512_set1_epi32(*pair), _mm512_set1_epi16(1));
-  }
+  static HWY_INLINE GroupSum StartGroup(const int32_t* total) { return _mm512_set1_epi32(*total); }
   static HWY_INLINE GroupSum DotNibbles(GroupSum sum, Bytes nibbles, Inputs x) {
     return _mm512_dpbusd_epi32(sum, nibbles, x);
   }
@@ -156,7 +158,7 @@ struct Instructions {
   }
   // A group's sum, of at most 32 * 8 * 127, is what its lower 16 bits say.
   static HWY_INLINE Sum AddGroup(Sum sum, GroupSum group, Factors factors) {
-    return _mm512_dpwssd_epi32(sum, group, factors);
+    return Pinned(_mm512_dpwssd_epi32(sum, group, factors));
   }
 
   static HWY_INLINE ByteFactors LoadByteFactors(const uint8_t* from, int shift) {
@@ -190,6 +192,8 @@ namespace emulated {
 struct Instructions {
   static constexpr int kVecOutputs = 16;
   static constexpr int kInt8Rows = 12, kInt4Rows = 6;
+  static constexpr int kAccumulators = 24;
+  static constexpr bool kStartsWithPairs = false;
   static constexpr bool kBytesAreOffset = true;
   struct Sum {
     int32_t of[kVecOutputs];
@@ -232,11 +236,9 @@ struct Instructions {
       }
     }
   }
-  static GroupSum StartGroup(const int32_t* pair) {
-    int16_t halves[2];
-    std::memcpy(halves, pair, sizeof(halves));
+  static GroupSum StartGroup(const int32_t* total) {
     GroupSum sum;
-    std::fill_n(sum.of, kVecOutputs, halves[0] + halves[1]);
+    std::fill_n(sum.of, kVecOutputs, *total);
     return sum;
   }
   static GroupSum DotNibbles(GroupSum sum, Bytes nibbles, Inputs x) {
@@ -284,7 +286,7 @@ std::vector<IntegerKernel>& KernelsInUse() {
 
 std::vector<IntegerKernel> IntegerKernels(bool emulated) {
   constexpr int64_t kTileMinRows = 5, kTileMaxRows = 512;
-  constexpr int64_t kUnpackMinRows = 16, kAvx2ManyMinRows = 10;
+  constexpr int64_t kUnpackMinRows = 30, kAvx2ManyMinRows = 10;
   if (emulated) {
     return {{"emulated amx", emulated::RunTiles, kTileMinRows, kTileMaxRows},
             {"emulated vnni, many rows", emulated::RunUnpacked, kUnpackMinRows, kVectorMaxRows},

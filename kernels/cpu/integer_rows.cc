@@ -92,6 +92,7 @@ void IntegerRows::Resize(int64_t rows, int64_t inputs) {
     std::memset(values_.get(), 0, size);  // rows to spare are read
   }
   Grown(group_sums_, blocks_ * stored_rows_ * kBlockGroups);
+  Grown(group_totals_, blocks_ * stored_rows_ * kBlockGroups);
   Grown(sums_, stored_rows_);
   Grown(scales_, stored_rows_);
 }
@@ -118,7 +119,9 @@ void IntegerRows::Set(int64_t i, const void* x, Dtype dtype) {
     }
     for (int64_t group = 0; group < kBlockGroups; ++group) {
       const PairSums sums = SumGroup(to + group * kGroupInputs);
-      group_sums_[(b * stored_rows_ + i) * kBlockGroups + group] = TimesMinusEight(sums);
+      const int64_t at = (b * stored_rows_ + i) * kBlockGroups + group;
+      group_sums_[at] = TimesMinusEight(sums);
+      group_totals_[at] = -8 * (sums.first + sums.second);
       sum += sums.first + sums.second;
     }
   }
@@ -129,8 +132,9 @@ void IntegerRows::Copy(int64_t i, const IntegerRows& from, int64_t from_row) {
   for (int64_t b = 0; b < blocks_; ++b) {
     std::memcpy(values_.get() + (b * stored_rows_ + i) * kBlockInputs, from.block(b, from_row),
                 kBlockInputs);
-    std::memcpy(&group_sums_[(b * stored_rows_ + i) * kBlockGroups], from.group_sums(b, from_row),
-                kBlockGroups * sizeof(int32_t));
+    const int64_t at = (b * stored_rows_ + i) * kBlockGroups;
+    std::copy_n(from.group_sums(b, from_row), kBlockGroups, &group_sums_[at]);
+    std::copy_n(from.group_totals(b, from_row), kBlockGroups, &group_totals_[at]);
   }
   sums_[i] = from.sums_[from_row];
   scales_[i] = from.scales_[from_row];

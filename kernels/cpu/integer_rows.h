@@ -37,6 +37,10 @@ class IntegerRows {
   const int32_t* group_sums(int64_t block, int64_t row) const {
     return group_sums_.data() + (block * stored_rows_ + row) * kBlockGroups;
   }
+  // The same, each pair as one sum.
+  const int32_t* group_totals(int64_t block, int64_t row) const {
+    return group_totals_.data() + (block * stored_rows_ + row) * kBlockGroups;
+  }
   float scale(int64_t row) const { return scales_[row]; }
   // Of a row's values.
   int32_t sum(int64_t row) const { return sums_[row]; }
@@ -48,6 +52,7 @@ class IntegerRows {
   int64_t capacity_ = 0;  // of values_
   hwy::AlignedFreeUniquePtr<int8_t[]> values_;
   std::vector<int32_t> group_sums_;
+  std::vector<int32_t> group_totals_;
   std::vector<int32_t> sums_;
   std::vector<float> scales_;
 };
