@@ -6,11 +6,15 @@
 #include <cstring>
 #include <utility>
 
+#include "hwy/aligned_allocator.h"
 #include "kernels/cpu/tiles.h"
 #include "kernels/cpu/vector_kernels.h"
 
 namespace tandem::kernels::cpu {
 namespace {
+
+// What a thread keeps lies on the heap: thread_local memory itself would lie in the stack of every
+// thread of the process, and those of libraries can be small.
 
 // Rows that are multiplied at once over vectors.
 constexpr int64_t kVectorMaxRows = 128;

@@ -1,6 +1,7 @@
 // Products in the integer formats: what is packed, that every kernel finds the same sums, and that
 // an op's result is what the contract says, to the bit.
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <cmath>
 #include <cstdint>
@@ -66,6 +67,18 @@ class IntegerTest : public testing::TestWithParam<WeightFormat> {
 INSTANTIATE_TEST_SUITE_P(Formats, IntegerTest,
                          testing::Values(WeightFormat::kInt8, WeightFormat::kInt4),
                          [](const auto& info) { return WeightFormatName(info.param); });
+
+// The metrics server's have 100 KB, of which what is thread_local in the process takes its part.
+TEST(IntegerKernelsTest, LeaveRoomForThreadsWithSmallStacks) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, 48 << 10), 0);
+  pthread_t thread;
+  const auto nothing = [](void*) -> void* { return nullptr; };
+  ASSERT_EQ(pthread_create(&thread, &attributes, nothing, nullptr), 0);
+  EXPECT_EQ(pthread_join(thread, nullptr), 0);
+  pthread_attr_destroy(&attributes);
+}
 
 TEST(AskedAheadTest, IsAsFarAheadAlsoWhereThePanelEnds) {
   constexpr int64_t kBlocks = 20, kBytes = 2112, kAhead = 8, kAheadBytes = 16384;
