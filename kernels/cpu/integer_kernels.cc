@@ -303,7 +303,7 @@ std::vector<IntegerKernel> IntegerKernels(bool emulated) {
   }
   if (vnni) {
     kernels.push_back({"vnni, many rows", vnni::RunUnpacked, kUnpackMinRows, kVectorMaxRows});
-    // On AMD one row of int4 reads memory by a fifth faster over AVX2 (docs/performance.md).
+    // On Zen 4 one row of int4 reads memory by a fifth faster over AVX2 (docs/performance.md).
     const int64_t min_rows = __builtin_cpu_is("amd") ? 2 : 1;
     kernels.push_back({"vnni", vnni::RunVectors, min_rows, kVectorMaxRows});
   }

@@ -32,6 +32,8 @@ class IntegerRows {
   const int8_t* block(int64_t block, int64_t row) const {
     return values_.get() + (block * stored_rows_ + row) * kBlockInputs;
   }
+  // From a row in a block to the same one in the next, in bytes.
+  int64_t next_block() const { return stored_rows_ * kBlockInputs; }
   // For each of the block's groups of 32 inputs a pair of i16, the lower one first: -8 times the
   // sums of the values at k % 4 in {0, 1} and in {2, 3}. A row's four lie together.
   const int32_t* group_sums(int64_t block, int64_t row) const {

@@ -14,9 +14,9 @@ struct AskingAhead {
   bool nearest;   // into the first-level cache, else into the second
 };
 
-// `one_stream`: weights are read line after line, and memory is what takes time. AMD's processors
-// foresee that, and read a half more of it if nothing is asked for but what is read just now
-// (docs/performance.md).
+// `one_stream`: weights are read line after line, and memory is what takes time. Zen 4 foresees
+// that, and reads up to a half more if nothing is asked for but what is read just now
+// (docs/performance.md); AMD's others, which are not measured, are taken to be alike.
 inline AskingAhead HowToAskAhead(bool one_stream) {
   if (one_stream && __builtin_cpu_is("amd")) return {0, true};
   return {16384, false};
