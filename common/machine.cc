@@ -11,6 +11,7 @@
 
 #include "absl/algorithm/container.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 
 namespace tandem {
@@ -81,13 +82,31 @@ int AffinityCpus() {
   return static_cast<int>(std::thread::hardware_concurrency());  // more than 1,024
 }
 
-std::optional<int64_t> MachineMemory(const fs::path& root) {
-  const std::vector<std::string> words = Words(root / "proc/meminfo");  // "MemTotal:", "123", "kB"
-  const auto total = absl::c_find(words, "MemTotal:");
-  if (words.end() - total < 2) return std::nullopt;
-  const std::optional<int64_t> kib = Number(total[1]);
+// A line of a file of such lines: "MemTotal:", "123", or "active_file", "123".
+std::optional<int64_t> NumberAfter(const fs::path& file, const std::string& word) {
+  const std::vector<std::string> words = Words(file);
+  const auto at = absl::c_find(words, word);
+  return words.end() - at < 2 ? std::nullopt : Number(at[1]);
+}
+
+std::optional<int64_t> MachineMemory(const fs::path& root, const std::string& what) {
+  const std::optional<int64_t> kib = NumberAfter(root / "proc/meminfo", what);
   if (!kib.has_value()) return std::nullopt;
   return *kib * 1024;
+}
+
+// What a group has used of its limit, but for pages of files.
+std::optional<int64_t> MemoryInUse(const fs::path& group) {
+  auto used = NumberIn(group / "memory.current");  // v2
+  if (!used.has_value()) used = NumberIn(group / "memory.usage_in_bytes");
+  if (!used.has_value()) return std::nullopt;
+  for (const char* pages : {"active_file", "inactive_file"}) {
+    // v1 has numbers of the group alone beside those of it and the groups in it.
+    auto bytes = NumberAfter(group / "memory.stat", absl::StrCat("total_", pages));
+    if (!bytes.has_value()) bytes = NumberAfter(group / "memory.stat", pages);
+    *used -= bytes.value_or(0);
+  }
+  return used;
 }
 
 }  // namespace
@@ -103,7 +122,7 @@ MachineLimits ReadMachineLimits(const std::string& root) {
     limits.cpus_from = "cgroup cpu quota";
   }
   limits.memory_from = "the machine";
-  if (const auto memory = MachineMemory(root)) limits.memory_bytes = *memory;
+  if (const auto memory = MachineMemory(root, "MemTotal:")) limits.memory_bytes = *memory;
   for (const fs::path& group : GroupFolders(root, "memory")) {
     const std::optional<int64_t> limit = MemoryLimit(group);
     if (!limit.has_value() || *limit >= limits.memory_bytes) continue;
@@ -111,6 +130,16 @@ MachineLimits ReadMachineLimits(const std::string& root) {
     limits.memory_from = "cgroup memory limit";
   }
   return limits;
+}
+
+int64_t ReadAvailableMemory(const std::string& root) {
+  int64_t available =
+      MachineMemory(root, "MemAvailable:").value_or(std::numeric_limits<int64_t>::max());
+  for (const fs::path& group : GroupFolders(root, "memory")) {
+    const std::optional<int64_t> limit = MemoryLimit(group), used = MemoryInUse(group);
+    if (limit.has_value() && used.has_value()) available = std::min(available, *limit - *used);
+  }
+  return available;
 }
 
 }  // namespace tandem

@@ -3,11 +3,15 @@
 #ifndef TANDEM_COMMON_MACHINE_H_
 #define TANDEM_COMMON_MACHINE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
 
 namespace tandem {
+
+// What a huge page of x86-64 holds, and where it may begin.
+inline constexpr size_t kHugePageBytes = 2 << 20;
 
 struct MachineLimits {
   int cpus = 1;  // the least of: those in the affinity mask; the CPU quota, rounded up
@@ -21,6 +25,10 @@ struct MachineLimits {
 // What cannot be read does not limit. `root` is the folder below which proc/ and sys/ lie, for
 // tests.
 MachineLimits ReadMachineLimits(const std::string& root = "/");
+
+// Bytes that can be had now, within all limits, without swapping: what is free, and pages of files,
+// which the system would give up.
+int64_t ReadAvailableMemory(const std::string& root = "/");
 
 }  // namespace tandem
 

@@ -12,6 +12,7 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "common/machine.h"
 #include "common/mutex.h"
 
 namespace tandem {
@@ -86,14 +87,38 @@ void TakeSigbus() {
   sigaction(SIGBUS, &ours, nullptr);
 }
 
+// mmap, with the file's boundaries of huge pages at those of memory if that many bytes could fill
+// one.
+void* MapAligned(int descriptor, uint64_t offset, size_t bytes) {
+  const auto map = [&](void* at, int flags) {
+    return mmap(at, bytes, PROT_READ, MAP_PRIVATE | flags, descriptor, static_cast<off_t>(offset));
+  };
+  if (bytes < kHugePageBytes) return map(nullptr, 0);
+  void* const place =
+      mmap(nullptr, bytes + kHugePageBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (place == MAP_FAILED) return place;
+  auto* const begin = static_cast<std::byte*>(place);
+  const size_t before = (offset - reinterpret_cast<uintptr_t>(place)) % kHugePageBytes;
+  void* const pages = map(begin + before, MAP_FIXED);
+  if (pages == MAP_FAILED) {
+    munmap(place, bytes + kHugePageBytes);
+    return pages;
+  }
+  // What the mapping does not need of its place: whole pages before and behind it.
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t end = before + (bytes + page - 1) / page * page;
+  if (before > 0) munmap(begin, before);
+  if (end < bytes + kHugePageBytes) munmap(begin + end, bytes + kHugePageBytes - end);
+  return pages;
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<void>> MapPages(int descriptor, const std::string& path,
                                                uint64_t offset, size_t bytes) {
   static std::once_flag taken;
   std::call_once(taken, TakeSigbus);
-  void* const pages =
-      mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, descriptor, static_cast<off_t>(offset));
+  void* const pages = MapAligned(descriptor, offset, bytes);
   if (pages == MAP_FAILED) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot map ", path, ": ", std::generic_category().message(errno)));

@@ -211,7 +211,9 @@ PackedFile::~PackedFile() { close(fd_); }
 absl::StatusOr<std::shared_ptr<const std::byte>> PackedFile::Map(PackedUnit::ForAll for_all) const {
   const auto bytes = static_cast<size_t>(label_.bytes);
   TANDEM_ASSIGN_OR_RETURN(const std::shared_ptr<void> pages, MapPages(fd_, path_, 0, bytes));
-  madvise(pages.get(), bytes, MADV_HUGEPAGE);  // advice only
+  // Advice only. Threads that come by its pages at the same time would make them small.
+  madvise(pages.get(), bytes, MADV_HUGEPAGE);
+  madvise(pages.get(), bytes, MADV_POPULATE_READ);
   const std::shared_ptr<const std::byte> memory(pages, static_cast<const std::byte*>(pages.get()));
   std::atomic<bool> sound = true;
   for_all(static_cast<int64_t>(sums_.size()), [&](int64_t i) {

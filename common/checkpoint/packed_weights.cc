@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/machine.h"
 #include "common/status.h"
 #include "spdlog/spdlog.h"
 
@@ -44,6 +45,8 @@ class PackedWeights::KeptUnit final : public PackedUnit {
     }
     ++all_.mapped_;
     all_.mapped_bytes_ += bytes;
+    if (!all_.options_.wait && bytes >= static_cast<int64_t>(kHugePageBytes))
+      all_.mover_.Move(*memory, bytes);
     return *std::move(memory);
   }
 
@@ -84,6 +87,8 @@ absl::Status PackedWeights::status() const {
 CounterSnapshot PackedWeights::Counters() const {
   return {{"packed_mapped", mapped_},
           {"packed_mapped_bytes", mapped_bytes_},
+          {"packed_moved_bytes", mover_.moved_bytes()},
+          {"packed_waiting_bytes", mover_.waiting_bytes()},
           {"packed_refused", refused_},
           {"packed_written", written_},
           {"packed_failed", status().ok() ? 0 : 1}};

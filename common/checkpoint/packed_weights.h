@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "absl/status/status.h"
+#include "common/checkpoint/huge_page_mover.h"
 #include "common/checkpoint/packed_file.h"
 #include "common/counters.h"
 #include "common/mutex.h"
@@ -51,8 +52,9 @@ class PackedWeights {
   const std::string& dir() const { return options_.dir; }
   // The first error in writing, after which nothing is written any more.
   absl::Status status() const;
-  // packed_mapped, packed_mapped_bytes: of units that were found; packed_refused: files that were
-  // there and not taken; packed_written: files; packed_failed: 1 after an error.
+  // packed_mapped, packed_mapped_bytes: of units that were found; packed_moved_bytes: of these,
+  // moved into huge pages; packed_waiting_bytes: that wait to be looked at for it; packed_refused:
+  // files that were there and not taken; packed_written: files; packed_failed: 1 after an error.
   CounterSnapshot Counters() const;
 
  private:
@@ -71,6 +73,7 @@ class PackedWeights {
   void RunWrites();
 
   const Options options_;
+  HugePageMover mover_;
   std::atomic<int64_t> mapped_ = 0;
   std::atomic<int64_t> mapped_bytes_ = 0;
   std::atomic<int64_t> refused_ = 0;

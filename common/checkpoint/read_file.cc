@@ -20,7 +20,12 @@ namespace {
 // What a git-lfs pointer, the file that git leaves where git-lfs did not fetch, begins with.
 constexpr absl::string_view kLfsPointer = "version https://git-lfs.github.com/spec/v1";
 
-bool IsLfsPointer(int fd) {
+// Its specification allows a pointer this many bytes. The beginning of a larger file is not read:
+// the system would keep it in small pages, of which nothing would make a huge one.
+constexpr off_t kMaxLfsPointerBytes = 1024;
+
+bool IsLfsPointer(int fd, off_t file_bytes) {
+  if (file_bytes > kMaxLfsPointerBytes) return false;
   std::array<char, kLfsPointer.size()> begin{};
   return pread(fd, begin.data(), begin.size(), 0) == static_cast<ssize_t>(begin.size()) &&
          absl::string_view(begin.data(), begin.size()) == kLfsPointer;
@@ -45,7 +50,7 @@ absl::StatusOr<int> OpenRegularFile(const std::string& path, size_t* file_bytes)
     close(fd);
     return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
   }
-  if (IsLfsPointer(fd)) {
+  if (IsLfsPointer(fd, info.st_size)) {
     close(fd);
     return absl::InvalidArgumentError(
         absl::StrCat(path, " is a git-lfs pointer, not the file itself: git lfs pull fetches it"));

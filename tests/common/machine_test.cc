@@ -106,5 +106,31 @@ TEST_F(MachineTest, WhatCannotBeReadDoesNotLimit) {
   EXPECT_EQ(limits.memory_bytes, std::numeric_limits<int64_t>::max());
 }
 
+TEST_F(MachineTest, PagesOfFilesAreAvailable) {
+  const auto available = [this] { return ReadAvailableMemory(root_.string()); };
+  Write("proc/self/cgroup", "0::/a/b\n");
+  Write("proc/meminfo", "MemTotal: 1000000 kB\nMemAvailable: 700000 kB\n");
+  EXPECT_EQ(available(), 716'800'000);
+  Write("sys/fs/cgroup/a/b/memory.max", "max\n");
+  Write("sys/fs/cgroup/a/b/memory.current", "900000000\n");
+  EXPECT_EQ(available(), 716'800'000);
+  Write("sys/fs/cgroup/a/memory.max", "500000000\n");
+  EXPECT_EQ(available(), 716'800'000);  // what is in use cannot be read
+  Write("sys/fs/cgroup/a/memory.current", "400000000\n");
+  EXPECT_EQ(available(), 100'000'000);
+  Write("sys/fs/cgroup/a/memory.stat", "anon 5\ninactive_file 30000000\nactive_file 20000000\n");
+  EXPECT_EQ(available(), 150'000'000);
+  // v1: a group's own numbers lie beside those of it and the groups in it.
+  Write("proc/self/cgroup", "5:memory:/\n");
+  Write("sys/fs/cgroup/memory/memory.limit_in_bytes", "300000000\n");
+  Write("sys/fs/cgroup/memory/memory.usage_in_bytes", "200000000\n");
+  Write("sys/fs/cgroup/memory/memory.stat",
+        "inactive_file 1\nactive_file 2\ntotal_inactive_file 50000000\ntotal_active_file 7\n");
+  EXPECT_EQ(available(), 150'000'007);
+  Write("proc/meminfo", "");
+  Write("proc/self/cgroup", "");
+  EXPECT_EQ(available(), std::numeric_limits<int64_t>::max());
+}
+
 }  // namespace
 }  // namespace tandem

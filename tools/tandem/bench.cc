@@ -143,12 +143,36 @@ void Print(const std::vector<Figure>& figures, bool json) {
   std::cout << std::flush;
 }
 
+// Returns when no worker has weights left that it moves into huge pages while it has nothing to do,
+// or after a minute.
+absl::Status WaitForMovedWeights(Client& client) {
+  const auto deadline = Clock::now() + std::chrono::minutes(1);
+  int64_t waiting = 0;
+  bool said = false;
+  do {
+    v1::GetStatusResponse status;
+    TANDEM_RETURN_IF_ERROR(
+        client.Explain(client.stub().GetStatus(client.NewContext().get(), {}, &status)));
+    waiting = 0;
+    for (const auto& worker : status.workers()) {
+      const auto bytes = worker.counters().find("packed_waiting_bytes");
+      if (bytes != worker.counters().end()) waiting += bytes->second;
+    }
+    if (waiting > 0 && !said) std::cerr << "weights move into huge pages first\n";
+    said = said || waiting > 0;
+    if (waiting > 0) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  } while (waiting > 0 && Clock::now() < deadline);
+  if (waiting > 0) std::cerr << "some are still in small pages: the figures are lower\n";
+  return absl::OkStatus();
+}
+
 absl::Status Run(const Options& options) {
   if (options.ceilings) return BenchCeilings(options.connect.backend.threads, options.connect.json);
   TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
   v1::GetModelResponse model;
   const auto context = client->NewContext();
   TANDEM_RETURN_IF_ERROR(client->Explain(client->stub().GetModel(context.get(), {}, &model)));
+  TANDEM_RETURN_IF_ERROR(WaitForMovedWeights(*client));
   Requests requests(model.vocab_size(), options.seed);
   std::vector<Figure> figures;
   for (const uint32_t tokens : options.prefill) {
