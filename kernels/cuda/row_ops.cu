@@ -1,0 +1,136 @@
+#include "kernels/cuda/row_ops.h"
+
+#include <cstdint>
+
+#include "kernels/cuda/rms_norm.h"
+#include "kernels/cuda/rows.h"
+
+namespace tandem::kernels::cuda {
+namespace {
+
+template <typename From, typename To>
+__global__ void EmbedKernel(int64_t elements, int64_t width, Rows<const From> table,
+                            const int32_t* ids, Rows<To> out) {
+  const int64_t i = ThreadOfAll();
+  if (i >= elements) return;
+  const int64_t row = i / width, column = i % width;
+  out[row][column] = Round<To>(ToFloat(table[ids[row]][column]));
+}
+
+template <typename T>
+__global__ void GatherKernel(int64_t elements, int64_t width, Rows<const T> x, const int32_t* rows,
+                             Rows<T> out) {
+  const int64_t i = ThreadOfAll();
+  if (i >= elements) return;
+  const int64_t row = i / width, column = i % width;
+  out[row][column] = x[rows[row]][column];
+}
+
+template <typename T>
+__global__ void SiluMulKernel(int64_t elements, int64_t width, Rows<const T> gate, Rows<const T> up,
+                              Rows<T> out) {
+  const int64_t i = ThreadOfAll();
+  if (i >= elements) return;
+  const int64_t row = i / width, column = i % width;
+  const float z = ToFloat(gate[row][column]);
+  out[row][column] = Round<T>(Divide(z, 1.0f + Exp(-z)) * ToFloat(up[row][column]));
+}
+
+template <typename T>
+__global__ void AddKernel(int64_t elements, int64_t width, Rows<const T> a, Rows<const T> b,
+                          Rows<T> out) {
+  const int64_t i = ThreadOfAll();
+  if (i >= elements) return;
+  const int64_t row = i / width, column = i % width;
+  out[row][column] = Round<T>(ToFloat(a[row][column]) + ToFloat(b[row][column]));
+}
+
+template <typename T>
+__global__ void CombineKernel(int64_t elements, int64_t width, Rows<const T> expert_rows,
+                              const int32_t* offsets, const float* weights, Rows<T> out) {
+  const int64_t i = ThreadOfAll();
+  if (i >= elements) return;
+  const int64_t row = i / width, column = i % width;
+  float sum = 0.0f;
+  for (int64_t route = offsets[row]; route < offsets[row + 1]; ++route) {
+    sum = FusedMultiplyAdd(weights[route], ToFloat(expert_rows[route][column]), sum);
+  }
+  out[row][column] = Round<T>(sum);
+}
+
+template <typename T, typename W>
+__global__ void RmsNormKernel(int64_t rows, int64_t width, Rows<const T> x, const W* weight,
+                              float eps, Rows<T> out) {
+  const int64_t row = ThreadOfAll() / kSumLanes;
+  NormRow(row < rows, x[row], weight, eps, width, out[row]);
+}
+
+}  // namespace
+
+void Embed(Stream stream, const DeviceTensor& table, const DeviceTensor& ids,
+           const DeviceTensor& out) {
+  WithType(table.dtype, [&](auto from) {
+    WithType(out.dtype, [&](auto to) {
+      using From = typename decltype(from)::type;
+      using To = typename decltype(to)::type;
+      LaunchForElements(stream, out.rows(), out.width(), EmbedKernel<From, To>,
+                        RowsOf<const From>(table), DataOf<const int32_t>(ids), RowsOf<To>(out));
+    });
+  });
+}
+
+void GatherRows(Stream stream, const DeviceTensor& x, const DeviceTensor& rows,
+                const DeviceTensor& out) {
+  const auto gather = [&](auto bits) {
+    using T = decltype(bits);
+    LaunchForElements(stream, out.rows(), out.width(), GatherKernel<T>, RowsOf<const T>(x),
+                      DataOf<const int32_t>(rows), RowsOf<T>(out));
+  };
+  if (DtypeBytes(x.dtype) == 2) {
+    gather(uint16_t{});
+  } else {
+    gather(uint32_t{});
+  }
+}
+
+void RmsNorm(Stream stream, const DeviceTensor& x, const DeviceTensor& weight, float eps,
+             const DeviceTensor& out) {
+  if (x.rows() == 0) return;
+  WithType(x.dtype, [&](auto act) {
+    WithType(weight.dtype, [&](auto factor) {
+      using T = typename decltype(act)::type;
+      using W = typename decltype(factor)::type;
+      Launch(stream, RmsNormKernel<T, W>, BlocksForRows(x.rows()), kThreads, 0, x.rows(), x.width(),
+             RowsOf<const T>(x), DataOf<const W>(weight), eps, RowsOf<T>(out));
+    });
+  });
+}
+
+void SiluMul(Stream stream, const DeviceTensor& gate, const DeviceTensor& up,
+             const DeviceTensor& out) {
+  WithType(out.dtype, [&](auto act) {
+    using T = typename decltype(act)::type;
+    LaunchForElements(stream, out.rows(), out.width(), SiluMulKernel<T>, RowsOf<const T>(gate),
+                      RowsOf<const T>(up), RowsOf<T>(out));
+  });
+}
+
+void Add(Stream stream, const DeviceTensor& a, const DeviceTensor& b, const DeviceTensor& out) {
+  WithType(out.dtype, [&](auto act) {
+    using T = typename decltype(act)::type;
+    LaunchForElements(stream, out.rows(), out.width(), AddKernel<T>, RowsOf<const T>(a),
+                      RowsOf<const T>(b), RowsOf<T>(out));
+  });
+}
+
+void Combine(Stream stream, const DeviceTensor& expert_rows, const DeviceTensor& offsets,
+             const DeviceTensor& weights, const DeviceTensor& out) {
+  WithType(out.dtype, [&](auto act) {
+    using T = typename decltype(act)::type;
+    LaunchForElements(stream, out.rows(), out.width(), CombineKernel<T>,
+                      RowsOf<const T>(expert_rows), DataOf<const int32_t>(offsets),
+                      DataOf<const float>(weights), RowsOf<T>(out));
+  });
+}
+
+}  // namespace tandem::kernels::cuda

@@ -1,0 +1,66 @@
+// Tensors as kernels take them, and launches with a thread per element.
+#ifndef TANDEM_KERNELS_CUDA_ROWS_H_
+#define TANDEM_KERNELS_CUDA_ROWS_H_
+
+#include <cstdint>
+
+#include "kernels/cuda/elements.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/device_access.h"
+
+namespace tandem::kernels::cuda {
+
+inline constexpr int kThreads = 256;  // of a block
+
+// Rows of a tensor; of one of rank 3 each [i, j] is a row.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;  // elements from one row to the next
+
+  __device__ T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+template <typename T>
+T* DataOf(const DeviceTensor& tensor) {
+  return reinterpret_cast<T*>(DeviceAccess::Address(tensor));
+}
+template <typename T>
+Rows<T> RowsOf(const DeviceTensor& tensor) {
+  return {DataOf<T>(tensor), tensor.row_stride};
+}
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// Calls run(Type<T>()) with the type of the elements of `dtype`, one of floats.
+template <typename Run>
+void WithType(Dtype dtype, const Run& run) {
+  if (dtype == Dtype::kF32) {
+    run(Type<float>());
+  } else {
+    run(Type<Bf16>());
+  }
+}
+
+// The number of this thread among all of the launch.
+__device__ inline int64_t ThreadOfAll() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+// Starts kernel(rows * width, width, arguments...) with at least a thread per element, in order.
+template <typename... Parameters, typename... Arguments>
+void LaunchForElements(Stream stream, int64_t rows, int64_t width,
+                       void (*kernel)(int64_t, int64_t, Parameters...),
+                       const Arguments&... arguments) {
+  const int64_t elements = rows * width;
+  if (elements == 0) return;
+  Launch(stream, kernel, (elements + kThreads - 1) / kThreads, kThreads, 0, elements, width,
+         arguments...);
+}
+
+}  // namespace tandem::kernels::cuda
+
+#endif  // TANDEM_KERNELS_CUDA_ROWS_H_

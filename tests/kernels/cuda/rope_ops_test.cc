@@ -1,0 +1,135 @@
+#include "kernels/cuda/rope_ops.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/pages.h"
+#include "kernels/backend.h"
+#include "tests/kernels/test_tensor.h"
+
+namespace tandem::kernels {
+namespace {
+
+constexpr Dtype kF32 = Dtype::kF32;
+constexpr Dtype kBF16 = Dtype::kBF16;
+constexpr uint64_t kSeeds = 8;  // orders of threads
+constexpr float kFactor = 1.2f;
+
+TestTensor Ints(const std::vector<int32_t>& values) {
+  TestTensor tensor(Dtype::kI32, {static_cast<int64_t>(values.size())});
+  std::copy(values.begin(), values.end(), static_cast<int32_t*>(tensor.view().data));
+  return tensor;
+}
+
+TestTensor Frequencies(int64_t half) {
+  TestTensor frequencies(kF32, {half});
+  for (int64_t f = 0; f < half; ++f) {
+    const double exponent = -static_cast<double>(f) / static_cast<double>(half);
+    frequencies.set(0, f, static_cast<float>(std::pow(1e4, exponent)));
+  }
+  return frequencies;
+}
+
+void ExpectSameBits(const TestTensor& got, const TestTensor& want, uint64_t seed) {
+  for (int64_t row = 0; row < got.view().rows(); ++row) {
+    ASSERT_EQ(got.RowBytes(row), want.RowBytes(row)) << "row " << row << ", seed " << seed;
+  }
+}
+
+// Parameters: dtype of activations, dtype of weights.
+class CudaRopeOpsTest : public testing::TestWithParam<std::tuple<Dtype, Dtype>> {
+ protected:
+  Dtype act() const { return std::get<0>(GetParam()); }
+  Dtype weight() const { return std::get<1>(GetParam()); }
+
+  TestTensor Table(const TestTensor& positions, int64_t dr) {
+    TestTensor table(kF32, {positions.view().elements(), dr});
+    const TestTensor frequencies = Frequencies(dr / 2);
+    cpu_->RopeTable({positions.device(), frequencies.device(), kFactor, table.device()});
+    return table;
+  }
+
+  const std::unique_ptr<Backend> cpu_ = *CreateCpuBackend(1);
+};
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaRopeOpsTest,
+                         testing::Combine(testing::Values(kF32, kBF16),
+                                          testing::Values(kF32, kBF16)),
+                         [](const auto& info) {
+                           return std::string(DtypeName(std::get<0>(info.param))) + "_" +
+                                  DtypeName(std::get<1>(info.param));
+                         });
+
+TEST(CudaRopeTableTest, AgreesWithFloat64) {
+  const std::vector<int32_t> positions = {0, 1, 2, 63, 64, 4095, 163839};
+  const auto rows = static_cast<int64_t>(positions.size());
+  for (const int64_t half : {1, 4, 32}) {
+    const TestTensor frequencies = Frequencies(half);
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+      TestTensor out(kF32, {rows, 2 * half});
+      cuda::RopeTable({seed}, Ints(positions).device(), frequencies.device(), kFactor,
+                      out.device());
+      for (int64_t i = 0; i < rows * half; ++i) {
+        const int64_t row = i / half, f = i % half;
+        const float angle =
+            static_cast<float>(positions[row]) * static_cast<float>(frequencies.at(0, f));
+        ASSERT_NEAR(out.at(row, f), kFactor * std::cos(double{angle}), 2.0e-7);
+        ASSERT_NEAR(out.at(row, half + f), kFactor * std::sin(double{angle}), 2.0e-7);
+      }
+    }
+  }
+}
+
+TEST_P(CudaRopeOpsTest, RopeGivesTheCpusBits) {
+  for (const int64_t dr : {2, 8, 64}) {
+    for (const int64_t nope : {0, 3, 128}) {
+      const TestTensor table = Table(Ints({0, 5, 17, 300, 9001}), dr);
+      const auto rotated = [&] {
+        TestTensor x(act(), {5, 3, nope + dr}, 2);
+        x.Fill(1);
+        return x;
+      };
+      const TestTensor want = rotated();
+      cpu_->Rope({want.device(), table.device()});
+      for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+        const TestTensor x = rotated();
+        cuda::Rope({seed}, x.device(), table.device());
+        ExpectSameBits(x, want, seed);
+      }
+    }
+  }
+}
+
+TEST_P(CudaRopeOpsTest, LatentAppendGivesTheCpusBits) {
+  for (const int64_t latent : {8, 24, 512}) {
+    for (const int64_t dr : {2, 64}) {
+      const TestTensor table = Table(Ints({3, 64, 65, 700}), dr);
+      const TestTensor page_ids = Ints({2, 0, 0, 1}), slots = Ints({3, 0, 1, kPageTokens - 1});
+      TestTensor kv_a(act(), {4, latent + dr}, 2), factors(weight(), {latent});
+      kv_a.Fill(2, 3.0f);
+      factors.Fill(3);
+      const auto norm = *cpu_->PrepareNorm(factors.lent(), factors.format());
+      TestTensor want(act(), {3, kPageTokens, latent + dr});
+      cpu_->LatentAppend({kv_a.device(), *norm, table.device(), want.device(), page_ids.device(),
+                          slots.device(), 1e-6f});
+      for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+        TestTensor pages(act(), {3, kPageTokens, latent + dr});
+        cuda::LatentAppend({seed},
+                           {kv_a.device(), factors.device(), table.device(), pages.device(),
+                            page_ids.device(), slots.device()},
+                           1e-6f);
+        ExpectSameBits(pages, want, seed);  // what no row went to is as it was
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tandem::kernels
