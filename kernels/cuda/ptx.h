@@ -12,7 +12,9 @@
 #else
 #include <bit>
 #include <cmath>
+#include <limits>
 
+#include "kernels/cpu/flushed.h"
 #include "kernels/cuda/emulation/block.h"
 
 #define __global__
@@ -36,16 +38,36 @@ __device__ inline std::byte* SharedMemory() {
   return reinterpret_cast<std::byte*>(shared);
 }
 
+// Before a loop whose number of rounds is known, so that what it indexes can stay in registers.
+#define TANDEM_UNROLL _Pragma("unroll")
+
 // A macro, so that the emulation knows who waits where. All threads of the block come to it.
 #define TANDEM_SYNC_THREADS() __syncthreads()
 
-// The value of the lane whose number differs in the bits of `lanes`. All lanes of the warp call it.
+// The value, of 32 bits, of the lane whose number differs in the bits of `lanes`. All lanes of the
+// warp call it.
 #define TANDEM_SHUFFLE_XOR(value, lanes) \
   __shfl_xor_sync(::tandem::kernels::cuda::kAllLanes, (value), (lanes))
 
+// All lanes of the warp come to it; what each wrote before is there for the others after it.
+#define TANDEM_SYNC_WARP() __syncwarp()
+
 __device__ inline float FusedMultiplyAdd(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// Denormal operands and results count as zeros of their sign.
+__device__ inline float FlushedMultiplyAdd(float a, float b, float c) {
+  float sum;
+  asm("fma.rn.ftz.f32 %0, %1, %2, %3;" : "=f"(sum) : "f"(a), "f"(b), "f"(c));
+  return sum;
+}
+__device__ inline float FlushedAdd(float a, float b) {
+  float sum;
+  asm("add.rn.ftz.f32 %0, %1, %2;" : "=f"(sum) : "f"(a), "f"(b));
+  return sum;
+}
+__device__ inline float Larger(float a, float b) { return a > b ? a : b; }
 __device__ inline uint32_t BitsOf(float value) { return __float_as_uint(value); }
 __device__ inline float FloatOf(uint32_t bits) { return __uint_as_float(bits); }
+__device__ inline float Infinity() { return __uint_as_float(0x7F800000u); }
 __device__ inline float Exp(float x) { return expf(x); }
 __device__ inline double Cosine(double x) { return cos(x); }
 __device__ inline double Sine(double x) { return sin(x); }
@@ -56,24 +78,36 @@ __device__ inline float Divide(float a, float b) { return __fdiv_rn(a, b); }
 
 inline std::byte* SharedMemory() { return emulation::SharedMemory(); }
 
+#define TANDEM_UNROLL
 #define TANDEM_SYNC_THREADS() ::tandem::kernels::cuda::emulation::SyncThreads(__FILE__, __LINE__)
 #define TANDEM_SHUFFLE_XOR(value, lanes) \
   ::tandem::kernels::cuda::ShuffleXor((value), (lanes), __FILE__, __LINE__)
 
+#define TANDEM_SYNC_WARP()                                                                      \
+  ::tandem::kernels::cuda::emulation::Exchange(::tandem::kernels::cuda::kAllLanes, 0, __FILE__, \
+                                               __LINE__)
+
 inline float FusedMultiplyAdd(float a, float b, float c) { return std::fma(a, b, c); }
+inline float FlushedMultiplyAdd(float a, float b, float c) { return cpu::FlushedFma(a, b, c); }
+inline float FlushedAdd(float a, float b) { return cpu::FlushedAdd(a, b); }
+inline float Larger(float a, float b) { return a > b ? a : b; }
 inline uint32_t BitsOf(float value) { return std::bit_cast<uint32_t>(value); }
 inline float FloatOf(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline float Infinity() { return std::numeric_limits<float>::infinity(); }
 inline float Exp(float x) { return std::exp(x); }
 inline double Cosine(double x) { return std::cos(x); }
 inline double Sine(double x) { return std::sin(x); }
 inline float SquareRoot(float x) { return std::sqrt(x); }
 inline float Divide(float a, float b) { return a / b; }
 
-inline float ShuffleXor(float value, unsigned lanes, const char* file, int line) {
+template <typename T>
+T ShuffleXor(T value, unsigned lanes, const char* file, int line) {
+  static_assert(sizeof(T) == sizeof(uint32_t));
   const unsigned lane =
       (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % emulation::kWarpLanes;
-  return FloatOf(static_cast<uint32_t>(
-      emulation::Exchange(kAllLanes, BitsOf(value), file, line)[lane ^ lanes]));
+  const emulation::LaneValues values =
+      emulation::Exchange(kAllLanes, std::bit_cast<uint32_t>(value), file, line);
+  return std::bit_cast<T>(static_cast<uint32_t>(values[lane ^ lanes]));
 }
 
 #endif

@@ -1,0 +1,171 @@
+#include "kernels/cuda/mla_absorbed.h"
+
+#include <cstdint>
+
+#include "common/pages.h"
+#include "kernels/cuda/rows.h"
+
+namespace tandem::kernels::cuda {
+namespace {
+
+constexpr int kLanes = 16;  // of lane order
+
+// sum_k a[k] b[k] in lane order, by one thread.
+template <typename A, typename B>
+__device__ float DotInLaneOrder(const A* a, const B* b, int64_t count) {
+  float sums[kLanes] = {};
+  for (int64_t begin = 0; begin < count; begin += kLanes) {
+    TANDEM_UNROLL
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (begin + lane < count) {
+        sums[lane] =
+            FusedMultiplyAdd(ToFloat(a[begin + lane]), ToFloat(b[begin + lane]), sums[lane]);
+      }
+    }
+  }
+  TANDEM_UNROLL
+  for (int level = 1; level <= 4; ++level) {
+    const int lanes = kLanes >> level;
+    TANDEM_UNROLL
+    for (int lane = 0; lane < kLanes / 2; ++lane) {
+      if (lane < lanes) sums[lane] += sums[lane + lanes];
+    }
+  }
+  return sums[0];
+}
+
+struct Shape {
+  int heads;
+  int64_t latent;      // r
+  int64_t rope;        // dr
+  int64_t rope_begin;  // dn: where q_rope begins in a head's query
+  float scale;
+};
+
+// What a block keeps in shared memory of each head, [heads] each.
+struct RowState {
+  float* numerators;    // [heads, r]
+  float* weights;       // [heads, kPageTokens]: scores, then their exponentials
+  float* largest;       // running maximum
+  float* denominators;  // running sum
+  float* shrinks;       // by what the last page's maximum makes earlier sums smaller
+
+  __device__ RowState(float* memory, const Shape& shape)
+      : numerators(memory),
+        weights(numerators + shape.heads * shape.latent),
+        largest(weights + shape.heads * kPageTokens),
+        denominators(largest + shape.heads),
+        shrinks(denominators + shape.heads) {}
+};
+
+// Of the page's first `keys` keys, for all heads.
+template <typename T>
+__device__ void ScorePage(const Shape& shape, const float* q_latent, Rows<const T> q,
+                          Rows<const T> page, int keys, const RowState& state) {
+  for (int i = static_cast<int>(threadIdx.x); i < shape.heads * keys; i += kThreads) {
+    const int head = i / keys, key = i % keys;
+    const T* const row = page[key];
+    const float latent = DotInLaneOrder(q_latent + head * shape.latent, row, shape.latent);
+    const float rope = DotInLaneOrder(q[head] + shape.rope_begin, row + shape.latent, shape.rope);
+    state.weights[head * kPageTokens + key] = shape.scale * (latent + rope);
+  }
+}
+
+// Sixteen threads per head: scores become exponentials, and the running maximum and sum take them
+// in. All threads of a warp go along.
+__device__ inline void WeighPage(const Shape& shape, int keys, const RowState& state) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  for (int first = 0; first < shape.heads; first += kThreads / kLanes) {
+    const int head = first + static_cast<int>(threadIdx.x) / kLanes;
+    const bool active = head < shape.heads;
+    float* const weights = state.weights + (active ? head : 0) * kPageTokens;
+    const float before = state.largest[active ? head : 0];
+    float largest = before;
+    for (int key = lane; key < keys; key += kLanes) largest = Larger(weights[key], largest);
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+      largest = Larger(TANDEM_SHUFFLE_XOR(largest, lanes), largest);
+    }
+    float sum = 0.0f;
+    if (active) {
+      for (int key = lane; key < keys; key += kLanes) {
+        weights[key] = Exp(weights[key] - largest);
+        sum += weights[key];
+      }
+    }
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) sum += TANDEM_SHUFFLE_XOR(sum, lanes);
+    if (!active || lane != 0) continue;
+    const float shrink = largest == before ? 1.0f : Exp(before - largest);
+    state.shrinks[head] = shrink;
+    state.denominators[head] = FusedMultiplyAdd(state.denominators[head], shrink, sum);
+    state.largest[head] = largest;
+  }
+}
+
+template <typename T>
+__device__ void AddPage(const Shape& shape, Rows<const T> page, int keys, const RowState& state) {
+  for (int64_t i = threadIdx.x; i < shape.heads * shape.latent; i += kThreads) {
+    const int64_t head = i / shape.latent, column = i % shape.latent;
+    const float* const weights = state.weights + head * kPageTokens;
+    float sum = 0.0f;
+    for (int key = 0; key < keys; ++key) {
+      sum = FusedMultiplyAdd(weights[key], ToFloat(page[key][column]), sum);
+    }
+    state.numerators[i] = FusedMultiplyAdd(state.numerators[i], state.shrinks[head], sum);
+  }
+}
+
+template <typename T>
+__global__ void MlaAbsorbedKernel(Shape shape, Rows<const float> q_latent, Rows<const T> q,
+                                  Rows<const T> pages, Rows<const int32_t> page_tables,
+                                  const int32_t* table_of_row, const int32_t* lengths,
+                                  Rows<float> out) {
+  const RowState state(reinterpret_cast<float*>(SharedMemory()), shape);
+  const int64_t row = blockIdx.x;
+  const int64_t first_head = row * shape.heads;
+  const int32_t* const table = page_tables[table_of_row[row]];
+  for (int64_t i = threadIdx.x; i < shape.heads * shape.latent; i += kThreads) {
+    state.numerators[i] = 0.0f;
+  }
+  for (int head = static_cast<int>(threadIdx.x); head < shape.heads; head += kThreads) {
+    state.largest[head] = -Infinity();
+    state.denominators[head] = 0.0f;
+  }
+  for (int64_t begin = 0; begin < lengths[row]; begin += kPageTokens) {
+    const int64_t left = lengths[row] - begin;
+    const int keys = static_cast<int>(left < kPageTokens ? left : kPageTokens);
+    const Rows<const T> page = {pages[int64_t{table[begin / kPageTokens]} * kPageTokens],
+                                pages.stride};
+    TANDEM_SYNC_THREADS();  // the last page's weights have been read
+    ScorePage(shape, q_latent[first_head], {q[first_head], q.stride}, page, keys, state);
+    TANDEM_SYNC_THREADS();
+    WeighPage(shape, keys, state);
+    TANDEM_SYNC_THREADS();
+    AddPage(shape, page, keys, state);
+  }
+  TANDEM_SYNC_THREADS();
+  for (int64_t i = threadIdx.x; i < shape.heads * shape.latent; i += kThreads) {
+    const int64_t head = i / shape.latent;
+    out[first_head + head][i % shape.latent] =
+        Divide(state.numerators[i], state.denominators[head]);
+  }
+}
+
+}  // namespace
+
+void MlaAbsorbed(Stream stream, const MlaAbsorbedTensors& t, float scale) {
+  const int64_t num_rows = t.lengths.elements();
+  if (num_rows == 0) return;
+  const int64_t latent = t.q_latent.width(), rope = t.pages.width() - latent;
+  const Shape shape = {static_cast<int>(t.q.dim(1)), latent, rope, t.q.width() - rope, scale};
+  const auto shared_bytes =
+      static_cast<size_t>(shape.heads * (latent + kPageTokens + 3)) * sizeof(float);
+  WithType(t.q.dtype, [&](auto act) {
+    using T = typename decltype(act)::type;
+    Launch(stream, MlaAbsorbedKernel<T>, num_rows, kThreads, shared_bytes, shape,
+           RowsOf<const float>(t.q_latent), RowsOf<const T>(t.q), RowsOf<const T>(t.pages),
+           RowsOf<const int32_t>(t.page_tables), DataOf<const int32_t>(t.table_of_row),
+           DataOf<const int32_t>(t.lengths), RowsOf<float>(t.out));
+  });
+}
+
+}  // namespace tandem::kernels::cuda

@@ -1,0 +1,90 @@
+#include "kernels/cuda/route.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "tests/kernels/oracle.h"
+#include "tests/kernels/test_tensor.h"
+
+namespace tandem::kernels {
+namespace {
+
+using ::testing::ElementsAre;
+
+constexpr uint64_t kSeeds = 8;  // orders of threads
+
+struct Choice {
+  std::vector<int32_t> ids;
+  std::vector<double> weights;
+};
+
+Choice Choose(const cuda::RouteChoice& choice, const TestTensor& logits, uint64_t seed) {
+  const int64_t rows = logits.view().rows();
+  const TestTensor ids(Dtype::kI32, {rows, choice.top_k});
+  const TestTensor weights(Dtype::kF32, {rows, choice.top_k});
+  cuda::ChooseExperts({seed}, logits.device(), choice, ids.device(), weights.device());
+  Choice chosen;
+  for (int64_t i = 0; i < rows * choice.top_k; ++i) {
+    chosen.ids.push_back(static_cast<const int32_t*>(ids.view().data)[i]);
+    chosen.weights.push_back(weights.at(i / choice.top_k, i % choice.top_k));
+  }
+  return chosen;
+}
+
+Choice Choose(const cuda::RouteChoice& choice, const std::vector<float>& logits) {
+  TestTensor tensor(Dtype::kF32, {1, static_cast<int64_t>(logits.size())});
+  for (size_t i = 0; i < logits.size(); ++i) tensor.set(0, static_cast<int64_t>(i), logits[i]);
+  return Choose(choice, tensor, 1);
+}
+
+TEST(CudaRouteTest, AgreesWithTheOracle) {
+  for (const int64_t experts : {6, 64, 160}) {
+    TestTensor logits(Dtype::kF32, {7, experts}, 3);
+    logits.Fill(1, 2.0f);
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+      const Choice chosen = Choose({6, 0, 0, false, 16.0f}, logits, seed);
+      for (int64_t row = 0; row < 7; ++row) {
+        std::vector<double> values;
+        for (int64_t e = 0; e < experts; ++e) values.push_back(logits.at(row, e));
+        const std::vector<double> p = oracle::Softmax(values);
+        const std::vector<int> ranking = oracle::Ranking(p);
+        for (int i = 0; i < 6; ++i) {
+          ASSERT_EQ(chosen.ids[row * 6 + i], ranking[i]);
+          const double want = 16.0 * p[ranking[i]];
+          ASSERT_NEAR(chosen.weights[row * 6 + i], want, 2e-6 * want);
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaRouteTest, OfEqualScoresTheLowerIndexIsFirst) {
+  EXPECT_THAT(Choose({4}, {1, 3, 2, 3, 2, 3, 0, 0}).ids, ElementsAre(1, 3, 5, 2));
+  const Choice all = Choose({40}, std::vector<float>(40, 0.5f));
+  for (int i = 0; i < 40; ++i) EXPECT_EQ(all.ids[i], i);
+}
+
+TEST(CudaRouteTest, GroupsLimitTheChoice) {
+  const cuda::RouteChoice choice = {3, 4, 2};
+  EXPECT_THAT(Choose(choice, {4, 4, 6, 0, 5, 4, 7, 1}).ids, ElementsAre(6, 2, 7));
+  EXPECT_THAT(Choose(choice, {5, 4, 5, 0, 5, 4, 7, 1}).ids, ElementsAre(6, 0, 1));
+}
+
+TEST(CudaRouteTest, ExpertsOutsideTheGroupsScoreZero) {
+  const Choice chosen = Choose({3, 4, 1}, {1, 1, 1, 1, 9, 1, 1, 1});
+  EXPECT_THAT(chosen.ids, ElementsAre(4, 5, 0));
+  EXPECT_EQ(chosen.weights[2], 0);
+}
+
+TEST(CudaRouteTest, NormalizedWeightsSumToOneAndAreNotScaled) {
+  const Choice chosen = Choose({3, 0, 0, true, 16.0f}, {1, 3, 2, 0, 2, 1, 0, 0});
+  EXPECT_NEAR(chosen.weights[0] + chosen.weights[1] + chosen.weights[2], 1, 1e-6);
+  EXPECT_NEAR(chosen.weights[0] / chosen.weights[1], std::exp(1.0), 1e-5);
+}
+
+}  // namespace
+}  // namespace tandem::kernels
