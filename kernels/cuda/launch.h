@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/check.h"
 #include "kernels/cuda/ptx.h"
 
 namespace tandem::kernels::cuda {
@@ -13,13 +14,21 @@ namespace tandem::kernels::cuda {
 
 using Stream = cudaStream_t;
 
-// Starts blocks [0, blocks) of `threads` threads. What is wrong with it shows at the next
-// synchronisation of the stream, as CUDA has it.
+// Starts blocks [0, blocks), of which there are some, of `threads` threads. Ends the process if
+// CUDA does not take the launch; what goes wrong in the kernel shows at the stream's next
+// synchronisation.
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
             size_t shared_bytes, const Arguments&... arguments) {
+  constexpr size_t kSharedUnasked = 48 << 10;  // a kernel may have more only if it is allowed to
+  TANDEM_CHECK(blocks > 0 && blocks < int64_t{1} << 31);
+  if (shared_bytes > kSharedUnasked) {
+    TANDEM_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shared_bytes)) == cudaSuccess);
+  }
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream>>>(
       arguments...);
+  TANDEM_CHECK(cudaGetLastError() == cudaSuccess);
 }
 
 #else
@@ -29,12 +38,14 @@ struct Stream {
   uint64_t seed = 0;
 };
 
-// Ends the process, with a sentence, if threads wait for what never comes.
+// Ends the process, with a sentence, if CUDA would not take the launch or threads wait for what
+// never comes.
 void RunOrDie(Stream stream, const emulation::LaunchShape& shape, absl::FunctionRef<void()> kernel);
 
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
             size_t shared_bytes, const Arguments&... arguments) {
+  TANDEM_CHECK(blocks > 0 && blocks < int64_t{1} << 31);
   RunOrDie(
       stream,
       {{static_cast<unsigned>(blocks), 1, 1}, {static_cast<unsigned>(threads), 1, 1}, shared_bytes},

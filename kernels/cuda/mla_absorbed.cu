@@ -8,15 +8,15 @@
 namespace tandem::kernels::cuda {
 namespace {
 
-constexpr int kLanes = 16;  // of lane order
+constexpr int kSumLanes = 16;  // of lane order
 
 // sum_k a[k] b[k] in lane order, by one thread.
 template <typename A, typename B>
 __device__ float DotInLaneOrder(const A* a, const B* b, int64_t count) {
-  float sums[kLanes] = {};
-  for (int64_t begin = 0; begin < count; begin += kLanes) {
+  float sums[kSumLanes] = {};
+  for (int64_t begin = 0; begin < count; begin += kSumLanes) {
     TANDEM_UNROLL
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (int lane = 0; lane < kSumLanes; ++lane) {
       if (begin + lane < count) {
         sums[lane] =
             FusedMultiplyAdd(ToFloat(a[begin + lane]), ToFloat(b[begin + lane]), sums[lane]);
@@ -25,9 +25,9 @@ __device__ float DotInLaneOrder(const A* a, const B* b, int64_t count) {
   }
   TANDEM_UNROLL
   for (int level = 1; level <= 4; ++level) {
-    const int lanes = kLanes >> level;
+    const int lanes = kSumLanes >> level;
     TANDEM_UNROLL
-    for (int lane = 0; lane < kLanes / 2; ++lane) {
+    for (int lane = 0; lane < kSumLanes / 2; ++lane) {
       if (lane < lanes) sums[lane] += sums[lane + lanes];
     }
   }
@@ -60,12 +60,12 @@ struct RowState {
 
 // Of the page's first `keys` keys, for all heads.
 template <typename T>
-__device__ void ScorePage(const Shape& shape, const float* q_latent, Rows<const T> q,
+__device__ void ScorePage(const Shape& shape, Rows<const float> q_latent, Rows<const T> q,
                           Rows<const T> page, int keys, const RowState& state) {
   for (int i = static_cast<int>(threadIdx.x); i < shape.heads * keys; i += kThreads) {
     const int head = i / keys, key = i % keys;
     const T* const row = page[key];
-    const float latent = DotInLaneOrder(q_latent + head * shape.latent, row, shape.latent);
+    const float latent = DotInLaneOrder(q_latent[head], row, shape.latent);
     const float rope = DotInLaneOrder(q[head] + shape.rope_begin, row + shape.latent, shape.rope);
     state.weights[head * kPageTokens + key] = shape.scale * (latent + rope);
   }
@@ -74,25 +74,28 @@ __device__ void ScorePage(const Shape& shape, const float* q_latent, Rows<const 
 // Sixteen threads per head: scores become exponentials, and the running maximum and sum take them
 // in. All threads of a warp go along.
 __device__ inline void WeighPage(const Shape& shape, int keys, const RowState& state) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  for (int first = 0; first < shape.heads; first += kThreads / kLanes) {
-    const int head = first + static_cast<int>(threadIdx.x) / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kSumLanes;
+  for (int first = 0; first < shape.heads; first += kThreads / kSumLanes) {
+    const int head = first + static_cast<int>(threadIdx.x) / kSumLanes;
     const bool active = head < shape.heads;
     float* const weights = state.weights + (active ? head : 0) * kPageTokens;
-    const float before = state.largest[active ? head : 0];
+    const float before = active ? state.largest[head] : 0.0f;
     float largest = before;
-    for (int key = lane; key < keys; key += kLanes) largest = Larger(weights[key], largest);
-    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+    if (active) {
+      for (int key = lane; key < keys; key += kSumLanes) largest = Larger(weights[key], largest);
+    }
+    for (int lanes = kSumLanes / 2; lanes > 0; lanes /= 2) {
       largest = Larger(TANDEM_SHUFFLE_XOR(largest, lanes), largest);
     }
     float sum = 0.0f;
     if (active) {
-      for (int key = lane; key < keys; key += kLanes) {
+      for (int key = lane; key < keys; key += kSumLanes) {
         weights[key] = Exp(weights[key] - largest);
         sum += weights[key];
       }
     }
-    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) sum += TANDEM_SHUFFLE_XOR(sum, lanes);
+    for (int lanes = kSumLanes / 2; lanes > 0; lanes /= 2) sum += TANDEM_SHUFFLE_XOR(sum, lanes);
+    TANDEM_SYNC_WARP();  // a shuffle orders no memory: all have read the maximum
     if (!active || lane != 0) continue;
     const float shrink = largest == before ? 1.0f : Exp(before - largest);
     state.shrinks[head] = shrink;
@@ -133,10 +136,9 @@ __global__ void MlaAbsorbedKernel(Shape shape, Rows<const float> q_latent, Rows<
   for (int64_t begin = 0; begin < lengths[row]; begin += kPageTokens) {
     const int64_t left = lengths[row] - begin;
     const int keys = static_cast<int>(left < kPageTokens ? left : kPageTokens);
-    const Rows<const T> page = {pages[int64_t{table[begin / kPageTokens]} * kPageTokens],
-                                pages.stride};
+    const Rows<const T> page = pages.From(int64_t{table[begin / kPageTokens]} * kPageTokens);
     TANDEM_SYNC_THREADS();  // the last page's weights have been read
-    ScorePage(shape, q_latent[first_head], {q[first_head], q.stride}, page, keys, state);
+    ScorePage(shape, q_latent.From(first_head), q.From(first_head), page, keys, state);
     TANDEM_SYNC_THREADS();
     WeighPage(shape, keys, state);
     TANDEM_SYNC_THREADS();

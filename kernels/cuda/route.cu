@@ -15,19 +15,27 @@ struct Best {
   int index;
 };
 
-// The highest of scores[0, count), the lower index of equals, to all lanes.
+// Whether `other` comes before `best`, whose index is `count` if there is none yet: the higher
+// score, of equals the lower index. Of NaNs, which a row with a NaN consists of, too: ids stay ids.
+__device__ inline bool ComesBefore(const Best& other, const Best& best, int count) {
+  if (other.index == count || best.index == count) return other.index < best.index;
+  if (other.score > best.score) return true;
+  return !(best.score > other.score) && other.index < best.index;
+}
+
+// The best of scores[0, count) that are not taken, which must be some, to all lanes.
 __device__ inline Best BestOf(const float* scores, int count, int lane) {
   Best best = {kTaken, count};
   for (int i = lane; i < count; i += kLanes) {
-    if (scores[i] > best.score) best = {scores[i], i};
+    const Best here = {scores[i], i};
+    if (here.score != kTaken && ComesBefore(here, best, count)) best = here;
   }
   for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
     const Best other = {TANDEM_SHUFFLE_XOR(best.score, lanes),
                         TANDEM_SHUFFLE_XOR(best.index, lanes)};
-    if (other.score > best.score || (other.score == best.score && other.index < best.index)) {
-      best = other;
-    }
+    if (ComesBefore(other, best, count)) best = other;
   }
+  TANDEM_SYNC_WARP();  // a shuffle orders no memory: all have read the scores
   return best;
 }
 

@@ -86,7 +86,9 @@ void GatherRows(Stream stream, const DeviceTensor& x, const DeviceTensor& rows,
     LaunchForElements(stream, out.rows(), out.width(), GatherKernel<T>, RowsOf<const T>(x),
                       DataOf<const int32_t>(rows), RowsOf<T>(out));
   };
-  if (DtypeBytes(x.dtype) == 2) {
+  if (DtypeBytes(x.dtype) == 1) {
+    gather(uint8_t{});
+  } else if (DtypeBytes(x.dtype) == 2) {
     gather(uint16_t{});
   } else {
     gather(uint32_t{});

@@ -19,6 +19,8 @@ struct Rows {
   int64_t stride;  // elements from one row to the next
 
   __device__ T* operator[](int64_t row) const { return data + row * stride; }
+  // Those from `row` on.
+  __device__ Rows From(int64_t row) const { return {data + row * stride, stride}; }
 };
 
 template <typename T>

@@ -13,17 +13,18 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/config.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace tandem::kernels::cuda::emulation {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
 constexpr size_t kStackBytes = 256 << 10;
 #else
 constexpr size_t kStackBytes = 64 << 10;
@@ -41,11 +42,11 @@ struct Context {
 
 // AddressSanitizer wants to know which stack is in use. `ends`: `from` is never gone on with.
 void Switch(Context& from, Context& to, [[maybe_unused]] bool ends = false) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
   __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake_stack, to.bottom, to.bytes);
 #endif
   TANDEM_CHECK(swapcontext(&from.state, &to.state) == 0);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
   __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 #endif
 }
@@ -115,7 +116,7 @@ thread_local BlockRun* running = nullptr;
 // The first code of a fiber.
 void BlockRun::Enter() {
   BlockRun& run = *running;
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
   __sanitizer_finish_switch_fiber(nullptr, &run.scheduler_.bottom, &run.scheduler_.bytes);
 #endif
   run.kernel_();
@@ -222,9 +223,19 @@ absl::Status BlockRun::Stuck() const {
 }  // namespace
 
 absl::Status RunKernel(const LaunchShape& shape, uint64_t seed, absl::FunctionRef<void()> kernel) {
+  constexpr unsigned kMostBlocks = 65535, kMostThreadsByZ = 64;
   const uint64_t threads = uint64_t{shape.block.x} * shape.block.y * shape.block.z;
-  if (threads == 0 || threads > kMostThreads) {
+  const Extent3& grid = shape.grid;
+  if (threads == 0 || threads > kMostThreads || shape.block.z > kMostThreadsByZ) {
     return absl::InvalidArgumentError(absl::StrCat("a block of ", threads, " threads"));
+  }
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > kMostBlocks || grid.z > kMostBlocks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a grid of ", grid.x, " by ", grid.y, " by ", grid.z, " blocks"));
+  }
+  if (shape.shared_bytes > kMostSharedBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a block with ", shape.shared_bytes, " bytes of shared memory"));
   }
   std::vector<Index3> blocks;
   for (unsigned z = 0; z < shape.grid.z; ++z) {

@@ -18,7 +18,8 @@
 namespace tandem::kernels::cuda::emulation {
 
 inline constexpr int kWarpLanes = 32;
-inline constexpr unsigned kMostThreads = 1024;  // of a block
+inline constexpr unsigned kMostThreads = 1024;         // of a block
+inline constexpr size_t kMostSharedBytes = 163 << 10;  // of a block, on sm_80
 
 // Of CUDA's uint3 and dim3.
 struct Index3 {
@@ -35,7 +36,9 @@ struct LaunchShape {
 
 // Runs `kernel` for each thread of each block, the blocks one after the other, in an order that
 // `seed` draws. A block's shared memory begins as bytes of 0xFF: NaNs, and indices of nothing.
-//   INVALID_ARGUMENT  a block has no threads or more than kMostThreads
+//   INVALID_ARGUMENT  what CUDA would not start: no blocks, no threads or more than kMostThreads in a
+//                     block, more than 65,535 blocks by y or z or 64 threads by z, or more than
+//                     kMostSharedBytes
 //   INTERNAL          threads wait where the others do not come to: at another barrier, or for a lane
 //                     that has ended; says who and where. The other blocks do not run.
 // Cost: two switches of context per thread and synchronisation, some 0.5 us each.

@@ -103,7 +103,6 @@ TEST(BlockTest, LanesExchangeWithinTheirWarp) {
     ASSERT_TRUE(RunKernel({{1}, {72}, 0}, seed, [&] {
                   const unsigned i = ThreadIndex().x;
                   uint64_t sum = i;
-                  // As many times as its lane says, so that the warp's halves are not in step.
                   const uint32_t mask = i < 64 ? 0xFFFFFFFF : 0xFF;
                   for (int round = 0; round < 3; ++round) {
                     const LaneValues values = Exchange(mask, i + 100 * round, "kernel.cu", 5);
@@ -146,7 +145,15 @@ TEST(BlockTest, ABlockHasOneToAThousandThreads) {
   EXPECT_EQ(RunKernel({{1}, {0}, 0}, 1, nothing).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(RunKernel({{1}, {1025}, 0}, 1, nothing).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(RunKernel({{1}, {1024}, 0}, 1, nothing).ok());
-  EXPECT_TRUE(RunKernel({{0}, {32}, 0}, 1, nothing).ok());
+}
+
+TEST(BlockTest, WhatCudaWouldNotStartIsRefused) {
+  for (const LaunchShape& shape :
+       {LaunchShape{{0}, {32}, 0}, LaunchShape{{1, 65536}, {32}, 0},
+        LaunchShape{{1}, {1, 1, 65}, 0}, LaunchShape{{1}, {32}, kMostSharedBytes + 1}}) {
+    EXPECT_EQ(RunKernel(shape, 1, [] {}).code(), absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_TRUE(RunKernel({{1}, {32}, kMostSharedBytes}, 1, [] {}).ok());
 }
 
 }  // namespace

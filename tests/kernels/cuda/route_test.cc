@@ -80,6 +80,15 @@ TEST(CudaRouteTest, ExpertsOutsideTheGroupsScoreZero) {
   EXPECT_EQ(chosen.weights[2], 0);
 }
 
+TEST(CudaRouteTest, OfARowWithANaNTheIdsStayIds) {
+  const float nan = std::nanf("");
+  for (const cuda::RouteChoice& choice : {cuda::RouteChoice{3}, cuda::RouteChoice{3, 4, 2}}) {
+    const Choice chosen = Choose(choice, {1, 2, nan, 3, 4, 5, 6, 7});
+    EXPECT_THAT(chosen.ids, ElementsAre(0, 1, 2));
+    EXPECT_TRUE(std::isnan(chosen.weights[0]));
+  }
+}
+
 TEST(CudaRouteTest, NormalizedWeightsSumToOneAndAreNotScaled) {
   const Choice chosen = Choose({3, 0, 0, true, 16.0f}, {1, 3, 2, 0, 2, 1, 0, 0});
   EXPECT_NEAR(chosen.weights[0] + chosen.weights[1] + chosen.weights[2], 1, 1e-6);
