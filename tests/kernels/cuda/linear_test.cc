@@ -5,47 +5,28 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <string>
-#include <tuple>
 
 #include "kernels/backend.h"
+#include "tests/kernels/cuda/cuda_test.h"
 #include "tests/kernels/oracle.h"
-#include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
 
 constexpr Dtype kF32 = Dtype::kF32;
-constexpr Dtype kBF16 = Dtype::kBF16;
-constexpr uint64_t kSeeds = 8;  // orders of threads
 
-// Parameters: dtype of activations, dtype of weights.
-class CudaLinearTest : public testing::TestWithParam<std::tuple<Dtype, Dtype>> {
+class CudaLinearTest : public CudaOpsTest {
  protected:
-  Dtype act() const { return std::get<0>(GetParam()); }
-  Dtype weight() const { return std::get<1>(GetParam()); }
-
   // The CPU in block order.
   void CpuLinear(const TestTensor& x, const TestTensor& w, const TestTensor& out) {
     const auto prepared = *cpu_->PrepareLinear(w.lent(), w.format());
     cpu_->Linear({x.device(), *prepared, out.device()});
   }
-  static void ExpectSameBits(const TestTensor& got, const TestTensor& want, uint64_t seed) {
-    for (int64_t row = 0; row < got.view().rows(); ++row) {
-      ASSERT_EQ(got.RowBytes(row), want.RowBytes(row)) << "row " << row << ", seed " << seed;
-    }
-  }
 
   const std::unique_ptr<Backend> cpu_ = *CreateCpuBackend(1, Numerics::kPortable);
 };
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, CudaLinearTest,
-                         testing::Combine(testing::Values(kF32, kBF16),
-                                          testing::Values(kF32, kBF16)),
-                         [](const auto& info) {
-                           return std::string(DtypeName(std::get<0>(info.param))) + "_" +
-                                  DtypeName(std::get<1>(info.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaLinearTest, CudaOpsTest::AllDtypes(), CudaOpsTest::NameOf);
 
 TEST_P(CudaLinearTest, GivesTheCpusBitsAtRaggedSizes) {
   for (const int64_t k : {8, 24, 40, 136}) {

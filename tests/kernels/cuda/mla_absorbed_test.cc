@@ -13,22 +13,15 @@
 
 #include "common/pages.h"
 #include "kernels/backend.h"
+#include "tests/kernels/cuda/cuda_test.h"
 #include "tests/kernels/mla_oracle.h"
-#include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
 
 constexpr Dtype kF32 = Dtype::kF32;
 constexpr Dtype kBF16 = Dtype::kBF16;
-constexpr uint64_t kSeeds = 8;  // orders of threads
 constexpr int64_t kTables = 2, kMaxPages = 5, kPages = 12;
-
-TestTensor Ints(std::initializer_list<int64_t> dims, const std::vector<int32_t>& values) {
-  TestTensor tensor(Dtype::kI32, dims);
-  std::copy(values.begin(), values.end(), static_cast<int32_t*>(tensor.view().data));
-  return tensor;
-}
 
 // Rows of two sequences; what none of them sees is NaN.
 struct Attention {

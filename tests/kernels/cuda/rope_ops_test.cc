@@ -2,31 +2,20 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <string>
-#include <tuple>
 #include <vector>
 
 #include "common/pages.h"
 #include "kernels/backend.h"
-#include "tests/kernels/test_tensor.h"
+#include "tests/kernels/cuda/cuda_test.h"
 
 namespace tandem::kernels {
 namespace {
 
 constexpr Dtype kF32 = Dtype::kF32;
-constexpr Dtype kBF16 = Dtype::kBF16;
-constexpr uint64_t kSeeds = 8;  // orders of threads
 constexpr float kFactor = 1.2f;
-
-TestTensor Ints(const std::vector<int32_t>& values) {
-  TestTensor tensor(Dtype::kI32, {static_cast<int64_t>(values.size())});
-  std::copy(values.begin(), values.end(), static_cast<int32_t*>(tensor.view().data));
-  return tensor;
-}
 
 TestTensor Frequencies(int64_t half) {
   TestTensor frequencies(kF32, {half});
@@ -37,18 +26,8 @@ TestTensor Frequencies(int64_t half) {
   return frequencies;
 }
 
-void ExpectSameBits(const TestTensor& got, const TestTensor& want, uint64_t seed) {
-  for (int64_t row = 0; row < got.view().rows(); ++row) {
-    ASSERT_EQ(got.RowBytes(row), want.RowBytes(row)) << "row " << row << ", seed " << seed;
-  }
-}
-
-// Parameters: dtype of activations, dtype of weights.
-class CudaRopeOpsTest : public testing::TestWithParam<std::tuple<Dtype, Dtype>> {
+class CudaRopeOpsTest : public CudaOpsTest {
  protected:
-  Dtype act() const { return std::get<0>(GetParam()); }
-  Dtype weight() const { return std::get<1>(GetParam()); }
-
   TestTensor Table(const TestTensor& positions, int64_t dr) {
     TestTensor table(kF32, {positions.view().elements(), dr});
     const TestTensor frequencies = Frequencies(dr / 2);
@@ -59,13 +38,7 @@ class CudaRopeOpsTest : public testing::TestWithParam<std::tuple<Dtype, Dtype>> 
   const std::unique_ptr<Backend> cpu_ = *CreateCpuBackend(1);
 };
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, CudaRopeOpsTest,
-                         testing::Combine(testing::Values(kF32, kBF16),
-                                          testing::Values(kF32, kBF16)),
-                         [](const auto& info) {
-                           return std::string(DtypeName(std::get<0>(info.param))) + "_" +
-                                  DtypeName(std::get<1>(info.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaRopeOpsTest, CudaOpsTest::AllDtypes(), CudaOpsTest::NameOf);
 
 TEST(CudaRopeTableTest, AgreesWithFloat64) {
   const std::vector<int32_t> positions = {0, 1, 2, 63, 64, 4095, 163839};

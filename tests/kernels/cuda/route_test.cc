@@ -7,15 +7,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "tests/kernels/cuda/cuda_test.h"
 #include "tests/kernels/oracle.h"
-#include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
 
 using ::testing::ElementsAre;
-
-constexpr uint64_t kSeeds = 8;  // orders of threads
 
 struct Choice {
   std::vector<int32_t> ids;

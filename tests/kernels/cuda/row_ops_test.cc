@@ -2,55 +2,32 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <string>
-#include <tuple>
 #include <vector>
 
 #include "kernels/backend.h"
+#include "tests/kernels/cuda/cuda_test.h"
 #include "tests/kernels/oracle.h"
-#include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
 
 constexpr Dtype kF32 = Dtype::kF32;
-constexpr Dtype kBF16 = Dtype::kBF16;
-constexpr uint64_t kSeeds = 8;  // orders of threads
 constexpr int64_t kWidths[] = {1, 15, 16, 17, 512};
 
-// Parameters: dtype of activations, dtype of weights.
-class CudaRowOpsTest : public testing::TestWithParam<std::tuple<Dtype, Dtype>> {
+class CudaRowOpsTest : public CudaOpsTest {
  protected:
-  Dtype act() const { return std::get<0>(GetParam()); }
-  Dtype weight() const { return std::get<1>(GetParam()); }
-
   const std::unique_ptr<Backend> cpu_ = *CreateCpuBackend(1);
 };
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, CudaRowOpsTest,
-                         testing::Combine(testing::Values(kF32, kBF16),
-                                          testing::Values(kF32, kBF16)),
-                         [](const auto& info) {
-                           return std::string(DtypeName(std::get<0>(info.param))) + "_" +
-                                  DtypeName(std::get<1>(info.param));
-                         });
-
-void ExpectSameBits(const TestTensor& got, const TestTensor& want, uint64_t seed) {
-  for (int64_t row = 0; row < got.view().rows(); ++row) {
-    ASSERT_EQ(got.RowBytes(row), want.RowBytes(row)) << "row " << row << ", seed " << seed;
-  }
-}
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaRowOpsTest, CudaOpsTest::AllDtypes(), CudaOpsTest::NameOf);
 
 TestTensor Indices(int64_t count, int64_t end) {
-  TestTensor indices(Dtype::kI32, {count});
-  for (int64_t i = 0; i < count; ++i) {
-    static_cast<int32_t*>(indices.view().data)[i] = static_cast<int32_t>((7 * i + 3) % end);
-  }
-  return indices;
+  std::vector<int32_t> indices;
+  for (int64_t i = 0; i < count; ++i) indices.push_back(static_cast<int32_t>((7 * i + 3) % end));
+  return Ints(indices);
 }
 
 TEST_P(CudaRowOpsTest, RmsNormGivesTheCpusBits) {
@@ -116,8 +93,8 @@ TEST_P(CudaRowOpsTest, GatherAndAddGiveTheCpusBits) {
 TEST_P(CudaRowOpsTest, CombineGivesTheCpusBits) {
   const std::vector<int32_t> ends = {0, 6, 6, 7, 13, 20};  // a row of none, one of one
   const auto rows = static_cast<int64_t>(ends.size()) - 1;
-  TestTensor offsets(Dtype::kI32, {rows + 1}), weights(kF32, {20});
-  std::copy(ends.begin(), ends.end(), static_cast<int32_t*>(offsets.view().data));
+  const TestTensor offsets = Ints(ends);
+  TestTensor weights(kF32, {20});
   weights.Fill(8);
   for (const int64_t width : kWidths) {
     TestTensor expert_rows(act(), {20, width}, 1);

@@ -1,0 +1,54 @@
+// What the tests of CUDA kernels share.
+#ifndef TANDEM_TESTS_KERNELS_CUDA_CUDA_TEST_H_
+#define TANDEM_TESTS_KERNELS_CUDA_CUDA_TEST_H_
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "tests/kernels/test_tensor.h"
+
+namespace tandem::kernels {
+
+constexpr uint64_t kSeeds = 8;  // orders of threads that each op runs in
+
+inline TestTensor Ints(std::initializer_list<int64_t> dims, const std::vector<int32_t>& values) {
+  TestTensor tensor(Dtype::kI32, dims);
+  std::copy(values.begin(), values.end(), static_cast<int32_t*>(tensor.view().data));
+  return tensor;
+}
+inline TestTensor Ints(const std::vector<int32_t>& values) {
+  return Ints({static_cast<int64_t>(values.size())}, values);
+}
+
+inline void ExpectSameBits(const TestTensor& got, const TestTensor& want, uint64_t seed) {
+  for (int64_t row = 0; row < got.view().rows(); ++row) {
+    ASSERT_EQ(got.RowBytes(row), want.RowBytes(row)) << "row " << row << ", seed " << seed;
+  }
+}
+
+// Parameters: dtype of activations, dtype of weights.
+class CudaOpsTest : public testing::TestWithParam<std::tuple<Dtype, Dtype>> {
+ public:
+  static auto AllDtypes() {
+    return testing::Combine(testing::Values(Dtype::kF32, Dtype::kBF16),
+                            testing::Values(Dtype::kF32, Dtype::kBF16));
+  }
+  static std::string NameOf(const testing::TestParamInfo<std::tuple<Dtype, Dtype>>& info) {
+    return std::string(DtypeName(std::get<0>(info.param))) + "_" +
+           DtypeName(std::get<1>(info.param));
+  }
+
+ protected:
+  Dtype act() const { return std::get<0>(GetParam()); }
+  Dtype weight() const { return std::get<1>(GetParam()); }
+};
+
+}  // namespace tandem::kernels
+
+#endif  // TANDEM_TESTS_KERNELS_CUDA_CUDA_TEST_H_
