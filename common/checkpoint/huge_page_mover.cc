@@ -167,7 +167,7 @@ void HugePageMover::Move(std::weak_ptr<const std::byte> memory, int64_t bytes) {
   {
     MutexLock lock(mutex_);
     waiting_bytes_ += bytes;
-    jobs_.push_back({std::move(memory), bytes});
+    jobs_.push_back({.memory = std::move(memory), .bytes = bytes});
     if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
   }
   wake_.NotifyAll();
@@ -183,33 +183,36 @@ void HugePageMover::Run() {
   const bool stays_idle = sched_setscheduler(0, SCHED_IDLE, &unused) == 0;  // of this thread
   MutexLock lock(mutex_);
   for (wake_.Wait(lock, wanted); !ending_; wake_.Wait(lock, wanted)) {
-    const Job job = jobs_.front();
+    Job job = jobs_.front();
     lock.Unlock();
-    const bool moved = !stays_idle || MoveAll(job, pagemap, spare_bytes);
+    const bool moved = !stays_idle || MoveAll(&job, pagemap, spare_bytes);
     lock.Lock();
     if (moved) {
       jobs_.pop_front();
       waiting_bytes_ -= job.bytes;
     } else {
+      jobs_.front().done = job.done;
       wake_.WaitFor(lock, kBetweenTries, [this] { return ending_.load(); });
     }
   }
   if (pagemap >= 0) close(pagemap);
 }
 
-bool HugePageMover::MoveAll(const Job& job, int pagemap, int64_t spare_bytes) {
-  const std::shared_ptr<const std::byte> memory = job.memory.lock();
+// Whether nothing is left of the job; otherwise it goes on later from what is done.
+bool HugePageMover::MoveAll(Job* job, int pagemap, int64_t spare_bytes) {
+  const std::shared_ptr<const std::byte> memory = job->memory.lock();
   if (memory == nullptr) return true;
   TANDEM_CHECK(reinterpret_cast<uintptr_t>(memory.get()) % kHugePageBytes == 0);
   auto* const begin = const_cast<std::byte*>(memory.get());
-  std::byte* const end = begin + job.bytes / kHugePageBytes * kHugePageBytes;
-  Range range = NextInSmallPages(pagemap, begin, end);
+  std::byte* const end = begin + job->bytes / kHugePageBytes * kHugePageBytes;
+  Range range = NextInSmallPages(pagemap, begin + job->done, end);
   while (range.begin < end && !ending_) {
     range.end = std::min(range.end, range.begin + kMostAtOnce);
     const int64_t bytes = range.end - range.begin;
     if (ReadAvailableMemory() < spare_bytes + bytes) return false;
     if (!MoveRange(range)) return false;
     moved_bytes_ += bytes;
+    job->done = range.end - begin;
     range = NextInSmallPages(pagemap, range.end, end);
   }
   return true;

@@ -42,10 +42,11 @@ class HugePageMover {
   struct Job {
     std::weak_ptr<const std::byte> memory;
     int64_t bytes = 0;
+    int64_t done = 0;  // bytes at its beginning that are moved, or were in huge pages
   };
 
   void Run();
-  bool MoveAll(const Job& job, int pagemap, int64_t spare_bytes);
+  bool MoveAll(Job* job, int pagemap, int64_t spare_bytes);
 
   const bool enabled_;
   std::atomic<int64_t> moved_bytes_ = 0;

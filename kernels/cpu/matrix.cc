@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/machine.h"
 #include "common/status.h"
 #include "kernels/cpu/float_kernels.h"
 
@@ -15,7 +16,6 @@ namespace tandem::kernels::cpu {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr size_t kHugePage = 2 << 20;
 
 IntegerWeight Quantize(const TensorView& source, WeightFormat format, WeightMemory* memory,
                        ThreadPool& pool) {
@@ -71,7 +71,7 @@ absl::StatusOr<WeightMemory> WeightMemory::FindOrAllocate(PackedLayout layout, P
 
 absl::Status WeightMemory::Allocate() {
   const auto bytes = static_cast<size_t>(layout_.bytes);
-  const size_t size = (bytes / kHugePage + 2) * kHugePage;
+  const size_t size = (bytes / kHugePageBytes + 2) * kHugePageBytes;
   void* const mapped =
       mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) {
@@ -79,11 +79,11 @@ absl::Status WeightMemory::Allocate() {
         absl::StrCat("The system does not have ", layout_.bytes, " bytes of memory for weights"));
   }
   const size_t to_boundary =
-      (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
+      (kHugePageBytes - reinterpret_cast<uintptr_t>(mapped) % kHugePageBytes) % kHugePageBytes;
   // The last one only where it is filled by a quarter: an expert's would hold 2 MiB for 0.3. Advice
   // only.
-  const size_t pages = (bytes + kHugePage - kHugePage / 4) / kHugePage;
-  madvise(static_cast<std::byte*>(mapped) + to_boundary, pages * kHugePage, MADV_HUGEPAGE);
+  const size_t pages = (bytes + kHugePageBytes - kHugePageBytes / 4) / kHugePageBytes;
+  madvise(static_cast<std::byte*>(mapped) + to_boundary, pages * kHugePageBytes, MADV_HUGEPAGE);
   memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,
                                        [mapped, size](std::byte*) { munmap(mapped, size); });
   return absl::OkStatus();

@@ -9,15 +9,19 @@
 namespace tandem::kernels::cuda {
 namespace {
 
-__global__ void RopeTableKernel(int64_t elements, int64_t half, const int32_t* positions,
-                                const float* frequencies, float factor, Rows<float> out) {
-  const int64_t i = ThreadOfAll();
-  if (i >= elements) return;
-  const int64_t row = i / half, f = i % half;
-  const float angle = static_cast<float>(positions[row]) * frequencies[f];
-  out[row][f] = factor * static_cast<float>(Cosine(static_cast<double>(angle)));
-  out[row][half + f] = factor * static_cast<float>(Sine(static_cast<double>(angle)));
-}
+struct RopeTableOp {
+  int64_t half;
+  const int32_t* positions;
+  const float* frequencies;
+  float factor;
+  Rows<float> out;
+
+  __device__ void operator()(int64_t row, int64_t f) const {
+    const float angle = static_cast<float>(positions[row]) * frequencies[f];
+    out[row][f] = factor * static_cast<float>(Cosine(static_cast<double>(angle)));
+    out[row][half + f] = factor * static_cast<float>(Sine(static_cast<double>(angle)));
+  }
+};
 
 // to[2f], to[2f + 1] = the pair of `from` there, rotated; `to` may be `from`.
 template <typename T>
@@ -28,16 +32,19 @@ __device__ void RotatePair(const T* from, const float* cos_sin, int64_t half, in
   to[2 * f + 1] = Round<T>(odd * cosine + even * sine);
 }
 
-// Elements are pairs: [rows * heads, half].
+// Of each head of each row, its pairs.
 template <typename T>
-__global__ void RopeKernel(int64_t elements, int64_t half, int64_t heads, int64_t first,
-                           Rows<const float> cos_sin, Rows<T> x) {
-  const int64_t i = ThreadOfAll();
-  if (i >= elements) return;
-  const int64_t head = i / half;  // of all rows
-  T* const pairs = x[head] + first;
-  RotatePair(pairs, cos_sin[head / heads], half, i % half, pairs);
-}
+struct RopeOp {
+  int64_t heads, half;
+  int64_t first;  // where a head's pairs begin
+  Rows<const float> cos_sin;
+  Rows<T> x;
+
+  __device__ void operator()(int64_t head_of_all, int64_t f) const {
+    T* const pairs = x[head_of_all] + first;
+    RotatePair(pairs, cos_sin[head_of_all / heads], half, f, pairs);
+  }
+};
 
 template <typename T, typename W>
 __global__ void LatentAppendKernel(int64_t rows, int64_t latent, int64_t half, Rows<const T> kv_a,
@@ -57,17 +64,19 @@ __global__ void LatentAppendKernel(int64_t rows, int64_t latent, int64_t half, R
 
 void RopeTable(Stream stream, const DeviceTensor& positions, const DeviceTensor& frequencies,
                float factor, const DeviceTensor& out) {
-  LaunchForElements(stream, out.rows(), frequencies.elements(), RopeTableKernel,
-                    DataOf<const int32_t>(positions), DataOf<const float>(frequencies), factor,
-                    RowsOf<float>(out));
+  const int64_t half = frequencies.elements();
+  LaunchForElements(stream, out.rows(), half,
+                    RopeTableOp{half, DataOf<const int32_t>(positions),
+                                DataOf<const float>(frequencies), factor, RowsOf<float>(out)});
 }
 
 void Rope(Stream stream, const DeviceTensor& x, const DeviceTensor& cos_sin) {
   const int64_t dr = cos_sin.width();
   WithType(x.dtype, [&](auto act) {
     using T = typename decltype(act)::type;
-    LaunchForElements(stream, x.rows(), dr / 2, RopeKernel<T>, x.dim(1), x.width() - dr,
-                      RowsOf<const float>(cos_sin), RowsOf<T>(x));
+    LaunchForElements(
+        stream, x.rows(), dr / 2,
+        RopeOp<T>{x.dim(1), dr / 2, x.width() - dr, RowsOf<const float>(cos_sin), RowsOf<T>(x)});
   });
 }
 

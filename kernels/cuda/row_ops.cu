@@ -9,54 +9,63 @@ namespace tandem::kernels::cuda {
 namespace {
 
 template <typename From, typename To>
-__global__ void EmbedKernel(int64_t elements, int64_t width, Rows<const From> table,
-                            const int32_t* ids, Rows<To> out) {
-  const int64_t i = ThreadOfAll();
-  if (i >= elements) return;
-  const int64_t row = i / width, column = i % width;
-  out[row][column] = Round<To>(ToFloat(table[ids[row]][column]));
-}
+struct EmbedOp {
+  Rows<const From> table;
+  const int32_t* ids;
+  Rows<To> out;
 
-template <typename T>
-__global__ void GatherKernel(int64_t elements, int64_t width, Rows<const T> x, const int32_t* rows,
-                             Rows<T> out) {
-  const int64_t i = ThreadOfAll();
-  if (i >= elements) return;
-  const int64_t row = i / width, column = i % width;
-  out[row][column] = x[rows[row]][column];
-}
-
-template <typename T>
-__global__ void SiluMulKernel(int64_t elements, int64_t width, Rows<const T> gate, Rows<const T> up,
-                              Rows<T> out) {
-  const int64_t i = ThreadOfAll();
-  if (i >= elements) return;
-  const int64_t row = i / width, column = i % width;
-  const float z = ToFloat(gate[row][column]);
-  out[row][column] = Round<T>(Divide(z, 1.0f + Exp(-z)) * ToFloat(up[row][column]));
-}
-
-template <typename T>
-__global__ void AddKernel(int64_t elements, int64_t width, Rows<const T> a, Rows<const T> b,
-                          Rows<T> out) {
-  const int64_t i = ThreadOfAll();
-  if (i >= elements) return;
-  const int64_t row = i / width, column = i % width;
-  out[row][column] = Round<T>(ToFloat(a[row][column]) + ToFloat(b[row][column]));
-}
-
-template <typename T>
-__global__ void CombineKernel(int64_t elements, int64_t width, Rows<const T> expert_rows,
-                              const int32_t* offsets, const float* weights, Rows<T> out) {
-  const int64_t i = ThreadOfAll();
-  if (i >= elements) return;
-  const int64_t row = i / width, column = i % width;
-  float sum = 0.0f;
-  for (int64_t route = offsets[row]; route < offsets[row + 1]; ++route) {
-    sum = FusedMultiplyAdd(weights[route], ToFloat(expert_rows[route][column]), sum);
+  __device__ void operator()(int64_t row, int64_t column) const {
+    out[row][column] = Round<To>(ToFloat(table[ids[row]][column]));
   }
-  out[row][column] = Round<T>(sum);
-}
+};
+
+template <typename T>
+struct GatherOp {
+  Rows<const T> x;
+  const int32_t* rows;
+  Rows<T> out;
+
+  __device__ void operator()(int64_t row, int64_t column) const {
+    out[row][column] = x[rows[row]][column];
+  }
+};
+
+template <typename T>
+struct SiluMulOp {
+  Rows<const T> gate, up;
+  Rows<T> out;
+
+  __device__ void operator()(int64_t row, int64_t column) const {
+    const float z = ToFloat(gate[row][column]);
+    out[row][column] = Round<T>(Divide(z, 1.0f + Exp(-z)) * ToFloat(up[row][column]));
+  }
+};
+
+template <typename T>
+struct AddOp {
+  Rows<const T> a, b;
+  Rows<T> out;
+
+  __device__ void operator()(int64_t row, int64_t column) const {
+    out[row][column] = Round<T>(ToFloat(a[row][column]) + ToFloat(b[row][column]));
+  }
+};
+
+template <typename T>
+struct CombineOp {
+  Rows<const T> expert_rows;
+  const int32_t* offsets;
+  const float* weights;
+  Rows<T> out;
+
+  __device__ void operator()(int64_t row, int64_t column) const {
+    float sum = 0.0f;
+    for (int64_t route = offsets[row]; route < offsets[row + 1]; ++route) {
+      sum = FusedMultiplyAdd(weights[route], ToFloat(expert_rows[route][column]), sum);
+    }
+    out[row][column] = Round<T>(sum);
+  }
+};
 
 template <typename T, typename W>
 __global__ void RmsNormKernel(int64_t rows, int64_t width, Rows<const T> x, const W* weight,
@@ -73,8 +82,9 @@ void Embed(Stream stream, const DeviceTensor& table, const DeviceTensor& ids,
     WithType(out.dtype, [&](auto to) {
       using From = typename decltype(from)::type;
       using To = typename decltype(to)::type;
-      LaunchForElements(stream, out.rows(), out.width(), EmbedKernel<From, To>,
-                        RowsOf<const From>(table), DataOf<const int32_t>(ids), RowsOf<To>(out));
+      LaunchForElements(stream, out.rows(), out.width(),
+                        EmbedOp<From, To>{RowsOf<const From>(table), DataOf<const int32_t>(ids),
+                                          RowsOf<To>(out)});
     });
   });
 }
@@ -83,8 +93,8 @@ void GatherRows(Stream stream, const DeviceTensor& x, const DeviceTensor& rows,
                 const DeviceTensor& out) {
   const auto gather = [&](auto bits) {
     using T = decltype(bits);
-    LaunchForElements(stream, out.rows(), out.width(), GatherKernel<T>, RowsOf<const T>(x),
-                      DataOf<const int32_t>(rows), RowsOf<T>(out));
+    LaunchForElements(stream, out.rows(), out.width(),
+                      GatherOp<T>{RowsOf<const T>(x), DataOf<const int32_t>(rows), RowsOf<T>(out)});
   };
   if (DtypeBytes(x.dtype) == 1) {
     gather(uint8_t{});
@@ -112,16 +122,16 @@ void SiluMul(Stream stream, const DeviceTensor& gate, const DeviceTensor& up,
              const DeviceTensor& out) {
   WithType(out.dtype, [&](auto act) {
     using T = typename decltype(act)::type;
-    LaunchForElements(stream, out.rows(), out.width(), SiluMulKernel<T>, RowsOf<const T>(gate),
-                      RowsOf<const T>(up), RowsOf<T>(out));
+    LaunchForElements(stream, out.rows(), out.width(),
+                      SiluMulOp<T>{RowsOf<const T>(gate), RowsOf<const T>(up), RowsOf<T>(out)});
   });
 }
 
 void Add(Stream stream, const DeviceTensor& a, const DeviceTensor& b, const DeviceTensor& out) {
   WithType(out.dtype, [&](auto act) {
     using T = typename decltype(act)::type;
-    LaunchForElements(stream, out.rows(), out.width(), AddKernel<T>, RowsOf<const T>(a),
-                      RowsOf<const T>(b), RowsOf<T>(out));
+    LaunchForElements(stream, out.rows(), out.width(),
+                      AddOp<T>{RowsOf<const T>(a), RowsOf<const T>(b), RowsOf<T>(out)});
   });
 }
 
@@ -129,9 +139,9 @@ void Combine(Stream stream, const DeviceTensor& expert_rows, const DeviceTensor&
              const DeviceTensor& weights, const DeviceTensor& out) {
   WithType(out.dtype, [&](auto act) {
     using T = typename decltype(act)::type;
-    LaunchForElements(stream, out.rows(), out.width(), CombineKernel<T>,
-                      RowsOf<const T>(expert_rows), DataOf<const int32_t>(offsets),
-                      DataOf<const float>(weights), RowsOf<T>(out));
+    LaunchForElements(stream, out.rows(), out.width(),
+                      CombineOp<T>{RowsOf<const T>(expert_rows), DataOf<const int32_t>(offsets),
+                                   DataOf<const float>(weights), RowsOf<T>(out)});
   });
 }
 

@@ -52,15 +52,19 @@ __device__ inline int64_t ThreadOfAll() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-// Starts kernel(rows * width, width, arguments...) with at least a thread per element, in order.
-template <typename... Parameters, typename... Arguments>
-void LaunchForElements(Stream stream, int64_t rows, int64_t width,
-                       void (*kernel)(int64_t, int64_t, Parameters...),
-                       const Arguments&... arguments) {
+template <typename Op>
+__global__ void ElementsKernel(int64_t elements, int64_t width, Op op) {
+  const int64_t i = ThreadOfAll();
+  if (i < elements) op(i / width, i % width);
+}
+
+// Calls op(row, column) for each element of [rows, width], by a thread each.
+template <typename Op>
+void LaunchForElements(Stream stream, int64_t rows, int64_t width, const Op& op) {
   const int64_t elements = rows * width;
   if (elements == 0) return;
-  Launch(stream, kernel, (elements + kThreads - 1) / kThreads, kThreads, 0, elements, width,
-         arguments...);
+  Launch(stream, ElementsKernel<Op>, (elements + kThreads - 1) / kThreads, kThreads, 0, elements,
+         width, op);
 }
 
 }  // namespace tandem::kernels::cuda

@@ -150,9 +150,7 @@ absl::Status WaitForMovedWeights(Client& client) {
   int64_t waiting = 0;
   bool said = false;
   do {
-    v1::GetStatusResponse status;
-    TANDEM_RETURN_IF_ERROR(
-        client.Explain(client.stub().GetStatus(client.NewContext().get(), {}, &status)));
+    TANDEM_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, client.GetStatus());
     waiting = 0;
     for (const auto& worker : status.workers()) {
       const auto bytes = worker.counters().find("packed_waiting_bytes");

@@ -80,6 +80,12 @@ absl::Status Client::Explain(const grpc::Status& status) const {
   return FromGrpc(status);
 }
 
+absl::StatusOr<v1::GetStatusResponse> Client::GetStatus() {
+  v1::GetStatusResponse status;
+  TANDEM_RETURN_IF_ERROR(Explain(stub_->GetStatus(NewContext().get(), {}, &status)));
+  return status;
+}
+
 void AddMessage(v1::GenerateRequest& request, const ChatMessage& message) {
   auto* added = request.mutable_chat()->add_messages();
   added->set_role(message.role);

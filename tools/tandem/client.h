@@ -46,6 +46,7 @@ class Client {
   std::unique_ptr<grpc::ClientContext> NewContext() const;
   // The call's status with what a person needs to act on it.
   absl::Status Explain(const grpc::Status& status) const;
+  absl::StatusOr<v1::GetStatusResponse> GetStatus();
 
  private:
   Client() = default;

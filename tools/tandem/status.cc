@@ -21,9 +21,7 @@ struct Options {
 
 absl::Status Run(const Options& options) {
   TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
-  v1::GetStatusResponse status;
-  TANDEM_RETURN_IF_ERROR(
-      client->Explain(client->stub().GetStatus(client->NewContext().get(), {}, &status)));
+  TANDEM_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, client->GetStatus());
   if (options.connect.json) {
     google::protobuf::util::JsonPrintOptions print;
     print.preserve_proto_field_names = true;
