@@ -103,11 +103,9 @@ inline float Divide(float a, float b) { return a / b; }
 template <typename T>
 T ShuffleXor(T value, unsigned lanes, const char* file, int line) {
   static_assert(sizeof(T) == sizeof(uint32_t));
-  const unsigned lane =
-      (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % emulation::kWarpLanes;
-  const emulation::LaneValues values =
+  const emulation::LaneValues& values =
       emulation::Exchange(kAllLanes, std::bit_cast<uint32_t>(value), file, line);
-  return std::bit_cast<T>(static_cast<uint32_t>(values[lane ^ lanes]));
+  return std::bit_cast<T>(static_cast<uint32_t>(values[emulation::LaneIndex() ^ lanes]));
 }
 
 #endif

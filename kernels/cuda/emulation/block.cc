@@ -1,15 +1,15 @@
 #include "kernels/cuda/emulation/block.h"
 
-#include <ucontext.h>
+#include <sys/mman.h>
 
 #include <algorithm>
+#include <boost/context/detail/fcontext.hpp>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
-#include <optional>
-#include <random>
+#include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,38 +18,111 @@
 #include "common/check.h"
 
 #if defined(ABSL_HAVE_ADDRESS_SANITIZER)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace tandem::kernels::cuda::emulation {
 namespace {
 
+// Not boost::context::fiber, which ends a fiber that is dropped by an exception through the kernel.
+using boost::context::detail::fcontext_t;
+using boost::context::detail::jump_fcontext;
+using boost::context::detail::make_fcontext;
+using boost::context::detail::transfer_t;
+
 #if defined(ABSL_HAVE_ADDRESS_SANITIZER)
 constexpr size_t kStackBytes = 256 << 10;
 #else
 constexpr size_t kStackBytes = 64 << 10;
 #endif
+constexpr size_t kGuardBytes = 64 << 10;  // below each stack: whole pages of any machine
 
-// A stack and where its code goes on; RunKernel's own has no stack here.
+// Where code goes on that has passed on its turn.
 struct Context {
-  ucontext_t state{};
-  std::unique_ptr<std::byte[]> stack;
-  // What AddressSanitizer knows of it.
+  fcontext_t goes_on = nullptr;
+  // What AddressSanitizer knows of its stack.
   void* fake_stack = nullptr;
   const void* bottom = nullptr;
   size_t bytes = 0;
 };
 
-// AddressSanitizer wants to know which stack is in use. `ends`: `from` is never gone on with.
-void Switch(Context& from, Context& to, [[maybe_unused]] bool ends = false) {
+// A context with a stack. Below the stack is memory that ends the process when it is touched.
+class Fiber : public Context {
+ public:
+  Fiber() {
+    memory_ = mmap(nullptr, kGuardBytes + kStackBytes, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    TANDEM_CHECK(memory_ != MAP_FAILED);
+    std::byte* const stack = static_cast<std::byte*>(memory_) + kGuardBytes;
+    TANDEM_CHECK(mprotect(stack, kStackBytes, PROT_READ | PROT_WRITE) == 0);
+    bottom = stack;
+    bytes = kStackBytes;
+  }
+  ~Fiber() {
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
+    // What the frames of a dropped fiber have poisoned.
+    ASAN_UNPOISON_MEMORY_REGION(bottom, bytes);
+#endif
+    TANDEM_CHECK(munmap(memory_, kGuardBytes + kStackBytes) == 0);
+  }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // Its next turn is the first of `code`.
+  void Begin(void (*code)(transfer_t)) {
+    goes_on = make_fcontext(static_cast<std::byte*>(memory_) + kGuardBytes + kStackBytes,
+                            kStackBytes, code);
+    fake_stack = nullptr;
+  }
+
+ private:
+  void* memory_;
+};
+
+// What a context does first in each turn: notes where `passed`, which it has the turn from, goes
+// on.
+void Arrive(const transfer_t& passed, [[maybe_unused]] void* own_fake_stack) {
+  auto& last = *static_cast<Context*>(passed.data);
+  last.goes_on = passed.fctx;
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
+  __sanitizer_finish_switch_fiber(own_fake_stack, &last.bottom, &last.bytes);
+#endif
+}
+
+// Returns when `from` has its turn again. `ends`: never.
+void Switch(Context& from, const Context& to, bool ends) {
 #if defined(ABSL_HAVE_ADDRESS_SANITIZER)
   __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake_stack, to.bottom, to.bytes);
 #endif
-  TANDEM_CHECK(swapcontext(&from.state, &to.state) == 0);
-#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
-  __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
-#endif
+  const transfer_t passed = jump_fcontext(to.goes_on, &from);
+  TANDEM_CHECK(!ends);  // at the end of its code Boost.Context would exit, with 0
+  Arrive(passed, from.fake_stack);
 }
+
+// Numbers drawn from a seed: splitmix64.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  template <typename T>
+  void Shuffle(std::vector<T>* items) {
+    for (size_t left = items->size(); left > 1; --left) {
+      std::swap((*items)[left - 1], (*items)[Below(left)]);
+    }
+  }
+
+ private:
+  // `bound` < 2^32.
+  size_t Below(uint64_t bound) {
+    uint64_t bits = state_ += 0x9E3779B97F4A7C15;
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9;
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB;
+    return (bits >> 32) * bound >> 32;
+  }
+
+  uint64_t state_;
+};
 
 // A line at which threads wait for each other, and for whom: 0: for the whole block.
 struct Meeting {
@@ -58,166 +131,208 @@ struct Meeting {
   uint32_t mask = 0;
 
   bool operator==(const Meeting& other) const {
-    return line == other.line && mask == other.mask && std::string_view(file) == other.file;
+    return line == other.line && mask == other.mask &&
+           (file == other.file || std::strcmp(file, other.file) == 0);
   }
 };
 
 struct Thread {
-  Context context;
   Index3 index;
-  bool ended = false;
-  std::optional<Meeting> waits;
-  uint64_t given = 0;  // to Exchange
-  LaneValues taken{};  // from it
+  Meeting waits;           // or of line 0, where there is none
+  Fiber* fiber = nullptr;  // once it has begun
 
-  bool ready() const { return !ended && !waits.has_value(); }
+  bool waiting() const { return waits.line != 0; }
 };
+
+// Whether all lanes that `meeting` is for are at it, of those that there are.
+bool AllMet(std::span<const Thread> lanes, const Meeting& meeting) {
+  for (size_t lane = 0; lane < kWarpLanes; ++lane) {
+    if ((meeting.mask >> lane & 1) == 0) continue;
+    if (lane >= lanes.size() || !(lanes[lane].waits == meeting)) return false;
+  }
+  return true;
+}
+
+struct Warp {
+  LaneValues given{};  // to Exchange
+  LaneValues taken{};  // from it
+};
+
+// Kept between launches, at most kMostThreads for each thread that launches.
+thread_local std::deque<Fiber> fibers;
 
 class BlockRun {
  public:
-  BlockRun(const LaunchShape& shape, absl::FunctionRef<void()> kernel)
-      : shape_(shape),
-        kernel_(kernel),
-        shared_(new std::byte[std::max<size_t>(shape.shared_bytes, 1)]),
-        threads_(shape.block.x * shape.block.y * shape.block.z) {}
+  BlockRun(const LaunchShape& shape, absl::FunctionRef<void()> kernel);
 
-  absl::Status Run(const Index3& block, std::mt19937_64& random);
+  absl::Status Run(const Index3& block, Random& random);
 
   // Of the thread that runs.
-  void WaitFor(Meeting meeting) {
-    Thread& thread = *current_;
-    thread.waits = meeting;
-    Switch(thread.context, scheduler_);
+  void WaitFor(const Meeting& meeting) {
+    current_->waits = meeting;
+    PassTurn(*current_->fiber, /*ends=*/false);
   }
-  Thread& current() { return *current_; }
+  const LaneValues& Exchange(uint64_t value, const Meeting& meeting);
+  const Thread& current() const { return *current_; }
+  unsigned current_number() const { return static_cast<unsigned>(current_ - threads_.data()); }
 
   const LaunchShape& shape() const { return shape_; }
   const Index3& block() const { return block_; }
   std::byte* shared() { return shared_.get(); }
 
  private:
-  static void Enter();
-  void Begin(Thread* thread, unsigned i);
+  static void Enter(transfer_t passed);
+  void PassTurn(Context& from, bool ends);
+  Fiber& NextFiber();
   bool LetThroughBarrier();
-  bool LetThroughWarps();
+  void LetThroughWarps();
   absl::Status Stuck() const;
 
   const LaunchShape& shape_;
   const absl::FunctionRef<void()> kernel_;
   const std::unique_ptr<std::byte[]> shared_;
+  std::deque<Fiber>& fibers_ = fibers;
+  size_t fibers_in_use_ = 0;  // the first ones
   std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
   Context scheduler_;
   Index3 block_;
+  size_t ended_ = 0;
+  std::vector<uint16_t> turns_;  // the threads that have a turn in this round, in their order
+  size_t next_turn_ = 0;
   Thread* current_ = nullptr;
 };
 
 thread_local BlockRun* running = nullptr;
 
-// The first code of a fiber.
-void BlockRun::Enter() {
+BlockRun::BlockRun(const LaunchShape& shape, absl::FunctionRef<void()> kernel)
+    : shape_(shape),
+      kernel_(kernel),
+      shared_(new std::byte[std::max<size_t>(shape.shared_bytes, 1)]) {
+  const Extent3& extent = shape.block;
+  threads_.reserve(size_t{extent.x} * extent.y * extent.z);
+  for (unsigned z = 0; z < extent.z; ++z) {
+    for (unsigned y = 0; y < extent.y; ++y) {
+      for (unsigned x = 0; x < extent.x; ++x) threads_.emplace_back().index = {x, y, z};
+    }
+  }
+  warps_.resize((threads_.size() + kWarpLanes - 1) / kWarpLanes);
+}
+
+const LaneValues& BlockRun::Exchange(uint64_t value, const Meeting& meeting) {
+  const unsigned number = current_number();
+  TANDEM_CHECK((meeting.mask >> number % kWarpLanes & 1) != 0);
+  Warp& warp = warps_[number / kWarpLanes];
+  warp.given[number % kWarpLanes] = value;
+  WaitFor(meeting);
+  return warp.taken;
+}
+
+// The code of a fiber: a thread, and while threads end without ever having waited, the next one.
+void BlockRun::Enter(transfer_t passed) {
+  Arrive(passed, nullptr);
   BlockRun& run = *running;
-#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
-  __sanitizer_finish_switch_fiber(nullptr, &run.scheduler_.bottom, &run.scheduler_.bytes);
-#endif
-  run.kernel_();
-  Thread& thread = run.current();
-  thread.ended = true;
-  Switch(thread.context, run.scheduler_, /*ends=*/true);
+  Fiber& own = *run.current_->fiber;
+  while (true) {
+    run.kernel_();
+    ++run.ended_;
+    if (run.next_turn_ == run.turns_.size()) break;
+    Thread& next = run.threads_[run.turns_[run.next_turn_]];
+    if (next.fiber != nullptr) break;
+    ++run.next_turn_;
+    next.fiber = &own;
+    run.current_ = &next;
+  }
+  run.PassTurn(own, /*ends=*/true);
 }
 
-void BlockRun::Begin(Thread* thread, unsigned i) {
-  const Extent3& extent = shape_.block;
-  thread->index = {i % extent.x, i / extent.x % extent.y, i / extent.x / extent.y};
-  thread->ended = false;
-  thread->waits.reset();
-  Context& context = thread->context;
-  if (context.stack == nullptr) context.stack.reset(new std::byte[kStackBytes]);
-  context.fake_stack = nullptr;
-  context.bottom = context.stack.get();
-  context.bytes = kStackBytes;
-  TANDEM_CHECK(getcontext(&context.state) == 0);
-  context.state.uc_stack.ss_sp = context.stack.get();
-  context.state.uc_stack.ss_size = kStackBytes;
-  context.state.uc_link = nullptr;
-  makecontext(&context.state, &BlockRun::Enter, 0);
+// To the next thread of this round, or to the scheduler after the last.
+void BlockRun::PassTurn(Context& from, bool ends) {
+  if (next_turn_ == turns_.size()) return Switch(from, scheduler_, ends);
+  current_ = &threads_[turns_[next_turn_++]];
+  if (current_->fiber == nullptr) current_->fiber = &NextFiber();
+  if (next_turn_ < turns_.size()) {
+    // Its stack has left the nearest cache meanwhile.
+    const Fiber* const fiber = threads_[turns_[next_turn_]].fiber;
+    if (fiber != nullptr) __builtin_prefetch(fiber->goes_on);
+  }
+  Switch(from, *current_->fiber, ends);
 }
 
-absl::Status BlockRun::Run(const Index3& block, std::mt19937_64& random) {
+Fiber& BlockRun::NextFiber() {
+  if (fibers_in_use_ == fibers_.size()) fibers_.emplace_back();
+  Fiber& fiber = fibers_[fibers_in_use_++];
+  fiber.Begin(&BlockRun::Enter);
+  return fiber;
+}
+
+absl::Status BlockRun::Run(const Index3& block, Random& random) {
   block_ = block;
   std::memset(shared_.get(), 0xFF, shape_.shared_bytes);
-  for (unsigned i = 0; i < threads_.size(); ++i) Begin(&threads_[i], i);
-  std::vector<Thread*> order(threads_.size());
-  std::transform(threads_.begin(), threads_.end(), order.begin(), [](Thread& t) { return &t; });
-  do {
-    std::shuffle(order.begin(), order.end(), random);
-    for (Thread* const thread : order) {
-      if (!thread->ready()) continue;
-      current_ = thread;
-      Switch(scheduler_, thread->context);
-    }
-    if (std::all_of(order.begin(), order.end(), [](const Thread* t) { return t->ended; })) {
-      return absl::OkStatus();
-    }
-  } while (LetThroughWarps() || LetThroughBarrier());
-  return Stuck();
+  for (Thread& thread : threads_) thread.fiber = nullptr;
+  fibers_in_use_ = 0;
+  ended_ = 0;
+  turns_.resize(threads_.size());
+  std::iota(turns_.begin(), turns_.end(), 0);
+  while (true) {
+    random.Shuffle(&turns_);
+    next_turn_ = 0;
+    PassTurn(scheduler_, /*ends=*/false);
+    if (ended_ == threads_.size()) return absl::OkStatus();
+    turns_.clear();
+    if (!LetThroughBarrier()) LetThroughWarps();
+    if (turns_.empty()) return Stuck();
+  }
 }
 
 // If all threads of the block are at one barrier.
 bool BlockRun::LetThroughBarrier() {
-  const std::optional<Meeting>& meeting = threads_.front().waits;
-  if (!meeting.has_value() || meeting->mask != 0) return false;
+  const Meeting meeting = threads_.front().waits;
+  if (!threads_.front().waiting() || meeting.mask != 0) return false;
   if (!std::all_of(threads_.begin(), threads_.end(),
-                   [&](const Thread& t) { return !t.ended && t.waits == meeting; })) {
+                   [&](const Thread& t) { return t.waits == meeting; })) {
     return false;
   }
-  for (Thread& thread : threads_) thread.waits.reset();
+  for (Thread& thread : threads_) thread.waits = {};
+  turns_.resize(threads_.size());
+  std::iota(turns_.begin(), turns_.end(), 0);
   return true;
 }
 
-// All lanes that have met all that they wait for. Whether there were any.
-bool BlockRun::LetThroughWarps() {
-  bool any = false;
+// All lanes that have met all that they wait for.
+void BlockRun::LetThroughWarps() {
   for (size_t first = 0; first < threads_.size(); first += kWarpLanes) {
-    const size_t lanes = std::min<size_t>(kWarpLanes, threads_.size() - first);
-    for (size_t i = 0; i < lanes; ++i) {
-      if (!threads_[first + i].waits.has_value()) continue;
-      const Meeting meeting = *threads_[first + i].waits;
-      if (meeting.mask == 0) continue;
-      LaneValues values{};
-      bool all_met = true;
-      for (size_t lane = 0; lane < kWarpLanes; ++lane) {
-        if ((meeting.mask >> lane & 1) == 0) continue;
-        all_met = all_met && lane < lanes && !threads_[first + lane].ended &&
-                  threads_[first + lane].waits == meeting;
-        if (all_met) values[lane] = threads_[first + lane].given;
-      }
-      if (!all_met) continue;
+    const std::span lanes =
+        std::span(threads_).subspan(first, std::min<size_t>(kWarpLanes, threads_.size() - first));
+    bool any = false;
+    for (const Thread& thread : lanes) {
+      const Meeting meeting = thread.waits;
+      if (meeting.mask == 0 || !AllMet(lanes, meeting)) continue;
       any = true;
-      for (size_t lane = 0; lane < lanes; ++lane) {
+      for (size_t lane = 0; lane < lanes.size(); ++lane) {
         if ((meeting.mask >> lane & 1) == 0) continue;
-        threads_[first + lane].taken = values;
-        threads_[first + lane].waits.reset();
+        lanes[lane].waits = {};
+        turns_.push_back(static_cast<uint16_t>(first + lane));
       }
     }
+    // Those let through the last time have had their turn, and so are done with their values.
+    Warp& warp = warps_[first / kWarpLanes];
+    if (any) warp.taken = warp.given;
   }
-  return any;
 }
 
+// All threads that have not ended wait.
 absl::Status BlockRun::Stuck() const {
-  const auto count = [&](auto condition) {
-    return std::count_if(threads_.begin(), threads_.end(), condition);
-  };
-  const auto waiting = std::find_if(threads_.begin(), threads_.end(),
-                                    [](const Thread& t) { return t.waits.has_value(); });
-  const Meeting& meeting = *waiting->waits;
-  const auto here = count([&](const Thread& t) { return t.waits == meeting; });
-  const auto ended = count([](const Thread& t) { return t.ended; });
+  const Meeting meeting = std::find_if(threads_.begin(), threads_.end(), [](const Thread& t) {
+                            return t.waiting();
+                          })->waits;
+  const size_t here = std::count_if(threads_.begin(), threads_.end(),
+                                    [&](const Thread& t) { return t.waits == meeting; });
   return absl::InternalError(absl::StrCat(
       "block (", block_.x, ", ", block_.y, ", ", block_.z, "): ", here, " of ", threads_.size(),
       " threads wait at ", meeting.file, ":", meeting.line,
-      meeting.mask == 0 ? "" : absl::StrCat(" for lanes ", absl::Hex(meeting.mask)), ", ", ended,
-      " have ended, and ", count([](const Thread& t) { return t.waits.has_value(); }) - here,
-      " wait elsewhere"));
+      meeting.mask == 0 ? "" : absl::StrCat(" for lanes ", absl::Hex(meeting.mask)), ", ", ended_,
+      " have ended, and ", threads_.size() - ended_ - here, " wait elsewhere"));
 }
 
 }  // namespace
@@ -238,19 +353,21 @@ absl::Status RunKernel(const LaunchShape& shape, uint64_t seed, absl::FunctionRe
         absl::StrCat("a block with ", shape.shared_bytes, " bytes of shared memory"));
   }
   std::vector<Index3> blocks;
-  for (unsigned z = 0; z < shape.grid.z; ++z) {
-    for (unsigned y = 0; y < shape.grid.y; ++y) {
-      for (unsigned x = 0; x < shape.grid.x; ++x) blocks.push_back({x, y, z});
+  blocks.reserve(size_t{grid.x} * grid.y * grid.z);
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) blocks.push_back({x, y, z});
     }
   }
-  std::mt19937_64 random(seed);
-  std::shuffle(blocks.begin(), blocks.end(), random);
+  Random random(seed);
+  random.Shuffle(&blocks);
   TANDEM_CHECK(running == nullptr);
   BlockRun run(shape, kernel);
   running = &run;
   absl::Status status;
   for (size_t i = 0; i < blocks.size() && status.ok(); ++i) status = run.Run(blocks[i], random);
   running = nullptr;
+  if (!status.ok()) fibers.clear();  // those that wait are dropped
   return status;
 }
 
@@ -262,14 +379,10 @@ std::byte* SharedMemory() { return running->shared(); }
 
 void SyncThreads(const char* file, int line) { running->WaitFor({file, line, 0}); }
 
-LaneValues Exchange(uint32_t mask, uint64_t value, const char* file, int line) {
-  Thread& thread = running->current();
-  const Extent3& extent = running->shape().block;
-  const unsigned i = thread.index.x + extent.x * (thread.index.y + extent.y * thread.index.z);
-  TANDEM_CHECK((mask >> (i % kWarpLanes) & 1) != 0);
-  thread.given = value;
-  running->WaitFor({file, line, mask});
-  return thread.taken;
+const LaneValues& Exchange(uint32_t mask, uint64_t value, const char* file, int line) {
+  return running->Exchange(value, {file, line, mask});
 }
+
+unsigned LaneIndex() { return running->current_number() % kWarpLanes; }
 
 }  // namespace tandem::kernels::cuda::emulation

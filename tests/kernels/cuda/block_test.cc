@@ -65,6 +65,23 @@ TEST(BlockTest, OneSeedGivesOneOrder) {
   EXPECT_EQ(NeighboursOf64(3, false), NeighboursOf64(3, false));
 }
 
+TEST(BlockTest, EachRoundOfTurnsHasAnOrderOfItsOwn) {
+  std::set<std::vector<unsigned>> orders;
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    std::vector<unsigned> ran;
+    ASSERT_TRUE(RunKernel({{2}, {64}, 0}, seed, [&] {
+                  ran.push_back(ThreadIndex().x);
+                  SyncThreads("kernel.cu", 12);
+                  ran.push_back(ThreadIndex().x);
+                }).ok());
+    ASSERT_EQ(ran.size(), 4 * 64u);
+    for (int round = 0; round < 4; ++round) {
+      orders.emplace(ran.begin() + round * 64, ran.begin() + (round + 1) * 64);
+    }
+  }
+  EXPECT_EQ(orders.size(), 4u * kSeeds);
+}
+
 TEST(BlockTest, SharedMemoryOfABlockIsNotThatOfTheLast) {
   int found = 0;
   ASSERT_TRUE(RunKernel({{4}, {1}, sizeof(uint32_t)}, 1, [&] {
@@ -138,6 +155,36 @@ TEST(BlockTest, ALaneThatHasEndedIsNotWaitedForInVain) {
               HasSubstr("31 of 32 threads wait at kernel.cu:5 for lanes ffffffff"));
   EXPECT_EQ(RunKernel({{1}, {20}, 0}, 1, [] { Exchange(0xFFFFFFFF, 0, "kernel.cu", 5); }).code(),
             absl::StatusCode::kInternal);
+}
+
+TEST(BlockTest, ALaunchAfterARefusedOneIsWhole) {
+  const absl::Status status = RunKernel({{1}, {1024}, 0}, 1, [] {
+    volatile int left[100] = {};  // on a stack that nothing goes on with
+    if (ThreadIndex().x != 7 && left[99] == 0) SyncThreads("kernel.cu", 12);
+  });
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  int ran = 0;
+  ASSERT_TRUE(RunKernel({{2}, {1024}, 0}, 1, [&] {
+                volatile char frame[1000] = {};
+                SyncThreads("kernel.cu", 12);
+                ran += 1 + frame[999];
+              }).ok());
+  EXPECT_EQ(ran, 2 * 1024);
+}
+
+// Uses some 4 KB of stack per call.
+int Recurse(int depth) {
+  volatile char page[4096];
+  page[0] = static_cast<char>(depth);
+  return depth == 0 ? 0 : Recurse(depth - 1) + page[0];
+}
+
+TEST(BlockDeathTest, AKernelThatOverflowsItsStackEndsTheProcess) {
+  volatile int depth = 8, result = 0;
+  const auto recurse = [&] { result = Recurse(depth); };
+  EXPECT_TRUE(RunKernel({{1}, {32}, 0}, 1, recurse).ok());
+  depth = 1000;
+  EXPECT_DEATH((void)RunKernel({{1}, {32}, 0}, 1, recurse), "");
 }
 
 TEST(BlockTest, ABlockHasOneToAThousandThreads) {
