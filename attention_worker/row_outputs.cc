@@ -28,7 +28,7 @@ class OutputReader {
   void Sample(const DeviceTensor& allowed) {
     std::vector<kernels::SampleRow> rows(wanted_.size());
     for (size_t i = 0; i < rows.size(); ++i) {
-      rows[i] = {wanted_[i].sampling, wanted_[i].result->position + 1};
+      rows[i] = kernels::MakeSampleRow(wanted_[i].sampling, wanted_[i].result->position + 1);
     }
     const auto device_rows = Put(rows.data(), Dtype::kU8, sizeof(kernels::SampleRow));
     const auto out = workspace_.Take(

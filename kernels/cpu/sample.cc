@@ -1,7 +1,5 @@
 #include "kernels/ops/sample.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -108,15 +106,6 @@ class OrderedCandidates {
   size_t sorted_ = 0;
 };
 
-uint64_t RandomBits(const SampleRow& row) {
-  unsigned char bytes[12];
-  const uint32_t choice = row.params.choice;
-  const auto position = static_cast<uint64_t>(static_cast<int64_t>(row.position));
-  for (int i = 0; i < 4; ++i) bytes[i] = static_cast<unsigned char>(choice >> (8 * i));
-  for (int i = 0; i < 8; ++i) bytes[4 + i] = static_cast<unsigned char>(position >> (8 * i));
-  return XXH3_64bits_withSeed(bytes, sizeof(bytes), row.params.seed);
-}
-
 // floor(bits / 2^64 * total): in [0, total), every value equally often but for 2^-64.
 uint64_t ScaleRandom(uint64_t bits, uint64_t total) {
   __extension__ typedef unsigned __int128 Uint128;
@@ -133,28 +122,27 @@ uint64_t TopPThreshold(float top_p, uint64_t total) {
 int32_t Draw(const LogitRow& row, const SampleRow& sample, const std::vector<float>& weights,
              uint64_t total) {
   thread_local std::vector<uint64_t> keys;
-  const SamplingParams& params = sample.params;
   keys.clear();
   for (size_t id = 0; id < weights.size(); ++id) {
     // A weight of 0 is never drawn, but counts among the first top_k.
-    const bool counts = params.top_k == 0 ? weights[id] > 0.0f : row.IsCandidate(id);
+    const bool counts = sample.top_k == 0 ? weights[id] > 0.0f : row.IsCandidate(id);
     if (counts) keys.push_back(OrderKey(row.logits[id], static_cast<uint32_t>(id)));
   }
   OrderedCandidates candidates(keys);
   const auto weight_of = [&](uint32_t id) {
     return static_cast<uint64_t>(static_cast<int64_t>(weights[id]));
   };
-  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < candidates.size()) {
-    candidates.Truncate(static_cast<size_t>(params.top_k));
+  if (sample.top_k > 0 && static_cast<size_t>(sample.top_k) < candidates.size()) {
+    candidates.Truncate(static_cast<size_t>(sample.top_k));
     total = 0;
     for (size_t i = 0; i < candidates.size(); ++i) total += weight_of(candidates.Unordered(i));
   }
-  if (params.top_p < 1.0f) {
-    const uint64_t threshold = TopPThreshold(params.top_p, total);
+  if (sample.top_p < 1.0f) {
+    const uint64_t threshold = TopPThreshold(sample.top_p, total);
     total = 0;
     for (size_t i = 0; total < threshold; ++i) total += weight_of(candidates[i]);
   }
-  const uint64_t target = ScaleRandom(RandomBits(sample), total);
+  const uint64_t target = ScaleRandom(sample.random, total);
   uint64_t cumulative = 0;
   for (size_t i = 0;; ++i) {
     const uint32_t id = candidates[i];
@@ -171,7 +159,7 @@ SampledToken SampleOne(const LogitRow& row, const SampleRow& sample) {
   const float max = row.logits[best];
   const uint64_t total = Weigh(row, max, 1.0f, weights);
   token.id = best;
-  const float temperature = sample.params.temperature;
+  const float temperature = sample.temperature;
   if (temperature > 0.0f) {
     const uint64_t drawn_total =
         temperature == 1.0f ? total : Weigh(row, max, temperature, weights);

@@ -6,9 +6,9 @@
 // integers and depend neither on order nor on vector width. "Rounded" means to the nearest integer,
 // ties to even; a candidate at -inf has weight 0 and does not make a row drawable by itself.
 //
-// The draw, in integers: the random number is R = XXH3_64bits_withSeed(choice as 4 bytes, position
-// as 8 bytes, little-endian; seed), the token is the first candidate at which the running sum of
-// weights exceeds floor(R * total / 2^64), total being the weight of the candidates that are left.
+// The draw, in integers: from random bits R, which the host makes, the token is the first candidate
+// at which the running sum of weights exceeds floor(R * total / 2^64), total being the weight of
+// the candidates that are left.
 #ifndef TANDEM_KERNELS_OPS_SAMPLE_H_
 #define TANDEM_KERNELS_OPS_SAMPLE_H_
 
@@ -19,12 +19,17 @@
 
 namespace tandem::kernels {
 
-// Requires temperature >= 0, top_k >= 0 and 0 < top_p <= 1.
+// What a device needs to draw a token. Requires temperature >= 0, top_k >= 0 and 0 < top_p <= 1.
 struct SampleRow {
-  SamplingParams params;
-  int32_t position;  // of the token that is drawn: the random number is a function of
-                     // (params.seed, params.choice, position)
+  float temperature;
+  int32_t top_k;
+  float top_p;
+  uint64_t random;  // R
 };
+
+// For the token at `position`, whose random bits are a function of (seed, choice, position):
+//   R = XXH3_64bits_withSeed(choice as 4 bytes, position as 8 bytes, little-endian; seed)
+SampleRow MakeSampleRow(const SamplingParams& params, int32_t position);
 
 struct SampledToken {
   int32_t id = -1;        // -1: the row's logits held a NaN or +inf, or no candidate

@@ -358,7 +358,7 @@ TEST_P(EngineTest, ADrawIsThatOfTheRowsLogitsForThePositionOfTheDrawnToken) {
     const StepResult result = gateway.RunOk(gateway.WholeStep({batch}));
     Logits of_step;
     Collect(result, sequence, &of_step);
-    const kernels::SampleRow wanted = {sampling, position + 1};
+    const kernels::SampleRow wanted = kernels::MakeSampleRow(sampling, position + 1);
     kernels::SampledToken token;
     backend->Write(of_step.at(position).data(), logits->Tensor(Dtype::kF32, {1, 96}));
     backend->Write(&wanted, bytes(*row, sizeof(wanted)));

@@ -36,7 +36,7 @@ std::vector<SampledToken> Draw(const std::vector<float>& logits, const SamplingP
   std::vector<SampleRow> rows;
   for (int i = 0; i < count; ++i) {
     all.insert(all.end(), logits.begin(), logits.end());
-    rows.push_back({params, first_position + i});
+    rows.push_back(MakeSampleRow(params, first_position + i));
   }
   std::vector<SampledToken> out(count);
   const auto vocab = static_cast<int64_t>(logits.size());
