@@ -73,6 +73,8 @@ __device__ inline double Cosine(double x) { return cos(x); }
 __device__ inline double Sine(double x) { return sin(x); }
 __device__ inline float SquareRoot(float x) { return __fsqrt_rn(x); }
 __device__ inline float Divide(float a, float b) { return __fdiv_rn(a, b); }
+// To the nearest integer, ties to even.
+__device__ inline float RoundToInteger(float x) { return rintf(x); }
 
 #else
 
@@ -99,6 +101,7 @@ inline double Cosine(double x) { return std::cos(x); }
 inline double Sine(double x) { return std::sin(x); }
 inline float SquareRoot(float x) { return std::sqrt(x); }
 inline float Divide(float a, float b) { return a / b; }
+inline float RoundToInteger(float x) { return std::nearbyint(x); }
 
 template <typename T>
 T ShuffleXor(T value, unsigned lanes, const char* file, int line) {
