@@ -75,6 +75,14 @@ __device__ inline float SquareRoot(float x) { return __fsqrt_rn(x); }
 __device__ inline float Divide(float a, float b) { return __fdiv_rn(a, b); }
 // To the nearest integer, ties to even.
 __device__ inline float RoundToInteger(float x) { return rintf(x); }
+__device__ inline double Ceiling(double x) { return ceil(x); }
+__device__ inline double Logarithm(double x) { return log(x); }
+// The upper 64 bits of the product's 128.
+__device__ inline uint64_t HighOfProduct(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+// Adds as one step that no thread sees half of; returns what was there.
+__device__ inline uint32_t AtomicAdd(uint32_t* sum, uint32_t value) {
+  return atomicAdd(sum, value);
+}
 
 #else
 
@@ -102,6 +110,17 @@ inline double Sine(double x) { return std::sin(x); }
 inline float SquareRoot(float x) { return std::sqrt(x); }
 inline float Divide(float a, float b) { return a / b; }
 inline float RoundToInteger(float x) { return std::nearbyint(x); }
+inline double Ceiling(double x) { return std::ceil(x); }
+inline double Logarithm(double x) { return std::log(x); }
+inline uint64_t HighOfProduct(uint64_t a, uint64_t b) {
+  __extension__ typedef unsigned __int128 Uint128;
+  return static_cast<uint64_t>((static_cast<Uint128>(a) * b) >> 64);
+}
+inline uint32_t AtomicAdd(uint32_t* sum, uint32_t value) {
+  const uint32_t before = *sum;
+  *sum += value;
+  return before;
+}
 
 template <typename T>
 T ShuffleXor(T value, unsigned lanes, const char* file, int line) {
