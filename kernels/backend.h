@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -44,11 +45,14 @@ class Backend {
 
   // The device and the instruction set in use, for people: "cpu avx3, 2 threads".
   virtual std::string Description() const = 0;
-  // What decides the bits of the results of a mode and a format (docs/architecture.md): "cpu-2".
+  // What decides the bits of the results of a mode and a format (docs/architecture.md):
+  // "portable-1".
   virtual std::string NumericsClass(Dtype mode, WeightFormat format) const = 0;
 
   // ---- memory ----
 
+  // How much Allocate and the weights have; nothing: what the host has.
+  virtual std::optional<int64_t> MemoryBytes() const { return std::nullopt; }
   // Zero-filled, aligned to 64 bytes. RESOURCE_EXHAUSTED where the device has not as much.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;
   // Copies host memory, dense, to `to`. `from` has been read when this returns.
@@ -150,6 +154,15 @@ enum class Numerics { kAuto, kPortable };
 // processor lacks AVX2, FMA or F16C.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int num_threads,
                                                           Numerics numerics = Numerics::kAuto);
+
+struct CudaOptions {
+  size_t memory_bytes = 0;  // of the GPU; 0: what is free, but a sixteenth
+};
+
+// The CUDA backend on this machine's first GPU, which takes all its memory at once. Its sums have
+// the order of kPortable.
+//   FAILED_PRECONDITION  the build has no CUDA, there is no GPU that will do, or it has less memory
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaOptions& options = {});
 
 }  // namespace tandem::kernels
 

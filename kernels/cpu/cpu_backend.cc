@@ -62,7 +62,7 @@ class CpuBackend final : public Backend {
   }
   std::string NumericsClass(Dtype mode, WeightFormat format) const override {
     const bool all_bf16 = mode == Dtype::kBF16 && format == WeightFormat::kBF16;
-    return all_bf16 && order_ == cpu::FloatOrder::kPair ? "cpu-2-dpbf16" : "cpu-2";
+    return all_bf16 && order_ == cpu::FloatOrder::kPair ? "dpbf16-1" : "portable-1";
   }
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) override {

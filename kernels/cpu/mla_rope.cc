@@ -1,11 +1,11 @@
 // Rotary embedding and the write side of the latent cache.
-#include <cmath>
 #include <cstring>
 
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/local_memory.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/portable_trig.h"
 
 namespace tandem::kernels::cpu {
 namespace {
@@ -41,8 +41,9 @@ void RopeTable(const RopeTableArgs& args, ThreadPool& pool) {
       auto* out = reinterpret_cast<float*>(Row(args.out, i));
       for (int64_t f = 0; f < half; ++f) {
         const float angle = position * frequencies[f];
-        out[f] = args.factor * static_cast<float>(std::cos(static_cast<double>(angle)));
-        out[half + f] = args.factor * static_cast<float>(std::sin(static_cast<double>(angle)));
+        const CosineAndSine of_angle = PortableCosineAndSine(angle);
+        out[f] = args.factor * static_cast<float>(of_angle.cosine);
+        out[half + f] = args.factor * static_cast<float>(of_angle.sine);
       }
     }
   });

@@ -34,6 +34,9 @@ __device__ inline float PortableExp(float x) {
   return y * PowerOfTwo(half) * PowerOfTwo(exponent - half);
 }
 
+// silu(z) = z / (1 + exp(-z)).
+__device__ inline float Silu(float z) { return Divide(z, 1.0f + PortableExp(-z)); }
+
 }  // namespace tandem::kernels::cuda
 
 #endif  // TANDEM_KERNELS_CUDA_EXP_H_

@@ -4,15 +4,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "common/check.h"
 #include "kernels/cuda/ptx.h"
+#include "kernels/cuda/stream.h"
 
 namespace tandem::kernels::cuda {
 
-#if defined(__CUDACC__)
-
-using Stream = cudaStream_t;
+#if !defined(TANDEM_CUDA_EMULATION)
 
 // Starts blocks [0, blocks), of which there are some, of `threads` threads. Ends the process if
 // CUDA does not take the launch; what goes wrong in the kernel shows at the stream's next
@@ -33,14 +33,9 @@ void Launch(Stream stream, void (*kernel)(Parameters...), int64_t blocks, int th
 
 #else
 
-// The order in which threads and blocks take turns.
-struct Stream {
-  uint64_t seed = 0;
-};
-
-// Ends the process, with a sentence, if CUDA would not take the launch or threads wait for what
-// never comes.
-void RunOrDie(Stream stream, const emulation::LaunchShape& shape, absl::FunctionRef<void()> kernel);
+// Runs the kernel, in the stream's thread if it has one. Ends the process, with a sentence, if CUDA
+// would not take the launch or threads wait for what never comes.
+void RunOrDie(Stream stream, const emulation::LaunchShape& shape, std::function<void()> kernel);
 
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
@@ -49,7 +44,7 @@ void Launch(Stream stream, void (*kernel)(Parameters...), int64_t blocks, int th
   RunOrDie(
       stream,
       {{static_cast<unsigned>(blocks), 1, 1}, {static_cast<unsigned>(threads), 1, 1}, shared_bytes},
-      [&] { kernel(arguments...); });
+      [=] { kernel(arguments...); });
 }
 
 #endif

@@ -2,79 +2,125 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/rows.h"
+#include "kernels/cuda/product.h"
 
 namespace tandem::kernels::cuda {
 namespace {
 
-constexpr int kTile = 16;         // rows and outputs of a block of threads, one sum each
-constexpr int kBlockInputs = 32;  // of block order
-// Of a tile's rows in shared memory, so that threads that follow each other use different banks.
-constexpr int kStride = kBlockInputs + 1;
-constexpr size_t kSharedBytes = 2 * kTile * kStride * sizeof(float);
+// A map for each head: [heads, outputs, inputs] matrices, which lie `matrix_stride` apart, from
+// x [rows, heads, inputs or more] to out [rows, heads, outputs], heads side by side. One head:
+// Linear.
+template <typename X, typename W, typename Out>
+struct HeadsProduct {
+  using Row = X;
+  static constexpr int kMatrices = 1;
 
-// Threads 0 .. kTile^2 - 1 bring inputs [begin, begin + count) of `kTile` rows from `first` on to
-// shared memory; rows from `end` on are left out.
-template <typename T>
-__device__ void LoadTile(Rows<T> rows, int64_t first, int64_t end, int64_t begin, int count,
-                         float* tile) {
-  for (int i = static_cast<int>(threadIdx.x); i < kTile * kBlockInputs; i += kTile * kTile) {
-    const int row = i / kBlockInputs, k = i % kBlockInputs;
-    if (first + row < end && k < count) {
-      tile[row * kStride + k] = ToFloat(rows[first + row][begin + k]);
-    }
-  }
-}
+  int64_t rows, outputs, heads;
+  Rows<const X> x;
+  int64_t x_head_stride;
+  MatrixPart<W> first_matrix;
+  int64_t matrix_stride;
+  Rows<Out> out;
+  int64_t out_head_stride;
 
-template <typename T, typename W, typename Out>
-__global__ void LinearKernel(int64_t num_rows, int64_t outputs, int64_t inputs, Rows<const T> x,
-                             Rows<const W> weight, Rows<Out> out) {
-  auto* const x_tile = reinterpret_cast<float*>(SharedMemory());
-  float* const w_tile = x_tile + kTile * kStride;
-  const int64_t output_tiles = (outputs + kTile - 1) / kTile;
-  const int64_t first_row = blockIdx.x / output_tiles * kTile;
-  const int64_t first_output = blockIdx.x % output_tiles * kTile;
-  const int r = static_cast<int>(threadIdx.x) / kTile, n = static_cast<int>(threadIdx.x) % kTile;
-  const bool active = first_row + r < num_rows && first_output + n < outputs;
-  float sum = 0.0f;
-  for (int64_t begin = 0; begin < inputs; begin += kBlockInputs) {
-    const int count =
-        static_cast<int>(inputs - begin < kBlockInputs ? inputs - begin : kBlockInputs);
-    TANDEM_SYNC_THREADS();  // the last block of inputs has been read
-    LoadTile(x, first_row, num_rows, begin, count, x_tile);
-    LoadTile(weight, first_output, outputs, begin, count, w_tile);
-    TANDEM_SYNC_THREADS();
-    if (!active) continue;
-    const float* const a = x_tile + r * kStride;
-    const float* const b = w_tile + n * kStride;
-    float even = 0.0f, odd = 0.0f;
-    for (int k = 0; k < count; k += 2) {
-      even = FlushedMultiplyAdd(a[k], b[k], even);
-      odd = FlushedMultiplyAdd(a[k + 1], b[k + 1], odd);
-    }
-    sum = FlushedAdd(sum, FlushedAdd(even, odd));
+  __device__ bool Place(int64_t block, Tile* tile) const {
+    const int64_t output_tiles = (outputs + kTile - 1) / kTile;
+    const int64_t head_and_row_tile = block / output_tiles;
+    *tile = TileAt(head_and_row_tile / heads, rows, block % output_tiles, outputs,
+                   head_and_row_tile % heads);
+    return true;
   }
-  if (active) out[first_row + r][first_output + n] = Round<Out>(sum);
+  __device__ const X* row(const Tile& tile, int64_t i) const {
+    return x[i] + tile.batch * x_head_stride;
+  }
+  __device__ MatrixPart<W> matrix(const Tile& tile, int) const {
+    MatrixPart<W> matrix = first_matrix;
+    matrix.data += tile.batch * matrix_stride;
+    return matrix;
+  }
+  __device__ void Store(const Tile& tile, int64_t i, int64_t n, const float* sums) const {
+    out[i][tile.batch * out_head_stride + n] = Round<Out>(sums[0]);
+  }
+};
+
+// HeadsProduct, for the dtypes of its tensors.
+struct Heads {
+  int64_t rows, outputs, inputs;
+  int64_t heads = 1;
+  int64_t x_row_stride, x_head_stride = 0;  // as all strides in elements
+  int64_t matrix_begin = 0, output_stride, input_stride = 1, matrix_stride = 0;
+  int64_t out_row_stride, out_head_stride = 0;
+};
+
+void Multiply(Stream stream, const Heads& h, const DeviceTensor& x, const DeviceTensor& weight,
+              const DeviceTensor& out) {
+  const int64_t blocks = TilesOf(h.rows) * h.heads * TilesOf(h.outputs);
+  WithType(x.dtype, [&](auto act) {
+    WithType(weight.dtype, [&](auto factor) {
+      WithType(out.dtype, [&](auto result) {
+        using X = typename decltype(act)::type;
+        using W = typename decltype(factor)::type;
+        using Out = typename decltype(result)::type;
+        LaunchProduct(stream, blocks, h.inputs,
+                      HeadsProduct<X, W, Out>{h.rows,
+                                              h.outputs,
+                                              h.heads,
+                                              {DataOf<const X>(x), h.x_row_stride},
+                                              h.x_head_stride,
+                                              {DataOf<const W>(weight) + h.matrix_begin,
+                                               h.output_stride, h.input_stride},
+                                              h.matrix_stride,
+                                              {DataOf<Out>(out), h.out_row_stride},
+                                              h.out_head_stride});
+      });
+    });
+  });
 }
 
 }  // namespace
 
-void LinearInBlockOrder(Stream stream, const DeviceTensor& x, const DeviceTensor& weight,
-                        const DeviceTensor& out) {
-  const int64_t rows = x.rows(), outputs = weight.rows();
-  if (rows == 0) return;
-  const int64_t blocks = (rows + kTile - 1) / kTile * ((outputs + kTile - 1) / kTile);
-  WithType(x.dtype, [&](auto act) {
-    WithType(weight.dtype, [&](auto factor) {
-      WithType(out.dtype, [&](auto result) {
-        using T = typename decltype(act)::type;
-        using W = typename decltype(factor)::type;
-        using Out = typename decltype(result)::type;
-        Launch(stream, LinearKernel<T, W, Out>, blocks, kTile * kTile, kSharedBytes, rows, outputs,
-               x.width(), RowsOf<const T>(x), RowsOf<const W>(weight), RowsOf<Out>(out));
-      });
-    });
-  });
+void Linear(Stream stream, const DeviceTensor& x, const DeviceTensor& weight,
+            const DeviceTensor& out) {
+  const Heads one = {.rows = x.rows(),
+                     .outputs = weight.rows(),
+                     .inputs = x.width(),
+                     .x_row_stride = x.row_stride,
+                     .output_stride = weight.row_stride,
+                     .out_row_stride = out.row_stride};
+  Multiply(stream, one, x, weight, out);
+}
+
+// The transpose of W^UK_h: an output lies beside the next, an input a row further.
+void MlaAbsorbQuery(Stream stream, const DeviceTensor& q, const DeviceTensor& kv_up,
+                    const KvUpShape& shape, const DeviceTensor& q_latent) {
+  const Heads heads = {.rows = q.dim(0),
+                       .outputs = shape.latent_width,
+                       .inputs = shape.nope_width,
+                       .heads = shape.heads,
+                       .x_row_stride = shape.heads * q.row_stride,
+                       .x_head_stride = q.row_stride,
+                       .output_stride = 1,
+                       .input_stride = kv_up.row_stride,
+                       .matrix_stride = (shape.nope_width + shape.value_width) * kv_up.row_stride,
+                       .out_row_stride = shape.heads * q_latent.row_stride,
+                       .out_head_stride = q_latent.row_stride};
+  Multiply(stream, heads, q, kv_up, q_latent);
+}
+
+void MlaProjectValue(Stream stream, const DeviceTensor& latent, const DeviceTensor& kv_up,
+                     const KvUpShape& shape, const DeviceTensor& out) {
+  const Heads heads = {.rows = latent.dim(0),
+                       .outputs = shape.value_width,
+                       .inputs = shape.latent_width,
+                       .heads = shape.heads,
+                       .x_row_stride = shape.heads * latent.row_stride,
+                       .x_head_stride = latent.row_stride,
+                       .matrix_begin = shape.nope_width * kv_up.row_stride,
+                       .output_stride = kv_up.row_stride,
+                       .matrix_stride = (shape.nope_width + shape.value_width) * kv_up.row_stride,
+                       .out_row_stride = out.row_stride,
+                       .out_head_stride = shape.value_width};
+  Multiply(stream, heads, latent, kv_up, out);
 }
 
 }  // namespace tandem::kernels::cuda

@@ -1,19 +1,27 @@
-// Linear maps on a GPU, each sum in block order (kernels/ops/dense.h): the CPU's bits, whatever the
-// number of rows. By fused multiply-adds, not by tensor cores, whose order is their own.
+// Linear maps on a GPU. Contracts: kernels/ops/dense.h and mla.h, whose block order they keep: the
+// CPU's bits (kernels/cuda/product.h). Tensors lie in the device's memory and are checked
+// (kernels/check_args.h); rows and weights are each f32 or bf16. Each starts one kernel in the
+// stream and returns. Cost: rows * outputs * inputs fused multiply-adds; reads the weight once per
+// 16 rows.
 #ifndef TANDEM_KERNELS_CUDA_LINEAR_H_
 #define TANDEM_KERNELS_CUDA_LINEAR_H_
 
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/device_tensor.h"
+#include "kernels/weights.h"
 
 namespace tandem::kernels::cuda {
 
-// out[i, n] = round(sum_k x[i, k] * weight[n, k]). x [rows, k] and weight [n, k], either f32 or
-// bf16; out [rows, n] of x's dtype or f32. Checked (kernels/check_args.h), in the device's memory.
-// Starts one kernel in the stream and returns. Cost: reads the weight once per 16 rows, through
-// shared memory; rows * n * k fused multiply-adds.
-void LinearInBlockOrder(Stream stream, const DeviceTensor& x, const DeviceTensor& weight,
-                        const DeviceTensor& out);
+// out[i, n] = round(sum_k x[i, k] * weight[n, k]). x [rows, k], weight [n, k]; out [rows, n] of x's
+// dtype or f32.
+void Linear(Stream stream, const DeviceTensor& x, const DeviceTensor& weight,
+            const DeviceTensor& out);
+
+// Both sides of weight absorption, with kv_b_proj [heads * (dn + dv), r] as a checkpoint has it.
+void MlaAbsorbQuery(Stream stream, const DeviceTensor& q, const DeviceTensor& kv_up,
+                    const KvUpShape& shape, const DeviceTensor& q_latent);
+void MlaProjectValue(Stream stream, const DeviceTensor& latent, const DeviceTensor& kv_up,
+                     const KvUpShape& shape, const DeviceTensor& out);
 
 }  // namespace tandem::kernels::cuda
 

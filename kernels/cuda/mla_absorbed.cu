@@ -4,11 +4,10 @@
 
 #include "common/pages.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/running_softmax.h"
 
 namespace tandem::kernels::cuda {
 namespace {
-
-constexpr int kSumLanes = 16;  // of lane order
 
 // sum_k a[k] b[k] in lane order, by one thread.
 template <typename A, typename B>
@@ -44,18 +43,16 @@ struct Shape {
 
 // What a block keeps in shared memory of each head, [heads] each.
 struct RowState {
-  float* numerators;    // [heads, r]
-  float* weights;       // [heads, kPageTokens]: scores, then their exponentials
-  float* largest;       // running maximum
-  float* denominators;  // running sum
-  float* shrinks;       // by what the last page's maximum makes earlier sums smaller
+  float* numerators;  // [heads, r]
+  float* weights;     // [heads, kPageTokens]: scores, then their exponentials
+  float* shrinks;     // by what the last page's maximum makes earlier sums smaller
+  SoftmaxState* softmax;
 
   __device__ RowState(float* memory, const Shape& shape)
       : numerators(memory),
         weights(numerators + shape.heads * shape.latent),
-        largest(weights + shape.heads * kPageTokens),
-        denominators(largest + shape.heads),
-        shrinks(denominators + shape.heads) {}
+        shrinks(weights + shape.heads * kPageTokens),
+        softmax(reinterpret_cast<SoftmaxState*>(shrinks + shape.heads)) {}
 };
 
 // Of the page's first `keys` keys, for all heads.
@@ -71,36 +68,19 @@ __device__ void ScorePage(const Shape& shape, Rows<const float> q_latent, Rows<c
   }
 }
 
-// Sixteen threads per head: scores become exponentials, and the running maximum and sum take them
-// in. All threads of a warp go along.
+// Sixteen threads per head: scores become exponentials, and the running sums take them in. All
+// threads of a warp go along.
 __device__ inline void WeighPage(const Shape& shape, int keys, const RowState& state) {
-  const int lane = static_cast<int>(threadIdx.x) % kSumLanes;
   for (int first = 0; first < shape.heads; first += kThreads / kSumLanes) {
     const int head = first + static_cast<int>(threadIdx.x) / kSumLanes;
     const bool active = head < shape.heads;
-    float* const weights = state.weights + (active ? head : 0) * kPageTokens;
-    const float before = active ? state.largest[head] : 0.0f;
-    float largest = before;
-    if (active) {
-      for (int key = lane; key < keys; key += kSumLanes) largest = Larger(weights[key], largest);
-    }
-    for (int lanes = kSumLanes / 2; lanes > 0; lanes /= 2) {
-      largest = Larger(TANDEM_SHUFFLE_XOR(largest, lanes), largest);
-    }
-    float sum = 0.0f;
-    if (active) {
-      for (int key = lane; key < keys; key += kSumLanes) {
-        weights[key] = Exp(weights[key] - largest);
-        sum += weights[key];
-      }
-    }
-    for (int lanes = kSumLanes / 2; lanes > 0; lanes /= 2) sum += TANDEM_SHUFFLE_XOR(sum, lanes);
-    TANDEM_SYNC_WARP();  // a shuffle orders no memory: all have read the maximum
-    if (!active || lane != 0) continue;
-    const float shrink = largest == before ? 1.0f : Exp(before - largest);
+    const int mine = active ? head : 0;
+    SoftmaxState softmax = state.softmax[mine];
+    const float shrink = TakeUpScores(active, keys, state.weights + mine * kPageTokens, &softmax);
+    TANDEM_SYNC_WARP();  // a shuffle orders no memory: all have read the state
+    if (!active || threadIdx.x % kSumLanes != 0) continue;
     state.shrinks[head] = shrink;
-    state.denominators[head] = FusedMultiplyAdd(state.denominators[head], shrink, sum);
-    state.largest[head] = largest;
+    state.softmax[head] = softmax;
   }
 }
 
@@ -130,8 +110,7 @@ __global__ void MlaAbsorbedKernel(Shape shape, Rows<const float> q_latent, Rows<
     state.numerators[i] = 0.0f;
   }
   for (int head = static_cast<int>(threadIdx.x); head < shape.heads; head += kThreads) {
-    state.largest[head] = -Infinity();
-    state.denominators[head] = 0.0f;
+    state.softmax[head] = {-Infinity(), 0.0f};
   }
   for (int64_t begin = 0; begin < lengths[row]; begin += kPageTokens) {
     const int64_t left = lengths[row] - begin;
@@ -148,7 +127,7 @@ __global__ void MlaAbsorbedKernel(Shape shape, Rows<const float> q_latent, Rows<
   for (int64_t i = threadIdx.x; i < shape.heads * shape.latent; i += kThreads) {
     const int64_t head = i / shape.latent;
     out[first_head + head][i % shape.latent] =
-        Divide(state.numerators[i], state.denominators[head]);
+        Divide(state.numerators[i], state.softmax[head].denominator);
   }
 }
 

@@ -3,7 +3,7 @@
 #ifndef TANDEM_KERNELS_CUDA_MLA_ABSORBED_H_
 #define TANDEM_KERNELS_CUDA_MLA_ABSORBED_H_
 
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/device_tensor.h"
 
 namespace tandem::kernels::cuda {

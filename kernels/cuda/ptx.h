@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__CUDACC__)
+#if !defined(TANDEM_CUDA_EMULATION)
 #include <cuda_runtime.h>
 #else
 #include <bit>
@@ -30,7 +30,7 @@ namespace tandem::kernels::cuda {
 
 inline constexpr uint32_t kAllLanes = 0xFFFFFFFF;
 
-#if defined(__CUDACC__)
+#if !defined(TANDEM_CUDA_EMULATION)
 
 // The block's shared memory, of the size that the launch asked for.
 __device__ inline std::byte* SharedMemory() {
@@ -68,9 +68,6 @@ __device__ inline float Larger(float a, float b) { return a > b ? a : b; }
 __device__ inline uint32_t BitsOf(float value) { return __float_as_uint(value); }
 __device__ inline float FloatOf(uint32_t bits) { return __uint_as_float(bits); }
 __device__ inline float Infinity() { return __uint_as_float(0x7F800000u); }
-__device__ inline float Exp(float x) { return expf(x); }
-__device__ inline double Cosine(double x) { return cos(x); }
-__device__ inline double Sine(double x) { return sin(x); }
 __device__ inline float SquareRoot(float x) { return __fsqrt_rn(x); }
 __device__ inline float Divide(float a, float b) { return __fdiv_rn(a, b); }
 // To the nearest integer, ties to even.
@@ -104,9 +101,6 @@ inline float Larger(float a, float b) { return a > b ? a : b; }
 inline uint32_t BitsOf(float value) { return std::bit_cast<uint32_t>(value); }
 inline float FloatOf(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline float Infinity() { return std::numeric_limits<float>::infinity(); }
-inline float Exp(float x) { return std::exp(x); }
-inline double Cosine(double x) { return std::cos(x); }
-inline double Sine(double x) { return std::sin(x); }
 inline float SquareRoot(float x) { return std::sqrt(x); }
 inline float Divide(float a, float b) { return a / b; }
 inline float RoundToInteger(float x) { return std::nearbyint(x); }

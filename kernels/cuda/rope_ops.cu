@@ -5,6 +5,7 @@
 #include "common/pages.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/portable_trig.h"
 
 namespace tandem::kernels::cuda {
 namespace {
@@ -18,8 +19,9 @@ struct RopeTableOp {
 
   __device__ void operator()(int64_t row, int64_t f) const {
     const float angle = static_cast<float>(positions[row]) * frequencies[f];
-    out[row][f] = factor * static_cast<float>(Cosine(static_cast<double>(angle)));
-    out[row][half + f] = factor * static_cast<float>(Sine(static_cast<double>(angle)));
+    const CosineAndSine of_angle = PortableCosineAndSine(angle);
+    out[row][f] = factor * static_cast<float>(of_angle.cosine);
+    out[row][half + f] = factor * static_cast<float>(of_angle.sine);
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/exp.h"
 #include "kernels/cuda/rows.h"
 
 namespace tandem::kernels::cuda {
@@ -72,7 +73,7 @@ __global__ void ChooseExpertsKernel(int experts, RouteChoice choice, Rows<const 
   for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
     largest = Larger(largest, TANDEM_SHUFFLE_XOR(largest, lanes));
   }
-  for (int e = lane; e < experts; e += kLanes) scores[e] = Exp(logits[row][e] - largest);
+  for (int e = lane; e < experts; e += kLanes) scores[e] = PortableExp(logits[row][e] - largest);
   TANDEM_SYNC_WARP();
   float sum = 0.0f;  // by each lane, in the one order
   for (int e = 0; e < experts; ++e) sum += scores[e];

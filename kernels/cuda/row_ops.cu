@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/exp.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rows.h"
 
@@ -37,7 +38,7 @@ struct SiluMulOp {
 
   __device__ void operator()(int64_t row, int64_t column) const {
     const float z = ToFloat(gate[row][column]);
-    out[row][column] = Round<T>(Divide(z, 1.0f + Exp(-z)) * ToFloat(up[row][column]));
+    out[row][column] = Round<T>(Silu(z) * ToFloat(up[row][column]));
   }
 };
 

@@ -9,7 +9,7 @@
 #ifndef TANDEM_KERNELS_CUDA_SAMPLE_H_
 #define TANDEM_KERNELS_CUDA_SAMPLE_H_
 
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/device_tensor.h"
 #include "kernels/ops/sample.h"
 

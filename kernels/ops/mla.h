@@ -27,7 +27,7 @@ namespace tandem::kernels {
 // Cosines and sines of a batch's positions, the same for every layer.
 //   angle[i, f] = float(positions[i]) * frequencies[f]   (one f32 product)
 //   out[i, f] = factor * cos(angle), out[i, dr / 2 + f] = factor * sin(angle)
-// computed in double from the f32 angle and rounded once.
+// computed in double from the f32 angle (kernels/portable_trig.h) and rounded once.
 struct RopeTableArgs {
   DeviceTensor positions;    // [rows] i32, >= 0
   DeviceTensor frequencies;  // [dr / 2] f32

@@ -12,6 +12,7 @@
 #include "kernels/backend.h"
 #include "tests/kernels/oracle.h"
 #include "tests/kernels/targets.h"
+#include "tests/kernels/test_backend.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
@@ -19,8 +20,6 @@ namespace {
 
 constexpr Dtype kF32 = Dtype::kF32;
 constexpr Dtype kBF16 = Dtype::kBF16;
-
-std::unique_ptr<Backend> MakeBackend(int num_threads = 2) { return *CreateCpuBackend(num_threads); }
 
 // Parameters: dtype of activations, dtype of weights.
 class DenseTest : public testing::TestWithParam<std::tuple<Dtype, Dtype>> {
@@ -53,7 +52,7 @@ void ExpectLinear(const TestTensor& x, const TestTensor& w, const TestTensor& ou
 }
 
 TEST_P(DenseTest, LinearAgreesWithTheOracleAtRaggedSizes) {
-  auto backend = MakeBackend();
+  auto backend = MakeTestBackend();
   for (int64_t k : {8, 24, 40, 136, 2048}) {
     for (int64_t rows : {1, 2, 3, 4, 5, 9, 65}) {
       for (int64_t n : {1, 3, 17, 640}) {
@@ -73,7 +72,7 @@ TEST_P(DenseTest, LinearAgreesWithTheOracleAtRaggedSizes) {
 }
 
 TEST_P(DenseTest, LinearTakesUnalignedWeightsAndStridedRows) {
-  auto backend = MakeBackend();
+  auto backend = MakeTestBackend();
   const TestTensor x = std::move(TestTensor(act(), {5, 40}, 24).Fill(1));
   const TestTensor w = std::move(TestTensor(weight(), {17, 40}, 0, 1).Fill(2));
   TestTensor out(act(), {5, 17}, 3);
@@ -89,12 +88,12 @@ TEST_P(DenseTest, ALinearRowDoesNotDependOnOtherRowsThreadsOrTarget) {
   const TestTensor x = std::move(TestTensor(act(), {kRows, kK}).Fill(3));
   const TestTensor w = std::move(TestTensor(weight(), {kOutputs, kK}).Fill(4));
   TestTensor all(act(), {kRows, kOutputs});
-  auto alone = MakeBackend(1);
+  auto alone = MakeTestBackend(1);
   alone->Linear({x.device(), *PrepareLinear(*alone, w), all.device()});
-  for (int64_t target : AvailableTargets()) {
+  for (int64_t target : TargetsOfBackend()) {
     ScopedTarget scoped(target);
     for (int num_threads : {1, 2, 3}) {
-      auto backend = MakeBackend(num_threads);
+      auto backend = MakeTestBackend(num_threads);
       const auto weight = PrepareLinear(*backend, w);
       for (int64_t count : {1, 2, 7, 65}) {
         TestTensor out(act(), {count, kOutputs});
@@ -113,7 +112,7 @@ TEST_P(DenseTest, EmbedCopiesRows) {
   const TestTensor table = std::move(TestTensor(weight(), {10, 24}, 0, 1).Fill(7));
   const std::vector<int32_t> ids = {9, 0, 3, 3};
   TestTensor out(act(), {4, 24});
-  auto backend = MakeBackend();
+  auto backend = MakeTestBackend();
   backend->Embed({*PrepareEmbedding(*backend, table), DeviceVector(ids), out.device()});
   for (int64_t i = 0; i < 4; ++i) {
     for (int64_t k = 0; k < 24; ++k) {
@@ -130,7 +129,7 @@ TEST(GatherRowsTest, CopiesRowsOfAnyDtypeBitForBit) {
     for (size_t i = 0; i < 5 * x.view().row_stride_bytes(); ++i) {
       x.view().row(0)[i] = static_cast<std::byte>(i % 251);
     }
-    MakeBackend()->GatherRows({x.device(), DeviceVector(rows), out.device()});
+    MakeTestBackend()->GatherRows({x.device(), DeviceVector(rows), out.device()});
     for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(out.RowBytes(i), x.RowBytes(rows[i]));
     const std::byte* gap = out.view().row(0) + out.RowBytes(0).size();
     EXPECT_EQ(*gap, std::byte{0xEE}) << "wrote between the rows";
@@ -138,7 +137,7 @@ TEST(GatherRowsTest, CopiesRowsOfAnyDtypeBitForBit) {
 }
 
 TEST_P(DenseTest, RmsNormAgreesWithTheOracleAndMayBeInPlace) {
-  auto backend = MakeBackend();
+  auto backend = MakeTestBackend();
   for (int64_t width : {8, 24, 40, 136, 512, 2048}) {
     TestTensor x(act(), {5, width}, 8);
     x.Fill(width, 3.0f);
@@ -163,7 +162,7 @@ TEST_P(DenseTest, RmsNormAgreesWithTheOracleAndMayBeInPlace) {
 }
 
 TEST_P(DenseTest, SiluMulAgreesWithTheOracleAndMayBeInPlace) {
-  auto backend = MakeBackend();
+  auto backend = MakeTestBackend();
   TestTensor gate(act(), {3, 41}, 7);
   gate.Fill(9, 8.0f);
   const TestTensor up = std::move(TestTensor(act(), {3, 41}).Fill(10));
@@ -184,7 +183,7 @@ TEST_P(DenseTest, SiluMulAgreesWithTheOracleAndMayBeInPlace) {
 
 // The tolerances above would not see a rounding that is left out.
 TEST(RoundingTest, ANormedValueIsRoundedBeforeItIsWeighted) {
-  auto backend = MakeBackend();
+  auto backend = MakeTestBackend();
   const auto bf16 = [](float value) { return cpu::WidenBF16(cpu::RoundToBF16(value)); };
   // The squares of small integers add up exactly, in any order.
   constexpr int64_t kWidth = 41;
@@ -216,7 +215,7 @@ TEST(RoundingTest, AnActivatedGateIsNotRoundedBeforeItIsMultiplied) {
   TestTensor gate(kBF16, {1, kWidth}), up(kBF16, {1, kWidth}), out(kBF16, {1, kWidth});
   gate.Fill(21, 4.0f);
   up.Fill(22, 4.0f);
-  MakeBackend()->SiluMul({gate.device(), up.device(), out.device()});
+  MakeTestBackend()->SiluMul({gate.device(), up.device(), out.device()});
   int differs = 0;
   for (int64_t k = 0; k < kWidth; ++k) {
     const double silu = oracle::SiluMul(gate.at(0, k), 1.0);
@@ -237,7 +236,7 @@ TEST_P(DenseTest, SiluMulIsFiniteForLargeGates) {
     up.set(0, i, 1.0f);
   }
   TestTensor out(act(), {1, 4});
-  MakeBackend()->SiluMul({gate.device(), up.device(), out.device()});
+  MakeTestBackend()->SiluMul({gate.device(), up.device(), out.device()});
   EXPECT_EQ(out.at(0, 0), 0.0);
   EXPECT_EQ(out.at(0, 1), gate.at(0, 1));
   EXPECT_NEAR(out.at(0, 2), 0.0, 1e-35);
@@ -249,14 +248,14 @@ TEST_P(DenseTest, AddRoundsTheExactSum) {
   a.Fill(11);
   const TestTensor b = std::move(TestTensor(act(), {2, 21}).Fill(12));
   TestTensor out(act(), {2, 21});
-  MakeBackend()->Add({a.device(), b.device(), out.device()});
+  MakeTestBackend()->Add({a.device(), b.device(), out.device()});
   for (int64_t i = 0; i < 2; ++i) {
     for (int64_t k = 0; k < 21; ++k) {
       const auto sum = static_cast<float>(a.at(i, k) + b.at(i, k));
       EXPECT_EQ(out.at(i, k), act() == kF32 ? sum : cpu::WidenBF16(cpu::RoundToBF16(sum)));
     }
   }
-  MakeBackend()->Add({a.device(), b.device(), a.device()});
+  MakeTestBackend()->Add({a.device(), b.device(), a.device()});
   EXPECT_EQ(a.Bytes(), out.Bytes());
 }
 
@@ -265,9 +264,9 @@ TEST_P(DenseTest, RowFunctionsHaveTheSameBitsOnEveryTarget) {
   const TestTensor y = std::move(TestTensor(act(), {3, 73}).Fill(14));
   const TestTensor w = std::move(TestTensor(weight(), {73}).Fill(15));
   std::vector<std::vector<std::byte>> first;
-  for (int64_t target : AvailableTargets()) {
+  for (int64_t target : TargetsOfBackend()) {
     ScopedTarget scoped(target);
-    auto backend = MakeBackend();
+    auto backend = MakeTestBackend();
     TestTensor normed(act(), {3, 73}), activated(act(), {3, 73}), sum(act(), {3, 73});
     backend->RmsNorm({x.device(), *PrepareNorm(*backend, w), normed.device(), 1e-6f});
     backend->SiluMul({x.device(), y.device(), activated.device()});

@@ -252,28 +252,28 @@ TEST(FloatNumericsTest, AFastOrderOfItsOwnIsAClassOfItsOwnUnlessPortableIsAskedF
   {
     const ScopedKernels scoped({fma});
     auto backend = *CreateCpuBackend(1);
-    EXPECT_EQ(backend->NumericsClass(kBF16, WeightFormat::kBF16), "cpu-2");
+    EXPECT_EQ(backend->NumericsClass(kBF16, WeightFormat::kBF16), "portable-1");
     portable = row(*backend, WeightFormat::kBF16);
   }
   {
     const ScopedKernels scoped({amx, pairs, fma});
     auto backend = *CreateCpuBackend(1);
-    EXPECT_EQ(backend->NumericsClass(kBF16, WeightFormat::kBF16), "cpu-2");
+    EXPECT_EQ(backend->NumericsClass(kBF16, WeightFormat::kBF16), "portable-1");
     EXPECT_EQ(row(*backend, WeightFormat::kBF16), portable);
   }
   const ScopedKernels scoped({pairs, fma});
   auto fast = *CreateCpuBackend(1);
-  EXPECT_EQ(fast->NumericsClass(kBF16, WeightFormat::kBF16), "cpu-2-dpbf16");
+  EXPECT_EQ(fast->NumericsClass(kBF16, WeightFormat::kBF16), "dpbf16-1");
   EXPECT_NE(row(*fast, WeightFormat::kBF16), portable);
   // What is not bf16 throughout has one order: the router of an integer format, for one.
   for (const WeightFormat format : {WeightFormat::kF32, WeightFormat::kInt8, WeightFormat::kInt4}) {
-    EXPECT_EQ(fast->NumericsClass(kBF16, format), "cpu-2");
-    EXPECT_EQ(fast->NumericsClass(kF32, format), "cpu-2");
+    EXPECT_EQ(fast->NumericsClass(kBF16, format), "portable-1");
+    EXPECT_EQ(fast->NumericsClass(kF32, format), "portable-1");
   }
-  EXPECT_EQ(fast->NumericsClass(kF32, WeightFormat::kBF16), "cpu-2");
+  EXPECT_EQ(fast->NumericsClass(kF32, WeightFormat::kBF16), "portable-1");
   EXPECT_EQ(row(*fast, WeightFormat::kF32), portable);
   auto asked = *CreateCpuBackend(1, Numerics::kPortable);
-  EXPECT_EQ(asked->NumericsClass(kBF16, WeightFormat::kBF16), "cpu-2");
+  EXPECT_EQ(asked->NumericsClass(kBF16, WeightFormat::kBF16), "portable-1");
   EXPECT_EQ(row(*asked, WeightFormat::kBF16), portable);
 }
 

@@ -12,183 +12,13 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "tests/kernels/mla_oracle.h"
+#include "tests/kernels/mla_sequence.h"
 #include "tests/kernels/targets.h"
+#include "tests/kernels/test_backend.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
 namespace {
-
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr double kUnitF32 = 0x1p-24;
-constexpr double kUnitBF16 = 0x1p-8;
-
-// Without gaps between its rows, so that elements can be counted through.
-class Tensor : public TestTensor {
- public:
-  Tensor(Dtype dtype, std::initializer_list<int64_t> dims, size_t misalignment = 0)
-      : TestTensor(dtype, dims, 0, misalignment) {}
-  double at(int64_t i) const { return TestTensor::at(0, i); }
-  void set(int64_t i, float x) { TestTensor::set(0, i, x); }
-  int64_t size() const { return view().elements(); }
-  void FillWith(float x) {
-    for (int64_t i = 0; i < size(); ++i) set(i, x);
-  }
-  Doubles doubles() const {
-    Doubles result(size());
-    for (int64_t i = 0; i < size(); ++i) result[i] = at(i);
-    return result;
-  }
-  // Entries [begin, end) of the first dimension, of as many dimensions as this has.
-  DeviceTensor Rows(int64_t begin, int64_t end) const {
-    const int64_t rows_each = view().rows() / view().dim(0);
-    const DeviceTensor rows = device().slice_rows(begin * rows_each, (end - begin) * rows_each);
-    return view().rank == 2 ? rows : rows.reshaped({end - begin, view().dim(1), view().dim(2)});
-  }
-  bool operator==(const Tensor& other) const { return Bytes() == other.Bytes(); }
-};
-
-// One sequence of `length` tokens whose queries, weights and cache rows are random. Its pages lie
-// scattered among others, and all memory that it does not own is NaN.
-struct Sequence {
-  Sequence(MlaShape shape, Dtype act, Dtype weight, int64_t length, int seed = 1)
-      : Sequence(shape, act, weight, DefaultWeightFormat(weight), length, seed) {}
-  Sequence(MlaShape shape, Dtype act, Dtype weight, WeightFormat format, int64_t length,
-           int seed = 1)
-      : s(shape),
-        act(act),
-        format(format),
-        length(length),
-        num_pages(PagesFor(length)),
-        q(act, {length, s.heads, s.dn + s.dr}),
-        kv_b(weight, {s.heads * (s.dn + s.dv), s.r}, 2),
-        rows(act, {length, s.r + s.dr}),
-        pages(act, {num_pages + 3, kPageTokens, s.r + s.dr}),
-        page_table(num_pages + 3) {
-    std::mt19937 random(seed);
-    q.Fill(random(), 1.5f);
-    kv_b.Fill(random(), 1.0f / std::sqrt(static_cast<float>(s.r)));
-    rows.Fill(random());
-    std::iota(page_table.begin(), page_table.end(), 0);
-    std::shuffle(page_table.begin(), page_table.end(), random);
-    page_table.resize(num_pages);
-    pages.FillWith(kNan);
-    Store(0, length);
-  }
-
-  // Copies rows [begin, end) to their pages.
-  void Store(int64_t begin, int64_t end) {
-    const int64_t width = s.r + s.dr;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t slot = page_table[i / kPageTokens] * kPageTokens + i % kPageTokens;
-      for (int64_t d = 0; d < width; ++d) {
-        pages.set(slot * width + d, static_cast<float>(rows.at(i * width + d)));
-      }
-    }
-  }
-
-  std::unique_ptr<KvUpWeight> KvUp(Backend& backend) const {
-    return *backend.PrepareKvUp(kv_b.lent(), {s.heads, s.dn, s.dv, s.r}, format);
-  }
-
-  // Expanded attention of positions [begin, end), into those rows of `out`.
-  void Expanded(Backend& backend, int64_t begin, int64_t end, Tensor& out) {
-    std::vector<int32_t> positions(end - begin);
-    std::iota(positions.begin(), positions.end(), static_cast<int32_t>(begin));
-    backend.MlaExpanded({q.Rows(begin, end), *KvUp(backend), pages.device(),
-                         DeviceVector(page_table), DeviceVector(positions), end,
-                         out.Rows(begin, end), static_cast<float>(s.scale)});
-  }
-  Tensor Expanded(Backend& backend) {
-    Tensor out(act, {length, s.heads * s.dv});
-    Expanded(backend, 0, length, out);
-    return out;
-  }
-
-  void Absorb(Backend& backend, int64_t begin, int64_t end, Tensor& q_latent) {
-    backend.MlaAbsorbQuery({q.Rows(begin, end), *KvUp(backend), q_latent.Rows(begin, end)});
-  }
-  void Attend(Backend& backend, int64_t begin, int64_t end, Tensor& q_latent, Tensor& latent) {
-    const std::vector<int32_t> table_of_row(end - begin, 0);
-    std::vector<int32_t> lengths(end - begin);
-    std::iota(lengths.begin(), lengths.end(), static_cast<int32_t>(begin + 1));
-    backend.MlaAbsorbed({q_latent.Rows(begin, end), q.Rows(begin, end), pages.device(),
-                         DeviceVector(page_table).reshaped({1, num_pages}),
-                         DeviceVector(table_of_row), DeviceVector(lengths), latent.Rows(begin, end),
-                         static_cast<float>(s.scale)});
-  }
-  void Project(Backend& backend, int64_t begin, int64_t end, Tensor& latent, Tensor& out) {
-    backend.MlaProjectValue({latent.Rows(begin, end), *KvUp(backend), out.Rows(begin, end)});
-  }
-  // Absorbed attention of positions [begin, end), into those rows of `out`.
-  void Absorbed(Backend& backend, int64_t begin, int64_t end, Tensor& out) {
-    Tensor q_latent(Dtype::kF32, {length, s.heads, s.r});
-    Tensor latent(Dtype::kF32, {length, s.heads, s.r});
-    Absorb(backend, begin, end, q_latent);
-    Attend(backend, begin, end, q_latent, latent);
-    Project(backend, begin, end, latent, out);
-  }
-  Tensor Absorbed(Backend& backend) {
-    Tensor out(act, {length, s.heads * s.dv});
-    Absorbed(backend, 0, length, out);
-    return out;
-  }
-
-  MlaShape s;
-  Dtype act;
-  WeightFormat format;
-  int64_t length;
-  int64_t num_pages;
-  Tensor q;
-  Tensor kv_b;
-  Tensor rows;
-  Tensor pages;
-  std::vector<int32_t> page_table;
-};
-
-MlaShape Shape(int64_t heads, int64_t dn, int64_t dr, int64_t dv, int64_t r) {
-  return {heads, dn, dr, dv, r, static_cast<float>(1.6 / std::sqrt(dn + dr))};
-}
-
-const std::vector<MlaShape>& RaggedShapes() {
-  static const auto* shapes = new std::vector<MlaShape>{
-      Shape(1, 8, 8, 8, 8),     Shape(2, 16, 8, 24, 24),   Shape(3, 40, 16, 8, 40),
-      Shape(4, 32, 16, 32, 64), Shape(5, 48, 24, 56, 104), Shape(9, 24, 40, 16, 16)};
-  return *shapes;
-}
-
-// What roundings may do to an attention's result. A sum of n terms whose root of squares is s
-// wanders by about unit * sqrt(n) * s; six standard deviations are allowed. An error e of the
-// scores changes the result by at most 2 e |v|; so do the roundings of weights, of sums over a
-// page (8 = sqrt(64)) and of one step per page. With bf16, keys and values are rounded once more.
-double AttentionTolerance(const OracleHead& head, const MlaShape& s, int64_t num_keys,
-                          bool rounds_keys) {
-  const double num_terms = static_cast<double>(s.dn + s.dr + s.r);
-  const double num_pages = std::ceil(static_cast<double>(num_keys) / kPageTokens);
-  double relative =
-      6 * kUnitF32 * (2 * std::sqrt(num_terms) * head.score_size + 8 + std::sqrt(num_pages) + 2);
-  if (rounds_keys) relative += kUnitBF16 * (6 * 2 * head.score_size + 1);
-  return relative * head.value_size;
-}
-
-// The larger relative distance of two tensors, of all elements together.
-double RelativeDistance(const Tensor& a, const Tensor& b) {
-  double difference = 0;
-  double size = 0;
-  for (int64_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(a.at(i) - b.at(i), 2);
-    size += std::pow(b.at(i), 2);
-  }
-  return std::sqrt(difference / size);
-}
-
-// Rows at page borders and a few others.
-std::vector<int64_t> SampleRows(int64_t length) {
-  std::vector<int64_t> result;
-  for (int64_t i : {0, 1, 62, 63, 64, 65, 127, 128, 200, 255, 256, 299}) {
-    if (i < length) result.push_back(i);
-  }
-  return result;
-}
 
 struct Numbers {
   Dtype act;
@@ -214,15 +44,20 @@ constexpr Numbers kFloats[] = {{Dtype::kF32, Dtype::kF32, WeightFormat::kF32},
                                {Dtype::kBF16, Dtype::kBF16, WeightFormat::kBF16}};
 constexpr Numbers kIntegers[] = {{Dtype::kF32, Dtype::kBF16, WeightFormat::kInt8},
                                  {Dtype::kBF16, Dtype::kF32, WeightFormat::kInt8}};
+auto IntegersOfBackend() {
+  std::vector<Numbers> numbers;
+  if (HasIntegerWeights()) numbers.assign(std::begin(kIntegers), std::end(kIntegers));
+  return testing::ValuesIn(numbers);
+}
 INSTANTIATE_TEST_SUITE_P(Floats, MlaFloatTest, testing::ValuesIn(kFloats), NameOf);
 INSTANTIATE_TEST_SUITE_P(Floats, MlaTest, testing::ValuesIn(kFloats), NameOf);
-INSTANTIATE_TEST_SUITE_P(Integers, MlaTest, testing::ValuesIn(kIntegers), NameOf);
+INSTANTIATE_TEST_SUITE_P(Integers, MlaTest, IntegersOfBackend(), NameOf);
 
 TEST(RopeTableTest, RoundsOnceFromTheF32Angle) {
   const std::vector<int32_t> positions = {0, 1, 63, 4095, 16383, 163839};
   const std::vector<float> frequencies = {1.0f, 0.7498942f, 3.9e-2f, 3.3338e-6f};
   Tensor table(Dtype::kF32, {6, 8});
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   backend->RopeTable({DeviceVector(positions), DeviceVector(frequencies), 1.0f, table.device()});
   for (int64_t i = 0; i < 6; ++i) {
     for (int64_t f = 0; f < 4; ++f) {
@@ -251,7 +86,7 @@ TEST_P(MlaFloatTest, RopeRotatesOnlyTheLastValuesOfEachHead) {
   for (int64_t i = 0; i < kRows; ++i) positions[i] = static_cast<int32_t>(i * 911);
   const std::vector<float> frequencies = {1.0f, 0.5f, 0.1f, 0.03f, 0.01f, 1e-3f, 1e-4f, 1e-5f};
   Tensor table(Dtype::kF32, {kRows, kRope});
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   backend->RopeTable({DeviceVector(positions), DeviceVector(frequencies), 1.0f, table.device()});
   backend->Rope({x.device(), table.device()});
   for (int64_t row = 0; row < kRows * kHeads; ++row) {
@@ -286,7 +121,7 @@ TEST_P(MlaFloatTest, LatentAppendWritesItsRowsAndNothingElse) {
   const std::vector<int32_t> positions = {126, 127, 128, 17, 129};
   const std::vector<float> frequencies = {1.0f, 0.25f, 1e-2f, 1e-3f};
   Tensor table(Dtype::kF32, {kRows, kRope});
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   backend->RopeTable({DeviceVector(positions), DeviceVector(frequencies), 1.0f, table.device()});
   backend->LatentAppend({kv_a.device(), *PrepareNorm(*backend, weight), table.device(),
                          pages.device(), DeviceVector(page_ids), DeviceVector(slots), 1e-6f});
@@ -308,7 +143,7 @@ TEST_P(MlaFloatTest, LatentAppendWritesItsRowsAndNothingElse) {
 }
 
 TEST_P(MlaFloatTest, AbsorbedStepsMatchTheOracle) {
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   for (const MlaShape& s : RaggedShapes()) {
     for (int64_t length : {1, 63, 64, 65, 300}) {
       SCOPED_TRACE(testing::Message() << "r " << s.r << " length " << length);
@@ -360,7 +195,7 @@ TEST_P(MlaFloatTest, AbsorbedStepsMatchTheOracle) {
 }
 
 TEST_P(MlaFloatTest, ExpandedMatchesTheOracle) {
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   const bool bf16 = GetParam().act == Dtype::kBF16;
   for (const MlaShape& s : RaggedShapes()) {
     for (int64_t length : {1, 63, 64, 65, 300}) {
@@ -387,7 +222,7 @@ TEST_P(MlaFloatTest, ExpandedMatchesTheOracle) {
 }
 
 TEST(MlaFormsTest, AgreeInF32) {
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   std::vector<MlaShape> shapes = RaggedShapes();
   shapes.push_back(Shape(2, 128, 64, 128, 512));
   for (const MlaShape& s : shapes) {
@@ -398,7 +233,7 @@ TEST(MlaFormsTest, AgreeInF32) {
 }
 
 TEST(MlaFormsTest, AgreeInF32AfterManyPages) {
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   const MlaShape s = Shape(2, 32, 16, 32, 64);
   constexpr int64_t kLength = 8000;
   Sequence sequence(s, Dtype::kF32, Dtype::kF32, kLength);
@@ -410,7 +245,7 @@ TEST(MlaFormsTest, AgreeInF32AfterManyPages) {
 }
 
 TEST_P(MlaTest, AbsorbedRowsInOneCallEqualSingleRows) {
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   for (const MlaShape& s : RaggedShapes()) {
     Sequence sequence = Make(s, 150);
     const Tensor together = sequence.Absorbed(*backend);
@@ -422,7 +257,7 @@ TEST_P(MlaTest, AbsorbedRowsInOneCallEqualSingleRows) {
 
 TEST_P(MlaTest, AbsorbedRowsKeepSequencesApart) {
   // Two sequences in one pool of pages, their rows interleaved in one call.
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   const MlaShape s = Shape(6, 24, 8, 16, 40);
   const int64_t width = s.r + s.dr;
   Sequence sequences[2] = {Make(s, 130, 1), Make(s, 70, 2)};
@@ -466,7 +301,7 @@ TEST_P(MlaTest, AbsorbedRowsKeepSequencesApart) {
 }
 
 TEST_P(MlaTest, ExpandedIsTheSameHoweverThePromptIsCut) {
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   std::mt19937 random(7);
   for (const MlaShape& s : RaggedShapes()) {
     constexpr int64_t kLength = 420;
@@ -488,7 +323,7 @@ TEST_P(MlaTest, ExpandedIsTheSameHoweverThePromptIsCut) {
 }
 
 TEST_P(MlaTest, UnusedMemoryDoesNotMatter) {
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   for (const MlaShape& s : RaggedShapes()) {
     Sequence sequence = Make(s, 200);
     const Tensor expanded = sequence.Expanded(*backend);
@@ -504,14 +339,14 @@ TEST_P(MlaTest, UnusedMemoryDoesNotMatter) {
 TEST_P(MlaTest, BitsDoNotDependOnThreadsOrInstructionSet) {
   for (const MlaShape& s : RaggedShapes()) {
     Sequence sequence = Make(s, 300);
-    auto one = *CreateCpuBackend(1);
+    auto one = MakeTestBackend(1);
     const Tensor expanded = sequence.Expanded(*one);
     const Tensor absorbed = sequence.Absorbed(*one);
-    for (int64_t target : AvailableTargets()) {
+    for (int64_t target : TargetsOfBackend()) {
       SCOPED_TRACE(testing::Message() << "r " << s.r << " " << hwy::TargetName(target));
       ScopedTarget scoped(target);
       for (int num_threads : {1, 2, 3}) {
-        auto backend = *CreateCpuBackend(num_threads);
+        auto backend = MakeTestBackend(num_threads);
         EXPECT_TRUE(sequence.Expanded(*backend) == expanded);
         EXPECT_TRUE(sequence.Absorbed(*backend) == absorbed);
       }
@@ -519,115 +354,9 @@ TEST_P(MlaTest, BitsDoNotDependOnThreadsOrInstructionSet) {
   }
 }
 
-// A head's maps of integers are those that Linear has for its part of kv_b_proj.
-TEST(MlaIntegerTest, EveryHeadIsALinearMapOfItsRows) {
-  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
-    for (const MlaShape& s : RaggedShapes()) {
-      SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " r " << s.r);
-      constexpr int64_t kRows = 70;
-      auto backend = *CreateCpuBackend(2);
-      Sequence sequence(s, Dtype::kBF16, Dtype::kBF16, format, kRows);
-      Tensor q_latent(Dtype::kF32, {kRows, s.heads, s.r});
-      Tensor latent(Dtype::kF32, {kRows, s.heads, s.r});
-      Tensor out(Dtype::kBF16, {kRows, s.heads * s.dv});
-      std::mt19937 random(3);
-      latent.Fill(random());
-      sequence.Absorb(*backend, 0, kRows, q_latent);
-      sequence.Project(*backend, 0, kRows, latent, out);
-      for (int64_t h = 0; h < s.heads; ++h) {
-        Tensor q(Dtype::kBF16, {kRows, s.dn});
-        Tensor latent_of_head(Dtype::kF32, {kRows, s.r});
-        Tensor key_turned(Dtype::kBF16, {s.r, s.dn});
-        Tensor value(Dtype::kBF16, {s.dv, s.r});
-        const auto copy = [](const Tensor& from, int64_t first, int64_t stride, Tensor& to) {
-          for (int64_t i = 0; i < to.size(); ++i) {
-            const int64_t width = to.view().width();
-            to.set(i, static_cast<float>(from.at(first + i / width * stride + i % width)));
-          }
-        };
-        const int64_t first = h * (s.dn + s.dv) * s.r;
-        copy(sequence.q, h * (s.dn + s.dr), s.heads * (s.dn + s.dr), q);
-        copy(latent, h * s.r, s.heads * s.r, latent_of_head);
-        copy(sequence.kv_b, first + s.dn * s.r, s.r, value);
-        for (int64_t i = 0; i < key_turned.size(); ++i) {
-          const int64_t at = first + i % s.dn * s.r + i / s.dn;
-          key_turned.set(i, static_cast<float>(sequence.kv_b.at(at)));
-        }
-        Tensor absorbed(Dtype::kF32, {kRows, s.r});
-        Tensor projected(Dtype::kF32, {kRows, s.dv});
-        Tensor rounded(Dtype::kBF16, {kRows, s.dv});
-        backend->Linear(
-            {q.device(), *PrepareLinear(*backend, key_turned, format), absorbed.device()});
-        backend->Linear(
-            {latent_of_head.device(), *PrepareLinear(*backend, value, format), projected.device()});
-        for (int64_t i = 0; i < absorbed.size(); ++i) {
-          ASSERT_EQ(q_latent.at((i / s.r * s.heads + h) * s.r + i % s.r), absorbed.at(i));
-        }
-        for (int64_t i = 0; i < projected.size(); ++i) {
-          rounded.set(i, static_cast<float>(projected.at(i)));
-          ASSERT_EQ(out.at((i / s.dv * s.heads + h) * s.dv + i % s.dv), rounded.at(i));
-        }
-      }
-    }
-  }
-}
-
-// Keys and values of the expanded form are what Linear makes of the latents; attention to them is
-// as exact as with floats.
-TEST(MlaIntegerTest, ExpandedAttendsToTheLinearMapsOfLatents) {
-  for (const MlaShape& s : RaggedShapes()) {
-    SCOPED_TRACE(testing::Message() << "r " << s.r);
-    constexpr int64_t kLength = 130;
-    auto backend = *CreateCpuBackend(2);
-    Sequence sequence(s, Dtype::kF32, Dtype::kF32, WeightFormat::kInt8, kLength);
-    const Tensor out = sequence.Expanded(*backend);
-    Tensor latents(Dtype::kF32, {kLength, s.r});
-    for (int64_t i = 0; i < latents.size(); ++i) {
-      const int64_t at = i / s.r * (s.r + s.dr) + i % s.r;
-      latents.set(i, static_cast<float>(sequence.rows.at(at)));
-    }
-    const int64_t width = s.heads * (s.dn + s.dv);
-    Tensor kv(Dtype::kF32, {kLength, width});
-    backend->Linear({latents.device(), *PrepareLinear(*backend, sequence.kv_b, WeightFormat::kInt8),
-                     kv.device()});
-    for (int64_t h = 0; h < s.heads; ++h) {
-      Doubles keys, values;
-      for (int64_t j = 0; j < kLength; ++j) {
-        const int64_t at = j * width + h * (s.dn + s.dv);
-        for (int64_t d = 0; d < s.dn; ++d) keys.push_back(kv.at(at + d));
-        for (int64_t d = 0; d < s.dr; ++d) {
-          keys.push_back(sequence.rows.at(j * (s.r + s.dr) + s.r + d));
-        }
-        for (int64_t v = 0; v < s.dv; ++v) values.push_back(kv.at(at + s.dn + v));
-      }
-      for (int64_t i : SampleRows(kLength)) {
-        Doubles q(s.dn + s.dr);
-        for (size_t d = 0; d < q.size(); ++d) {
-          q[d] = sequence.q.at((i * s.heads + h) * (s.dn + s.dr) + static_cast<int64_t>(d));
-        }
-        const OracleHead head = OracleSoftmax(q.data(), {keys, keys}, {values, values}, i + 1,
-                                              s.dn + s.dr, s.dv, s.scale);
-        const double tolerance = AttentionTolerance(head, s, i + 1, false);
-        for (int64_t v = 0; v < s.dv; ++v) {
-          ASSERT_NEAR(out.at((i * s.heads + h) * s.dv + v), head.out[v],
-                      tolerance + 1.01 * kUnitF32 * std::abs(head.out[v]));
-        }
-      }
-    }
-  }
-}
-
-// The two forms differ by what quantizing activations at different places does.
-TEST(MlaIntegerTest, FormsStayNear) {
-  auto backend = *CreateCpuBackend(2);
-  Sequence sequence(Shape(2, 128, 64, 128, 512), Dtype::kF32, Dtype::kBF16, WeightFormat::kInt8,
-                    300);
-  EXPECT_LE(RelativeDistance(sequence.Absorbed(*backend), sequence.Expanded(*backend)), 0.03);
-}
-
 TEST_P(MlaTest, LargeScoresNeitherOverflowNorLoseTheLargest) {
   // Scores in the thousands: the weights are those of an argmax, and the maximum moves often.
-  auto backend = *CreateCpuBackend(2);
+  auto backend = MakeTestBackend(2);
   MlaShape s = Shape(4, 32, 16, 32, 64);
   s.scale = 200;
   Sequence sequence = Make(s, 300);

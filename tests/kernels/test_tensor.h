@@ -30,6 +30,7 @@ class TestTensor {
     view_.data = memory_.data() + misalignment;
   }
   TestTensor(TestTensor&&) = default;
+  TestTensor& operator=(TestTensor&&) = default;
 
   const TensorView& view() const { return view_; }
   // The same memory as the CPU's device memory.

@@ -6,11 +6,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "kernels/backend.h"
+#include "tests/kernels/synchronous_backend.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels {
@@ -30,6 +34,16 @@ inline void ExpectSameBits(const TestTensor& got, const TestTensor& want, uint64
   for (int64_t row = 0; row < got.view().rows(); ++row) {
     ASSERT_EQ(got.RowBytes(row), want.RowBytes(row)) << "row " << row << ", seed " << seed;
   }
+}
+
+// On the emulation, in orders of threads that begin with `seed`; ops are done when they return.
+inline std::unique_ptr<Backend> MakeCudaBackend(uint64_t seed) {
+  setenv("TANDEM_CUDA_SEED", std::to_string(seed).c_str(), /*replace=*/1);
+  return std::make_unique<SynchronousBackend>(*CreateCudaBackend());
+}
+// The CPU in the order of additions that the two have in common.
+inline std::unique_ptr<Backend> MakeCpuBackend() {
+  return *CreateCpuBackend(1, Numerics::kPortable);
 }
 
 // Parameters: dtype of activations, dtype of weights.

@@ -60,6 +60,29 @@ TEST(CudaRouteTest, AgreesWithTheOracle) {
   }
 }
 
+TEST(CudaRouteTest, GivesTheCpusBits) {
+  const auto cpu = MakeCpuBackend();
+  for (const Dtype act : {Dtype::kF32, Dtype::kBF16}) {
+    for (const int groups : {0, 4}) {
+      TestTensor x(act, {19, 40}, 3), weight(act, {64, 40});
+      x.Fill(1);
+      weight.Fill(2, 0.3f);
+      const auto run = [&](Backend& backend, const TestTensor& ids, const TestTensor& weights) {
+        backend.Route({x.device(), *PrepareLinear(backend, weight), 6, groups, groups / 2,
+                       groups > 0, 2.5f, ids.device(), weights.device()});
+      };
+      const TestTensor want_ids(Dtype::kI32, {19, 6}), want(Dtype::kF32, {19, 6});
+      run(*cpu, want_ids, want);
+      for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+        const TestTensor ids(Dtype::kI32, {19, 6}), weights(Dtype::kF32, {19, 6});
+        run(*MakeCudaBackend(seed), ids, weights);
+        ExpectSameBits(ids, want_ids, seed);
+        ExpectSameBits(weights, want, seed);
+      }
+    }
+  }
+}
+
 TEST(CudaRouteTest, OfEqualScoresTheLowerIndexIsFirst) {
   EXPECT_THAT(Choose({4}, {1, 3, 2, 3, 2, 3, 0, 0}).ids, ElementsAre(1, 3, 5, 2));
   const Choice all = Choose({40}, std::vector<float>(40, 0.5f));
