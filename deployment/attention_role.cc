@@ -45,7 +45,7 @@ class AttentionRole : public WorkerRole {
     TANDEM_RETURN_IF_ERROR(
         CheckMemory({OtherBytes(checkpoint, parts_.format),
                      CacheBytes(checkpoint.config(), parts_.dtype, options_.cache_tokens)},
-                    ReadMachineLimits()));
+                    LimitsOf(*parts_.backend)));
     TANDEM_ASSIGN_OR_RETURN(
         attention_, LoadAttention({parts_.backend, parts_.checkpoint, tokenizer_.get(), &experts_,
                                    parts_.dtype, parts_.format, options_.cache_tokens},

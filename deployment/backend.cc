@@ -1,5 +1,7 @@
 #include "deployment/backend.h"
 
+#include <optional>
+
 #include "absl/strings/str_cat.h"
 #include "common/machine.h"
 #include "common/status.h"
@@ -8,7 +10,7 @@
 namespace tandem {
 namespace {
 
-constexpr char kDevices[] = "cpu";  // of this build, as people read them
+constexpr char kDevices[] = "cpu, cuda or auto";
 
 absl::StatusOr<kernels::Numerics> ParseNumerics(const std::string& name) {
   if (name == "auto") return kernels::Numerics::kAuto;
@@ -21,8 +23,14 @@ absl::StatusOr<kernels::Numerics> ParseNumerics(const std::string& name) {
 
 void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
   app.add_option("--device", device,
-                 absl::StrCat(when, "what to compute on; this build has: ", kDevices))
+                 absl::StrCat(when, "what to compute on: ", kDevices,
+                              ", which is a GPU where there is one"))
       ->capture_default_str();
+  app.add_option("--gpu-memory", gpu_memory_bytes,
+                 absl::StrCat(when,
+                              "with --device cuda: how much of the GPU's memory to take, such as "
+                              "38GiB; default: what is free, but a sixteenth"))
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
   app.add_option("--threads", threads,
                  absl::StrCat(when, "compute threads, 0 for one per usable core"))
       ->check(CLI::Range(0, 1024));
@@ -43,15 +51,30 @@ void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options) {
-  if (options.device == "cpu") {
-    TANDEM_ASSIGN_OR_RETURN(const kernels::Numerics numerics, ParseNumerics(options.numerics));
+  TANDEM_ASSIGN_OR_RETURN(const kernels::Numerics numerics, ParseNumerics(options.numerics));
+  const bool any = options.device == "auto";
+  if (options.device == "cuda" || any) {
+    auto cuda = kernels::CreateCudaBackend({static_cast<size_t>(options.gpu_memory_bytes)});
+    if (cuda.ok() || !any) return cuda;
+    spdlog::info("--device auto is cpu: {}", std::string(cuda.status().message()));
+  }
+  if (options.device == "cpu" || any) {
     if (options.threads > 0) return kernels::CreateCpuBackend(options.threads, numerics);
     const MachineLimits limits = ReadMachineLimits();
     spdlog::info("compute threads: {}, by {}", limits.cpus, limits.cpus_from);
     return kernels::CreateCpuBackend(limits.cpus, numerics);
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("--device is \"", options.device, "\", but this build has only: ", kDevices));
+      absl::StrCat("--device is \"", options.device, "\", but must be ", kDevices));
+}
+
+MachineLimits LimitsOf(const kernels::Backend& backend) {
+  MachineLimits limits = ReadMachineLimits();
+  if (const std::optional<int64_t> bytes = backend.MemoryBytes()) {
+    limits.memory_bytes = *bytes;
+    limits.memory_from = backend.Description();
+  }
+  return limits;
 }
 
 std::string NumericsClass(const kernels::Backend& backend, Dtype mode, WeightFormat format) {

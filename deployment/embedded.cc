@@ -62,7 +62,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   TANDEM_ASSIGN_OR_RETURN(p.model, LoadServedModel(*p.checkpoint, options.model_dir, options.dtype,
                                                    options.served_name, options.digest_progress));
 
-  const MachineLimits limits = ReadMachineLimits();
+  const MachineLimits limits = LimitsOf(*p.backend);
   const int64_t cache_bytes = CacheBytes(p.model.config, options.dtype, options.cache_tokens);
   WeightFormat format = DefaultWeightFormat(options.dtype);
   if (options.backend.weights == kAutoWeights) {

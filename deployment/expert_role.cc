@@ -29,7 +29,8 @@ double ShareOf(const Placement& placement, WorkerId self) {
 class ExpertRole : public WorkerRole {
  public:
   ExpertRole(const WorkerParts& parts, std::unique_ptr<LoadedExperts> experts)
-      : checkpoint_(*parts.checkpoint),
+      : backend_(*parts.backend),
+        checkpoint_(*parts.checkpoint),
         format_(parts.format),
         experts_(std::move(experts)),
         engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
@@ -58,7 +59,7 @@ class ExpertRole : public WorkerRole {
         CheckMemory({static_cast<int64_t>(ShareOf(placement, self) *
                                           static_cast<double>(ExpertBytes(checkpoint_, format_))),
                      0},
-                    ReadMachineLimits()));
+                    LimitsOf(backend_)));
     TANDEM_RETURN_IF_ERROR(experts_->Load(placement, self, progress));
     MutexLock lock(mutex_);
     placement_ = placement.version;
@@ -85,6 +86,7 @@ class ExpertRole : public WorkerRole {
   }
 
  private:
+  const kernels::Backend& backend_;
   const Checkpoint& checkpoint_;
   const WeightFormat format_;
 

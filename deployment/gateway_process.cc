@@ -300,8 +300,8 @@ void GatewayOptions::AddTo(CLI::App& app) {
       ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
       ->capture_default_str();
   // With a registry these are the workers' flags.
-  for (const char* flag :
-       {"--device", "--threads", "--weights", "--packed-weights", "--numerics", "--cache-tokens"}) {
+  for (const char* flag : {"--device", "--gpu-memory", "--threads", "--weights", "--packed-weights",
+                           "--numerics", "--cache-tokens"}) {
     app.get_option(flag)->excludes(with_registry);
   }
   app.add_option("--max-waiting", policy.max_waiting, "requests that may wait")

@@ -64,16 +64,17 @@ inline double Median(std::vector<double> values) {
   return *middle;
 }
 
-// `errors`: of every position of `prompts`, prompt after prompt.
+// `errors`: of every position of `prompts`, prompt after prompt. `ratio`: to the reference's
+// median, at most.
 inline void ExpectNearAsTheReference(const std::vector<double>& errors, const std::string& model,
-                                     const std::vector<std::string>& prompts) {
+                                     const std::vector<std::string>& prompts, double ratio = 1.06) {
   const std::vector<double> reference = ReferenceBF16Errors(model, prompts);
   ASSERT_EQ(errors.size(), reference.size());
   const double median = Median(reference);
   const auto far = [&](const std::vector<double>& of) {
     return std::count_if(of.begin(), of.end(), [&](double error) { return error > 3 * median; });
   };
-  EXPECT_LE(Median(errors), 1.06 * median);
+  EXPECT_LE(Median(errors), ratio * median);
   EXPECT_LE(far(errors), 2 * far(reference) + 4) << "of " << errors.size();
   testing::Test::RecordProperty("ratio", std::to_string(Median(errors) / median));
   std::printf("%s: bf16 error %.3g, %.3f times the reference's; far off %td and %td of %zu\n",

@@ -336,8 +336,8 @@ TEST(BadInputTest, WorkersOfAnotherCheckpointAreRefusedAndTheDeploymentGoesOn) {
 }
 
 TEST(BadInputTest, FlagsOfWorkersAreNotTheGatewaysBesideARegistry) {
-  for (const char* flag :
-       {"--device", "--threads", "--weights", "--packed-weights", "--numerics", "--cache-tokens"}) {
+  for (const char* flag : {"--device", "--gpu-memory", "--threads", "--weights", "--packed-weights",
+                           "--numerics", "--cache-tokens"}) {
     TempDir dir;
     const std::string value = std::string(flag) == "--device"     ? "cpu"
                               : std::string(flag) == "--weights"  ? "f32"

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <bit>
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -100,7 +101,16 @@ bool WaitUntil(const std::function<bool()>& condition, absl::Duration limit) {
   return true;
 }
 
-std::string Binary(const std::string& name) { return absl::StrCat(TANDEM_BINARY_DIR, "/", name); }
+const std::string& TestDevice() {
+  static const auto* const device = new std::string([] {
+    const char* const wanted = std::getenv("TANDEM_TEST_DEVICE");
+    return wanted == nullptr ? "cpu" : wanted;
+  }());
+  return *device;
+}
+std::string Binary(const std::string& name) {
+  return absl::StrCat(TANDEM_BINARY_DIR, TestDevice() == "cuda" ? "/cuda-emulation/" : "/", name);
+}
 std::string SourcePath(const std::string& relative) {
   return absl::StrCat(TANDEM_SOURCE_DIR, "/", relative);
 }
@@ -110,31 +120,38 @@ Deployment::Deployment(const DeploymentOptions& options) : options_(options) {
   StartGateway("127.0.0.1:0");
   if (options.attention_workers > 0) {
     registry_ = gateway_->WaitForWord("registry on ", kStartLimit);
-    const auto start = [&](const std::string& binary, int index,
-                           const std::vector<std::string>& flags) {
-      std::vector<std::string> worker = {Binary(binary),
-                                         "--model",
-                                         options.model,
-                                         "--dtype",
-                                         options.dtype,
-                                         "--registry",
-                                         registry_,
-                                         "--listen",
-                                         "127.0.0.1:0",
-                                         "--threads",
-                                         "1"};
-      worker.insert(worker.end(), options.weights_flags.begin(), options.weights_flags.end());
-      worker.insert(worker.end(), options.worker_flags.begin(), options.worker_flags.end());
-      worker.insert(worker.end(), flags.begin(), flags.end());
-      workers_.push_back(
-          std::make_unique<Process>(worker, absl::StrCat(dir_.path(), "/", binary, index, ".log")));
-    };
     for (int i = 0; i < options.attention_workers; ++i) {
-      start("tandem-attention-worker", i, options.attention_flags);
+      StartWorker("tandem-attention-worker", options.device, options.attention_flags);
     }
-    for (int i = 0; i < options.expert_workers; ++i) start("tandem-expert-worker", i, {});
+    for (int i = 0; i < options.expert_workers; ++i) StartExpertWorker();
   }
   ExpectServing();
+}
+
+void Deployment::StartExpertWorker() {
+  StartWorker("tandem-expert-worker", options_.expert_device, {});
+}
+
+void Deployment::StartWorker(const std::string& binary, const std::string& device,
+                             const std::vector<std::string>& flags) {
+  std::vector<std::string> command = {Binary(binary),
+                                      "--model",
+                                      options_.model,
+                                      "--dtype",
+                                      options_.dtype,
+                                      "--registry",
+                                      registry_,
+                                      "--listen",
+                                      "127.0.0.1:0",
+                                      "--device",
+                                      device,
+                                      "--threads",
+                                      "1"};
+  command.insert(command.end(), options_.weights_flags.begin(), options_.weights_flags.end());
+  command.insert(command.end(), options_.worker_flags.begin(), options_.worker_flags.end());
+  command.insert(command.end(), flags.begin(), flags.end());
+  workers_.push_back(std::make_unique<Process>(
+      command, absl::StrCat(dir_.path(), "/", binary, workers_.size(), ".log")));
 }
 
 void Deployment::RestartGateway() {
@@ -151,6 +168,7 @@ void Deployment::StartGateway(const std::string& registry) {
                                    std::to_string(options_.attention_workers), "--expert-workers",
                                    std::to_string(options_.expert_workers)});
   } else {
+    command.insert(command.end(), {"--device", options_.device});
     command.insert(command.end(), options_.weights_flags.begin(), options_.weights_flags.end());
   }
   command.insert(command.end(), options_.gateway_flags.begin(), options_.gateway_flags.end());

@@ -56,14 +56,19 @@ class Process {
 // True once `condition` holds; false after `limit`.
 bool WaitUntil(const std::function<bool()>& condition, absl::Duration limit);
 
-std::string Binary(const std::string& name);  // of this build
+// What the programs compute on: "cpu", or "cuda" where the environment's TANDEM_TEST_DEVICE says
+// so, which is the CUDA backend on the emulation of a GPU.
+const std::string& TestDevice();
+std::string Binary(const std::string& name);  // of this build, for TestDevice()
 std::string SourcePath(const std::string& relative);
 std::string TinyModel();  // the project's own golden checkpoint
 
 struct DeploymentOptions {
   std::string model = TinyModel();
   std::string dtype = "f32";
-  int attention_workers = 0;  // 0: all in the gateway's process
+  std::string device = TestDevice();
+  std::string expert_device = TestDevice();  // of expert workers
+  int attention_workers = 0;                 // 0: all in the gateway's process
   int expert_workers = 0;
   std::vector<std::string> gateway_prefix;  // a command that starts the gateway: taskset, prlimit
   std::vector<std::string> gateway_flags;
@@ -82,6 +87,8 @@ class Deployment {
   Process& gateway() { return *gateway_; }
   std::vector<std::unique_ptr<Process>>& workers() { return workers_; }
   v1::GetStatusResponse Status();
+  // Starts one more, which has a place once another is lost.
+  void StartExpertWorker();
   // Starts another gateway at the registry's address, after the first has died, and waits for it.
   void RestartGateway();
   // A counter summed over the processes of a kind: "gateway", "attention" or "expert".
@@ -95,6 +102,8 @@ class Deployment {
  private:
   // Starts the gateway, `registry` its registry's address if it has workers.
   void StartGateway(const std::string& registry);
+  void StartWorker(const std::string& binary, const std::string& device,
+                   const std::vector<std::string>& flags);
   void ExpectServing();
 
   const DeploymentOptions options_;

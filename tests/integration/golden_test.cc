@@ -25,6 +25,8 @@ using Json = nlohmann::json;
 
 constexpr absl::Duration kCommandLimit = absl::Seconds(500);
 constexpr double kF32Error = 1e-5;
+constexpr size_t kEmulatedTokens =
+    300;  // of the longest prompt: of more an emulation takes minutes
 // Relative, over all prompts. Random weights, which these models have, lose most.
 constexpr double kInt8Error = 0.1;
 constexpr double kInt4Error = 0.5;
@@ -38,6 +40,7 @@ std::string Read(const std::string& path) {
 std::string Run(const std::vector<std::string>& arguments, const TempDir& dir) {
   std::vector<std::string> command = {Binary("tandem")};
   command.insert(command.end(), arguments.begin(), arguments.end());
+  command.insert(command.end(), {"--device", TestDevice()});
   Process process(command, dir.path() + "/output");
   EXPECT_EQ(process.Wait(kCommandLimit), 0) << absl::StrJoin(command, " ") << "\n"
                                             << process.Output();
@@ -61,13 +64,19 @@ std::vector<float> ReadNpy(const std::string& path) {
 class Golden {
  public:
   Golden(const std::string& folder, const std::string& checkpoint) : checkpoint_(checkpoint) {
-    json_ = Json::parse(Read(folder + "/expected.json"), nullptr, false);
+    const Json json = Json::parse(Read(folder + "/expected.json"), nullptr, false);
+    for (const Json& prompt : json["prompts"]) {
+      if (TestDevice() == "cpu" || prompt["ids"].size() <= kEmulatedTokens) {
+        prompts_.push_back(prompt);
+      }
+    }
+    EXPECT_FALSE(prompts_.empty());
     auto file = SafetensorsFile::Open(folder + "/expected.safetensors");
     EXPECT_TRUE(file.ok()) << file.status();
     logits_ = *file;
   }
 
-  const Json& prompts() const { return json_["prompts"]; }
+  const Json& prompts() const { return prompts_; }
   const std::string& checkpoint() const { return checkpoint_; }
 
   std::vector<float> ExpectedLogits(const std::string& prompt) const {
@@ -119,7 +128,7 @@ class Golden {
 
  private:
   const std::string checkpoint_;
-  Json json_;
+  Json prompts_ = Json::array();
   std::shared_ptr<const SafetensorsFile> logits_;
 };
 
@@ -179,7 +188,8 @@ TEST_P(GoldenTest, BF16IsNoFurtherFromF32ThanTheReferenceIs) {
                        prompt["positions"].size());
     errors.insert(errors.end(), of_prompt.begin(), of_prompt.end());
   }
-  ExpectNearAsTheReference(errors, GetParam(), names);
+  // Of few positions the median wanders.
+  ExpectNearAsTheReference(errors, GetParam(), names, TestDevice() == "cpu" ? 1.06 : 1.25);
 }
 
 TEST_P(GoldenTest, IntegerFormatsStayNear) {
