@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "CLI/CLI.hpp"
 #include "common/service/service_host.h"
 #include "deployment/attention_role.h"
 #include "deployment/worker_host.h"

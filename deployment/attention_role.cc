@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "CLI/CLI.hpp"
 #include "attention_worker/dispatched_experts.h"
 #include "common/status.h"
 #include "common/tokenizer/tokenizer.h"

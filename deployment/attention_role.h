@@ -6,9 +6,12 @@
 #include <cstdint>
 #include <memory>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "deployment/worker_host.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace tandem {
 

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "common/machine.h"
 #include "common/status.h"

@@ -6,11 +6,14 @@
 #include <memory>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "common/machine.h"
 #include "common/mode.h"
 #include "kernels/backend.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace tandem {
 

@@ -5,12 +5,15 @@
 
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "common/service/service_host.h"
 #include "deployment/embedded.h"
 #include "gateway/live_calls.h"
 #include "gateway/scheduler.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace tandem {
 

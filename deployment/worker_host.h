@@ -12,7 +12,6 @@
 #include <optional>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
@@ -28,6 +27,10 @@
 #include "deployment/checkpoint_watch.h"
 #include "kernels/backend.h"
 #include "proto/registry.pb.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace tandem {
 

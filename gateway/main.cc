@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "CLI/CLI.hpp"
 #include "common/service/service_host.h"
 #include "deployment/gateway_process.h"
 

@@ -11,12 +11,15 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/service/listener.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace tandem {
 

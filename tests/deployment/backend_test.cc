@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "CLI/CLI.hpp"
+
 namespace tandem {
 namespace {
 

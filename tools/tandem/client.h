@@ -12,12 +12,16 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
+#include "common/tokenizer/chat_template.h"
 #include "deployment/backend.h"
 #include "deployment/embedded.h"
-#include "io.h"
 #include "proto/inference.grpc.pb.h"
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
 
 namespace tandem::tool {
 

@@ -6,8 +6,11 @@
 #include <functional>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace tandem::tool {
 

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "CLI/CLI.hpp"
 #include "client.h"
 #include "commands.h"
 #include "common/status.h"

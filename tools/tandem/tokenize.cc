@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "CLI/CLI.hpp"
 #include "client.h"
 #include "commands.h"
 #include "common/status.h"
