@@ -24,7 +24,7 @@ struct MlaExpandedTensors {
 // values of 512 tokens.
 size_t MlaExpandedScratchBytes(const MlaExpandedTensors& tensors);
 
-// Starts five kernels for each 512 tokens and two more, in the stream, and returns. `scratch`,
+// Starts three kernels for each 512 tokens and two more, in the stream, and returns. `scratch`,
 // aligned to 256 bytes, is theirs until they are done.
 void MlaExpanded(Stream stream, const MlaExpandedTensors& tensors, std::byte* scratch);
 
