@@ -31,7 +31,8 @@ void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
                  absl::StrCat(when,
                               "with --device cuda: how much of the GPU's memory to take, such as "
                               "38GiB; default: what is free, but a sixteenth"))
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 50));
   app.add_option("--threads", threads,
                  absl::StrCat(when, "compute threads, 0 for one per usable core"))
       ->check(CLI::Range(0, 1024));
@@ -56,7 +57,8 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptio
   const bool any = options.device == "auto";
   if (options.device == "cuda" || any) {
     auto cuda = kernels::CreateCudaBackend({static_cast<size_t>(options.gpu_memory_bytes)});
-    if (cuda.ok() || !any) return cuda;
+    // Who says how much of a GPU wants no CPU.
+    if (cuda.ok() || !any || options.gpu_memory_bytes > 0) return cuda;
     spdlog::info("--device auto is cpu: {}", std::string(cuda.status().message()));
   }
   if (options.device == "cpu" || any) {

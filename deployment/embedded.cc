@@ -66,7 +66,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   const int64_t cache_bytes = CacheBytes(p.model.config, options.dtype, options.cache_tokens);
   WeightFormat format = DefaultWeightFormat(options.dtype);
   if (options.backend.weights == kAutoWeights) {
-    const WeightChoice choice = ChooseWeights(*p.checkpoint, options.dtype, cache_bytes, limits);
+    const WeightChoice choice = ChooseWeights(*p.checkpoint, options.dtype, cache_bytes, limits,
+                                              [&p](WeightFormat of) { return p.backend->Has(of); });
     format = choice.format;
     p.weights = absl::StrCat(WeightFormatName(format), " weights by --weights auto: ", choice.why);
     spdlog::info("{}", p.weights);
@@ -75,7 +76,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
     p.weights = absl::StrCat(WeightFormatName(format), " weights");
   }
   TANDEM_RETURN_IF_ERROR(CheckMemory(
-      {OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format), cache_bytes},
+      {OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format), cache_bytes,
+       HasOwnMemory(*p.backend) ? WorkBytes(p.model.config, options.dtype) : 0},
       limits));
   KeepPacked({options.model_dir, options.backend.packed_weights, format, p.model.digest},
              p.checkpoint.get());

@@ -32,6 +32,7 @@ class ExpertRole : public WorkerRole {
       : backend_(*parts.backend),
         checkpoint_(*parts.checkpoint),
         format_(parts.format),
+        dtype_(parts.dtype),
         experts_(std::move(experts)),
         engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
         service_(&engine_) {
@@ -58,7 +59,7 @@ class ExpertRole : public WorkerRole {
     TANDEM_RETURN_IF_ERROR(
         CheckMemory({static_cast<int64_t>(ShareOf(placement, self) *
                                           static_cast<double>(ExpertBytes(checkpoint_, format_))),
-                     0},
+                     0, HasOwnMemory(backend_) ? WorkBytes(checkpoint_.config(), dtype_) : 0},
                     LimitsOf(backend_)));
     TANDEM_RETURN_IF_ERROR(experts_->Load(placement, self, progress));
     MutexLock lock(mutex_);
@@ -89,6 +90,7 @@ class ExpertRole : public WorkerRole {
   const kernels::Backend& backend_;
   const Checkpoint& checkpoint_;
   const WeightFormat format_;
+  const Dtype dtype_;
 
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded

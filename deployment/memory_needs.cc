@@ -1,5 +1,6 @@
 #include "deployment/memory_needs.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
 
@@ -40,6 +41,9 @@ int64_t Sum(const Checkpoint& checkpoint, WeightFormat format, bool routed_exper
 }
 
 std::string GiB(int64_t bytes) {
+  if (bytes < int64_t{1} << 30) {
+    return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+  }
   return absl::StrFormat("%.2f GiB", static_cast<double>(bytes) / (1 << 30));
 }
 
@@ -62,13 +66,35 @@ int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens) {
          static_cast<int64_t>(DtypeBytes(mode));
 }
 
+int64_t WorkBytes(const ModelConfig& config, Dtype mode) {
+  constexpr int64_t kRows = 2048 + 64;  // --max-batch-rows of a prompt, --max-running that decode
+  constexpr int64_t kPasses = 2;        // under way at once
+  constexpr int64_t kLogitRows = 64;    // at once
+  const int64_t act = static_cast<int64_t>(DtypeBytes(mode));
+  const int64_t hidden = config.hidden_size, heads = config.num_heads;
+  const int64_t query = heads * config.qk_head_dim(), value = heads * config.v_head_dim;
+  const int64_t widest = std::max(config.intermediate_size, config.shared_intermediate_size());
+  const int64_t routes = config.experts_per_token;
+  const int64_t row =
+      act * (8 * hidden + 2 * query + config.q_lora_rank + 2 * config.cache_row_width() +
+             2 * value + 3 * widest + routes * (hidden + 2 * config.moe_intermediate_size));
+  const int64_t absorbed = 4 * 2 * heads * config.kv_lora_rank;
+  const int64_t expanded = 4 * heads * (config.v_head_dim + 2);
+  const int64_t expanded_keys = act * 512 * (query + value);
+  return kPasses * (kRows * (row + absorbed + expanded) + expanded_keys +
+                    kLogitRows * (4 * config.vocab_size + act * hidden)) +
+         (8 << 20);  // what is small, rounded up
+}
+
 WeightChoice ChooseWeights(const Checkpoint& checkpoint, Dtype mode, int64_t cache_bytes,
-                           const MachineLimits& limits) {
+                           const MachineLimits& limits,
+                           const std::function<bool(WeightFormat)>& has) {
   constexpr int64_t kOtherShare =
       20;  // of weights and cache: activations, the program, its threads
   WeightChoice choice;
   for (const WeightFormat format :
        {DefaultWeightFormat(mode), WeightFormat::kInt8, WeightFormat::kInt4}) {
+    if (!has(format)) continue;
     choice.format = format;
     const int64_t needs =
         ExpertBytes(checkpoint, format) + OtherBytes(checkpoint, format) + cache_bytes;
@@ -85,14 +111,15 @@ WeightChoice ChooseWeights(const Checkpoint& checkpoint, Dtype mode, int64_t cac
 absl::Status CheckMemory(const MemoryNeeds& needs, const MachineLimits& limits) {
   std::string what = absl::StrCat("weights need ", GiB(needs.weights));
   if (needs.cache > 0) absl::StrAppend(&what, " and the latent cache ", GiB(needs.cache));
+  if (needs.work > 0) absl::StrAppend(&what, ", passes ", GiB(needs.work));
   absl::StrAppend(&what, " of ", GiB(limits.memory_bytes), " (", limits.memory_from, ")");
-  if (needs.weights + needs.cache <= limits.memory_bytes) {
+  if (needs.weights + needs.cache + needs.work <= limits.memory_bytes) {
     spdlog::info("memory: {}", what);
     return absl::OkStatus();
   }
   return absl::ResourceExhaustedError(
       absl::StrCat("not enough memory: ", what, "; ",
-                   needs.cache > 0 && needs.weights < limits.memory_bytes
+                   needs.cache > 0 && needs.weights + needs.work < limits.memory_bytes
                        ? "a smaller --cache-tokens would fit"
                        : "a smaller --weights format or more expert workers would need less here"));
 }

@@ -3,6 +3,7 @@
 #define TANDEM_DEPLOYMENT_MEMORY_NEEDS_H_
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -19,6 +20,7 @@ namespace tandem {
 struct MemoryNeeds {
   int64_t weights = 0;
   int64_t cache = 0;  // of latents; 0: none
+  int64_t work = 0;   // of passes; 0: not counted, where memory has no limit of its own
 };
 
 // Of a checkpoint's tensors in a format, the routed experts apart from the others.
@@ -27,15 +29,21 @@ int64_t OtherBytes(const Checkpoint& checkpoint, WeightFormat format);
 // Of a latent cache for `tokens`, rounded up to pages.
 int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens);
 
-// The format that --weights auto stands for: of the mode's, int8 and int4 the first whose weights,
-// with `cache_bytes` and a little for everything else, fit; the last of them if none does.
+// Of the tensors of two passes of the gateway's default number of rows, and of what ops take for a
+// call: no less than they need, for a device whose memory is all that there is.
+int64_t WorkBytes(const ModelConfig& config, Dtype mode);
+
+// The format that --weights auto stands for: of the mode's, int8 and int4, as far as the backend
+// has them, the first whose weights, with `cache_bytes` and a little for everything else, fit; the
+// last of them if none does.
 struct WeightChoice {
   WeightFormat format = WeightFormat::kBF16;
   std::string why;  // for people
 };
 constexpr char kAutoWeights[] = "auto";
 WeightChoice ChooseWeights(const Checkpoint& checkpoint, Dtype mode, int64_t cache_bytes,
-                           const MachineLimits& limits);
+                           const MachineLimits& limits,
+                           const std::function<bool(WeightFormat)>& has);
 
 // Logs what is needed of what there is.
 //   RESOURCE_EXHAUSTED  it does not fit; says what would

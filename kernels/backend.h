@@ -26,7 +26,8 @@ class DeviceEvent {
   virtual ~DeviceEvent() = default;
   virtual bool Reached() const = 0;
   virtual void Wait() const = 0;
-  // Calls `reached` once it is: from any thread, possibly before this returns. It must not block.
+  // Calls `reached` once it is: from any thread, possibly before this returns. It must not block,
+  // nor call the backend or give back what is of it.
   // The event's destructor returns when it has returned, or never will be called.
   virtual void WhenReached(std::function<void()> reached) = 0;
 };
@@ -53,6 +54,9 @@ class Backend {
 
   // How much Allocate and the weights have; nothing: what the host has.
   virtual std::optional<int64_t> MemoryBytes() const { return std::nullopt; }
+  // Whether weights of `format` can be prepared.
+  virtual bool Has(WeightFormat) const { return true; }
+
   // Zero-filled, aligned to 64 bytes. RESOURCE_EXHAUSTED where the device has not as much.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;
   // Copies host memory, dense, to `to`. `from` has been read when this returns.

@@ -39,6 +39,7 @@ class CudaBackend final : public Backend {
   }
   std::string NumericsClass(Dtype, WeightFormat) const override { return "portable-1"; }
 
+  bool Has(WeightFormat format) const override { return !IsInteger(format); }
   std::optional<int64_t> MemoryBytes() const override {
     return static_cast<int64_t>(memory_->bytes());
   }
@@ -55,15 +56,15 @@ class CudaBackend final : public Backend {
     memory_->Copy(from, to);
   }
 
-  static absl::Status RequireFloats(WeightFormat format) {
-    if (!IsInteger(format)) return absl::OkStatus();
+  absl::Status Require(WeightFormat format) const {
+    if (Has(format)) return absl::OkStatus();
     return absl::UnimplementedError(absl::StrCat(
         "The cuda backend has no ", WeightFormatName(format), " weights, but f32 and bf16"));
   }
   template <typename Kind, typename... Arguments>
   absl::StatusOr<std::unique_ptr<Kind>> Prepare(const OwnedTensor& tensor, WeightFormat format,
                                                 const Arguments&... arguments) {
-    TANDEM_RETURN_IF_ERROR(RequireFloats(format));
+    TANDEM_RETURN_IF_ERROR(Require(format));
     TANDEM_ASSIGN_OR_RETURN(DeviceCopy copy, DeviceCopy::Of(tensor.view, memory_.get()));
     return std::make_unique<CudaWeight<Kind>>(std::move(copy), format, arguments...);
   }
@@ -76,6 +77,13 @@ class CudaBackend final : public Backend {
                                                             const KvUpShape& shape,
                                                             WeightFormat format,
                                                             PackedUnit*) override {
+    const size_t shared_bytes = MlaAbsorbedSharedBytes(shape.heads, shape.latent_width);
+    if (shared_bytes > memory_->gpu().shared_bytes) {
+      return absl::UnimplementedError(absl::StrCat(
+          "The cuda backend has no attention of ", shape.heads, " heads with ", shape.latent_width,
+          " latent values: it needs ", shared_bytes, " bytes of shared memory, and ",
+          memory_->gpu().name, " has ", memory_->gpu().shared_bytes));
+    }
     return Prepare<KvUpWeight>(tensor, format, shape);
   }
   absl::StatusOr<std::unique_ptr<EmbeddingWeight>> DoPrepareEmbedding(
@@ -88,7 +96,7 @@ class CudaBackend final : public Backend {
   }
   absl::StatusOr<std::unique_ptr<ExpertLayer>> DoPrepareExpertLayer(const ExpertLayerShape& shape,
                                                                     WeightFormat format) override {
-    TANDEM_RETURN_IF_ERROR(RequireFloats(format));
+    TANDEM_RETURN_IF_ERROR(Require(format));
     return CudaExpertLayer::Create(shape, format, memory_.get());
   }
 

@@ -1,6 +1,7 @@
 #include "kernels/cuda/device_memory.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <optional>
@@ -116,10 +117,15 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> DeviceMemory::Open(size_t bytes) {
   TANDEM_ASSIGN_OR_RETURN(const Gpu gpu, OpenGpu());
   if (bytes == 0) bytes = gpu.free_bytes - gpu.free_bytes / kShareForOthers;
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<PinnedMemory> pinned, PinnedMemory::Allocate());
-  std::byte* const memory = bytes > gpu.free_bytes ? nullptr : AllocateDeviceMemory(bytes);
-  if (memory == nullptr) {
+  if (bytes > gpu.free_bytes) {
     return absl::FailedPreconditionError(absl::StrCat(
         gpu.name, " has ", gpu.free_bytes, " bytes of memory free, but ", bytes, " are wanted"));
+  }
+  std::byte* const memory = AllocateDeviceMemory(bytes);
+  if (memory == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(gpu.name, " does not give ", bytes, " bytes of its memory, although ",
+                     gpu.free_bytes, " were free: another process may be starting on it"));
   }
   return std::unique_ptr<DeviceMemory>(new DeviceMemory(gpu, memory, bytes, std::move(pinned)));
 }
@@ -133,11 +139,29 @@ DeviceMemory::DeviceMemory(Gpu gpu, std::byte* memory, size_t bytes,
       stream_(CreateStream()),
       arena_(bytes) {
   MarkUnused(stream_, memory_, bytes_);
+  watch_ = std::thread([this] { Watch(); });
 }
 
 DeviceMemory::~DeviceMemory() {
+  {
+    MutexLock lock(mutex_);
+    ends_ = true;
+  }
+  ended_.NotifyAll();
+  watch_.join();
   DestroyStream(stream_);
   FreeDeviceMemory(memory_, bytes_);
+}
+
+void DeviceMemory::Watch() {
+  constexpr auto kInterval = std::chrono::milliseconds(100);
+  MutexLock lock(mutex_);
+  while (!ended_.WaitFor(lock, kInterval,
+                         [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ends_; })) {
+    lock.Unlock();
+    RequireNoError(stream_);
+    lock.Lock();
+  }
 }
 
 absl::StatusOr<std::unique_ptr<Buffer>> DeviceMemory::Take(size_t bytes) {
@@ -165,44 +189,61 @@ void DeviceMemory::GiveBack(const Part& part) {
   arena_.GiveBack(part.offset(), part.bytes());
 }
 
-void DeviceMemory::Write(const void* from, const DeviceTensor& to) {
-  const Runs runs(to);
+// Calls copy(device memory, dense host memory, run bytes, runs) for pieces of the tensor that
+// pinned memory holds at once, of whole runs or of a part of one.
+template <typename CopyPiece>
+void DeviceMemory::ForEachPiece(const DeviceTensor& tensor, std::byte* host,
+                                const CopyPiece& copy) {
+  const Runs runs(tensor);
   if (runs.empty()) return;
-  CopyRowsFromHost(stream_,
-                   {DeviceAccess::Address(to), runs.stride, static_cast<const std::byte*>(from),
-                    runs.bytes, runs.bytes, runs.count});
-}
-
-std::unique_ptr<DeviceEvent> DeviceMemory::Read(const DeviceTensor& from, void* to) {
-  auto event = std::make_unique<StreamEvent>();
-  const Runs runs(from);
-  // What pinned memory holds at once, of runs or of a part of one.
   const size_t piece_bytes = std::min(runs.bytes, PinnedMemory::kMostBytes);
-  const size_t piece_runs =
-      runs.empty() ? 1 : std::max<size_t>(1, PinnedMemory::kMostBytes / runs.bytes);
-  auto* target = static_cast<std::byte*>(to);
-  for (size_t run = 0; run < runs.count && !runs.empty(); run += piece_runs) {
+  const size_t piece_runs = std::max<size_t>(1, PinnedMemory::kMostBytes / runs.bytes);
+  for (size_t run = 0; run < runs.count; run += piece_runs) {
     const size_t count = std::min(piece_runs, runs.count - run);
     for (size_t begin = 0; begin < runs.bytes; begin += piece_bytes) {
       const size_t bytes = std::min(piece_bytes, runs.bytes - begin);
       std::byte* const pinned = pinned_->Take(count * bytes);
-      const std::byte* const source = DeviceAccess::Address(from) + run * runs.stride + begin;
-      CopyRows(stream_, {pinned, bytes, source, runs.stride, bytes, count});
-      CallAfter(stream_, [this, pinned, target, size = count * bytes] {
-        std::memcpy(target, pinned, size);
-        pinned_->GiveBack(pinned, size);
-      });
-      target += count * bytes;
+      std::byte* const device = DeviceAccess::Address(tensor) + run * runs.stride + begin;
+      copy(pinned, host, count * bytes,
+           RowsToCopy{device, runs.stride, pinned, bytes, bytes, count});
+      host += count * bytes;
     }
   }
+}
+
+void DeviceMemory::Write(const void* from, const DeviceTensor& to) {
+  auto* const host = const_cast<std::byte*>(static_cast<const std::byte*>(from));
+  ForEachPiece(to, host,
+               [this](std::byte* pinned, const std::byte* source, size_t bytes,
+                      const RowsToCopy& to_device) {
+                 std::memcpy(pinned, source, bytes);
+                 CopyRows(stream_, to_device);
+                 CallAfter(stream_, [this, pinned, bytes] { pinned_->GiveBack(pinned, bytes); });
+               });
+}
+
+std::unique_ptr<DeviceEvent> DeviceMemory::Read(const DeviceTensor& from, void* to) {
+  auto event = std::make_unique<StreamEvent>();
+  ForEachPiece(from, static_cast<std::byte*>(to),
+               [this](std::byte* pinned, std::byte* target, size_t bytes, const RowsToCopy& c) {
+                 CopyRows(stream_, {pinned, c.from_stride, c.to, c.to_stride, c.row_bytes, c.rows});
+                 CallAfter(stream_, [this, pinned, target, bytes] {
+                   std::memcpy(target, pinned, bytes);
+                   pinned_->GiveBack(pinned, bytes);
+                 });
+               });
   CallAfter(stream_, event->Reacher());
   return event;
 }
 
 void DeviceMemory::Copy(const DeviceTensor& from, const DeviceTensor& to) {
-  if (from.elements() == 0) return;
-  CopyRows(stream_, {DeviceAccess::Address(to), to.row_stride_bytes(), DeviceAccess::Address(from),
-                     from.row_stride_bytes(), RowBytes(from), static_cast<size_t>(from.rows())});
+  const Runs source(from), target(to);
+  if (source.empty()) return;
+  const bool whole = source.count == 1 && target.count == 1;
+  const size_t bytes = whole ? source.bytes : RowBytes(from);
+  CopyRows(stream_, {DeviceAccess::Address(to), whole ? bytes : to.row_stride_bytes(),
+                     DeviceAccess::Address(from), whole ? bytes : from.row_stride_bytes(), bytes,
+                     whole ? 1 : static_cast<size_t>(from.rows())});
 }
 
 }  // namespace tandem::kernels::cuda

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <string>
+#include <thread>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -46,6 +46,9 @@ class DeviceMemory {
 
   DeviceMemory(Gpu gpu, std::byte* memory, size_t bytes, std::unique_ptr<PinnedMemory> pinned);
   void GiveBack(const Part& part);
+  void Watch();
+  template <typename CopyPiece>
+  void ForEachPiece(const DeviceTensor& tensor, std::byte* host, const CopyPiece& copy);
 
   const Gpu gpu_;
   std::byte* const memory_;
@@ -54,6 +57,9 @@ class DeviceMemory {
   const Stream stream_;
   Mutex mutex_;
   Arena arena_ ABSL_GUARDED_BY(mutex_);
+  bool ends_ ABSL_GUARDED_BY(mutex_) = false;
+  CondVar ended_;
+  std::thread watch_;  // whether the device's work fails: then nobody would be told of its end
 };
 
 }  // namespace tandem::kernels::cuda

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #include "common/check.h"
@@ -14,21 +16,29 @@ namespace tandem::kernels::cuda {
 
 #if !defined(TANDEM_CUDA_EMULATION)
 
+// Ends the process, with CUDA's words, unless a call went well.
+inline void RequireLaunch(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "a kernel does not start: %s\n", cudaGetErrorString(error));
+  std::abort();
+}
+
 // Starts blocks [0, blocks), of which there are some, of `threads` threads. Ends the process if
-// CUDA does not take the launch; what goes wrong in the kernel shows at the stream's next
-// synchronisation.
+// CUDA does not take the launch; for what goes wrong in the kernel there is RequireNoError.
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, void (*kernel)(Parameters...), int64_t blocks, int threads,
             size_t shared_bytes, const Arguments&... arguments) {
   constexpr size_t kSharedUnasked = 48 << 10;  // a kernel may have more only if it is allowed to
   TANDEM_CHECK(blocks > 0 && blocks < int64_t{1} << 31);
-  if (shared_bytes > kSharedUnasked) {
-    TANDEM_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)) == cudaSuccess);
+  if (shared_bytes > kSharedUnasked) {  // as much as there is: other threads may launch it too
+    int most_bytes = 0;
+    RequireLaunch(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+    RequireLaunch(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes));
   }
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream>>>(
       arguments...);
-  TANDEM_CHECK(cudaGetLastError() == cudaSuccess);
+  RequireLaunch(cudaGetLastError());
 }
 
 #else

@@ -74,9 +74,9 @@ __device__ inline void WeighPage(const Shape& shape, int keys, const RowState& s
   for (int first = 0; first < shape.heads; first += kThreads / kSumLanes) {
     const int head = first + static_cast<int>(threadIdx.x) / kSumLanes;
     const bool active = head < shape.heads;
-    const int mine = active ? head : 0;
-    SoftmaxState softmax = state.softmax[mine];
-    const float shrink = TakeUpScores(active, keys, state.weights + mine * kPageTokens, &softmax);
+    SoftmaxState softmax = active ? state.softmax[head] : SoftmaxState{0.0f, 0.0f};
+    float* const scores = state.weights + (active ? head : 0) * kPageTokens;
+    const float shrink = TakeUpScores(active, keys, scores, &softmax);
     TANDEM_SYNC_WARP();  // a shuffle orders no memory: all have read the state
     if (!active || threadIdx.x % kSumLanes != 0) continue;
     state.shrinks[head] = shrink;
@@ -133,13 +133,16 @@ __global__ void MlaAbsorbedKernel(Shape shape, Rows<const float> q_latent, Rows<
 
 }  // namespace
 
+size_t MlaAbsorbedSharedBytes(int64_t heads, int64_t latent_width) {
+  return static_cast<size_t>(heads * (latent_width + kPageTokens + 3)) * sizeof(float);
+}
+
 void MlaAbsorbed(Stream stream, const MlaAbsorbedTensors& t, float scale) {
   const int64_t num_rows = t.lengths.elements();
   if (num_rows == 0) return;
   const int64_t latent = t.q_latent.width(), rope = t.pages.width() - latent;
   const Shape shape = {static_cast<int>(t.q.dim(1)), latent, rope, t.q.width() - rope, scale};
-  const auto shared_bytes =
-      static_cast<size_t>(shape.heads * (latent + kPageTokens + 3)) * sizeof(float);
+  const size_t shared_bytes = MlaAbsorbedSharedBytes(shape.heads, latent);
   WithType(t.q.dtype, [&](auto act) {
     using T = typename decltype(act)::type;
     Launch(stream, MlaAbsorbedKernel<T>, num_rows, kThreads, shared_bytes, shape,

@@ -136,7 +136,7 @@ __global__ void AttendKernel(Shape shape, int64_t rows, Rows<const T> q, const i
   const int64_t state_index = head * rows + row;
   const T* const query = q[row * shape.heads + head];
   const T* const k_nope = chunk.k_nope + head * shape.nope * kChunkTokens;
-  SoftmaxState state = states.softmax[state_index];
+  SoftmaxState state = has_row ? states.softmax[state_index] : SoftmaxState{0.0f, 0.0f};
   float* const numerators = states.numerators + state_index * shape.value;
   for (int64_t page = chunk.begin; page <= positions[last_row] && page < chunk.end;
        page += kPageTokens) {

@@ -4,7 +4,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -21,43 +23,53 @@ void Require(cudaError_t error, const char* call) {
   std::abort();
 }
 
-void Copy(Stream stream, const RowsToCopy& copy) {
-  Require(cudaMemcpy2DAsync(copy.to, copy.to_stride, copy.from, copy.from_stride, copy.row_bytes,
-                            copy.rows, cudaMemcpyDefault, stream),
-          "cudaMemcpy2DAsync");
+absl::Status NoGpu(const std::string& why) {
+  cudaGetLastError();  // said here: the next launch need not say it again
+  return absl::FailedPreconditionError(absl::StrCat("The cuda backend finds no GPU: ", why));
 }
 
 }  // namespace
 
 absl::StatusOr<Gpu> OpenGpu() {
-  int count = 0;
-  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess || count == 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("The cuda backend finds no GPU: ",
-                     error == cudaSuccess ? "CUDA knows of none" : cudaGetErrorString(error)));
-  }
-  cudaDeviceProp properties;
-  Require(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-  if (properties.major < kOldestMajor) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "The cuda backend needs a GPU of compute capability ", kOldestMajor, ".0 or above, but ",
-        properties.name, " has ", properties.major, ".", properties.minor));
-  }
-  Require(cudaSetDevice(0), "cudaSetDevice");
+  int count = 0, major = 0, minor = 0, shared_bytes = 0;
   size_t free_bytes = 0, total_bytes = 0;
-  Require(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
-  return Gpu{properties.name, free_bytes};
+  cudaDeviceProp properties{};
+  // Other threads compute on the first device without being told.
+  for (const auto& call : std::initializer_list<std::function<cudaError_t()>>{
+           [&] { return cudaGetDeviceCount(&count); },
+           [&] { return count > 0 ? cudaSetDevice(0) : cudaErrorNoDevice; },
+           [&] { return cudaGetDeviceProperties(&properties, 0); },
+           [&] { return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0); },
+           [&] { return cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0); },
+           [&] {
+             return cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                           0);
+           },
+           [&] { return cudaMemGetInfo(&free_bytes, &total_bytes); }}) {
+    if (const cudaError_t error = call(); error != cudaSuccess) {
+      return NoGpu(cudaGetErrorString(error));
+    }
+  }
+  if (major < kOldestMajor) {
+    return NoGpu(absl::StrCat(properties.name, " has compute capability ", major, ".", minor,
+                              ", and kernels are built for ", kOldestMajor, ".0 and above"));
+  }
+  return Gpu{properties.name, free_bytes, static_cast<size_t>(shared_bytes)};
 }
 
 std::byte* AllocateDeviceMemory(size_t bytes) {
   void* memory = nullptr;
-  return cudaMalloc(&memory, bytes) == cudaSuccess ? static_cast<std::byte*>(memory) : nullptr;
+  if (cudaMalloc(&memory, bytes) == cudaSuccess) return static_cast<std::byte*>(memory);
+  cudaGetLastError();
+  return nullptr;
 }
 void FreeDeviceMemory(std::byte* memory, size_t) { Require(cudaFree(memory), "cudaFree"); }
 
 std::byte* AllocatePinnedMemory(size_t bytes) {
   void* memory = nullptr;
-  return cudaMallocHost(&memory, bytes) == cudaSuccess ? static_cast<std::byte*>(memory) : nullptr;
+  if (cudaMallocHost(&memory, bytes) == cudaSuccess) return static_cast<std::byte*>(memory);
+  cudaGetLastError();
+  return nullptr;
 }
 void FreePinnedMemory(std::byte* memory, size_t) { Require(cudaFreeHost(memory), "cudaFreeHost"); }
 
@@ -71,9 +83,16 @@ void DestroyStream(Stream stream) {
   Require(cudaStreamDestroy(stream), "cudaStreamDestroy");
 }
 
-void CopyRows(Stream stream, const RowsToCopy& copy) { Copy(stream, copy); }
-// CUDA reads pageable memory before it returns.
-void CopyRowsFromHost(Stream stream, const RowsToCopy& copy) { Copy(stream, copy); }
+void CopyRows(Stream stream, const RowsToCopy& copy) {
+  if (copy.rows == 1) {  // of any size, where a pitch has a limit
+    Require(cudaMemcpyAsync(copy.to, copy.from, copy.row_bytes, cudaMemcpyDefault, stream),
+            "cudaMemcpyAsync");
+  } else {
+    Require(cudaMemcpy2DAsync(copy.to, copy.to_stride, copy.from, copy.from_stride, copy.row_bytes,
+                              copy.rows, cudaMemcpyDefault, stream),
+            "cudaMemcpy2DAsync");
+  }
+}
 
 void MarkInUse(Stream, std::byte*, size_t) {}
 void MarkUnused(Stream, std::byte*, size_t) {}
@@ -89,6 +108,11 @@ void CallAfter(Stream stream, std::function<void()> then) {
   };
   auto function = std::make_unique<std::function<void()>>(std::move(then));
   Require(cudaLaunchHostFunc(stream, call, function.release()), "cudaLaunchHostFunc");
+}
+
+void RequireNoError(Stream stream) {
+  const cudaError_t error = cudaStreamQuery(stream);
+  if (error != cudaErrorNotReady) Require(error, "the GPU's work");
 }
 
 }  // namespace tandem::kernels::cuda

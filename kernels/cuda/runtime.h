@@ -1,6 +1,7 @@
 // What the backend uses of CUDA's runtime, each call by one name with two bodies: CUDA's
 // (runtime.cc) and the emulation's (emulation/runtime.cc). A call that fails ends the process, with
-// CUDA's own words: after an error of a kernel nothing on the device can be trusted.
+// CUDA's own words, unless it has another way to say so: after an error of a kernel nothing on the
+// device can be trusted.
 #ifndef TANDEM_KERNELS_CUDA_RUNTIME_H_
 #define TANDEM_KERNELS_CUDA_RUNTIME_H_
 
@@ -15,11 +16,12 @@ namespace tandem::kernels::cuda {
 
 struct Gpu {
   std::string name;
-  size_t free_bytes = 0;  // of its memory, as of now
+  size_t free_bytes = 0;    // of its memory, as of now
+  size_t shared_bytes = 0;  // that a block of threads may have
 };
 
-// The GPU that this process computes on from now on. Any thread may call it.
-//   FAILED_PRECONDITION  there is none that these kernels run on
+// The GPU that this process computes on: the first of those that it sees. Any thread may call it.
+//   FAILED_PRECONDITION  there is none that these kernels run on, or it takes no process now
 absl::StatusOr<Gpu> OpenGpu();
 
 // Device memory; null if there is not as much. The memory's contents are anything.
@@ -45,8 +47,6 @@ struct RowsToCopy {
 };
 // Copies in the stream, between device memory and pinned memory or device memory.
 void CopyRows(Stream stream, const RowsToCopy& copy);
-// The same from any memory of the host, which has been read when it returns.
-void CopyRowsFromHost(Stream stream, const RowsToCopy& copy);
 // A part of device memory is given out or taken back: an emulation knows from then on, in the
 // stream, whether it may be read.
 void MarkInUse(Stream stream, std::byte* memory, size_t bytes);
@@ -54,7 +54,10 @@ void MarkUnused(Stream stream, std::byte* memory, size_t bytes);
 void FillZero(Stream stream, std::byte* memory, size_t bytes);
 // Calls `then` once all that was started before is done, from another thread. It must not block,
 // nor call anything of this header.
+// After an error it is never called.
 void CallAfter(Stream stream, std::function<void()> then);
+// Ends the process if anything that was started in the stream has failed. Waits for nothing.
+void RequireNoError(Stream stream);
 
 }  // namespace tandem::kernels::cuda
 

@@ -101,7 +101,7 @@ TEST(MemoryNeedsTest, AutoIsTheBestFormatThatFits) {
   limits.memory_from = "the machine";
   const auto choose = [&](Dtype mode, int64_t cache, int64_t memory) {
     limits.memory_bytes = memory;
-    return ChooseWeights(**checkpoint, mode, cache, limits);
+    return ChooseWeights(**checkpoint, mode, cache, limits, [](WeightFormat) { return true; });
   };
   const int64_t cache = 100'000;
   const auto all = [&](WeightFormat format) { return (with(format) + cache) * 21 / 20 + 1; };
@@ -114,7 +114,7 @@ TEST(MemoryNeedsTest, AutoIsTheBestFormatThatFits) {
   EXPECT_EQ(choose(Dtype::kF32, 0, kGiB).format, WeightFormat::kF32);
   EXPECT_THAT(choose(Dtype::kBF16, 2 * kGiB, kGiB).why,
               HasSubstr("int4 needs 2.00 GiB and does not fit into 1.00 GiB (the machine)"));
-  EXPECT_THAT(choose(Dtype::kBF16, 0, kGiB).why, HasSubstr("bf16 needs 0.00 GiB and fits into"));
+  EXPECT_THAT(choose(Dtype::kBF16, 0, kGiB).why, HasSubstr(" MiB and fits into 1.00 GiB"));
 }
 
 TEST(MemoryNeedsTest, WhatDoesNotFitIsRefusedAndSaysWhatWould) {
@@ -122,6 +122,7 @@ TEST(MemoryNeedsTest, WhatDoesNotFitIsRefusedAndSaysWhatWould) {
   limits.memory_bytes = 24 * kGiB;
   limits.memory_from = "cgroup memory limit";
   EXPECT_TRUE(CheckMemory({20 * kGiB, 4 * kGiB}, limits).ok());
+  EXPECT_FALSE(CheckMemory({20 * kGiB, 4 * kGiB, 1}, limits).ok());
   const absl::Status cache = CheckMemory({20 * kGiB, 4 * kGiB + 1}, limits);
   EXPECT_EQ(cache.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(cache.message()),

@@ -6,12 +6,11 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <string>
 #include <utility>
 
 #include "absl/base/config.h"
 #include "absl/strings/numbers.h"
+#include "kernels/cuda/emulation/block.h"
 #include "kernels/cuda/emulation/work_queue.h"
 
 #if defined(ABSL_HAVE_ADDRESS_SANITIZER)
@@ -47,7 +46,9 @@ std::byte* Map(size_t bytes) {
 
 }  // namespace
 
-absl::StatusOr<Gpu> OpenGpu() { return Gpu{"an emulated GPU", kMemoryBytes}; }
+absl::StatusOr<Gpu> OpenGpu() {
+  return Gpu{"an emulated GPU", kMemoryBytes, emulation::kMostSharedBytes};
+}
 
 std::byte* AllocateDeviceMemory(size_t bytes) {
   return bytes > kMemoryBytes ? nullptr : Map(bytes);
@@ -71,16 +72,6 @@ void CopyRows(Stream stream, const RowsToCopy& copy) {
   stream.queue->Add([copy] { Copy(copy); });
 }
 
-void CopyRowsFromHost(Stream stream, const RowsToCopy& copy) {
-  const auto read = std::make_shared<std::string>(copy.row_bytes * copy.rows, '\0');
-  RowsToCopy to_staging = copy, from_staging = copy;
-  to_staging.to = reinterpret_cast<std::byte*>(read->data());
-  to_staging.to_stride = from_staging.from_stride = copy.row_bytes;
-  from_staging.from = to_staging.to;
-  Copy(to_staging);
-  stream.queue->Add([read, from_staging] { Copy(from_staging); });
-}
-
 // What is given out begins as bytes of 0xFF: NaNs, and indices of nothing.
 void MarkInUse(Stream stream, std::byte* memory, size_t bytes) {
   stream.queue->Add([=] {
@@ -96,5 +87,6 @@ void FillZero(Stream stream, std::byte* memory, size_t bytes) {
 }
 
 void CallAfter(Stream stream, std::function<void()> then) { stream.queue->Add(std::move(then)); }
+void RequireNoError(Stream) {}  // a kernel that goes wrong ends the process itself
 
 }  // namespace tandem::kernels::cuda

@@ -91,18 +91,18 @@ TEST(CudaBackendTest, WriteHasReadItsSourceWhenItReturns) {
 TEST(CudaBackendTest, AFreedBufferIsGivenOutAfterTheOpsThatUseIt) {
   const auto backend = *CreateCudaBackend({8 * kMiB});
   constexpr int64_t kRows = 256, kWidth = 1024;
-  const std::vector<float> ones(kRows * kWidth, 1.0f);
-  const auto sum = *backend->Allocate(ones.size() * sizeof(float));
+  const auto sum = *backend->Allocate(kRows * kWidth * sizeof(float));
   const DeviceTensor out = sum->Tensor(Dtype::kF32, {kRows, kWidth});
-  for (int i = 0; i < 20; ++i) {
-    auto addend = *backend->Allocate(ones.size() * sizeof(float));
+  for (int i = 1; i <= 20; ++i) {
+    const std::vector<float> numbers(kRows * kWidth, static_cast<float>(i));
+    auto addend = *backend->Allocate(numbers.size() * sizeof(float));
     const DeviceTensor tensor = addend->Tensor(Dtype::kF32, {kRows, kWidth});
-    backend->Write(ones.data(), tensor);
+    backend->Write(numbers.data(), tensor);
     backend->Add({out, tensor, out});
   }
-  std::vector<float> read(ones.size());
+  std::vector<float> read(kRows * kWidth);
   backend->Read(out, read.data())->Wait();
-  EXPECT_EQ(read, std::vector<float>(ones.size(), 20.0f));
+  EXPECT_EQ(read, std::vector<float>(read.size(), 210.0f));
 }
 
 TEST(CudaBackendTest, AnEventCallsOnceWhetherReachedOrNot) {
@@ -117,11 +117,32 @@ TEST(CudaBackendTest, AnEventCallsOnceWhetherReachedOrNot) {
     event->WhenReached([&] { ++calls; });
     event->Wait();
   }
-  // One that is destroyed unreached calls no more.
-  EXPECT_LE(calls, 200);
-  const auto last = backend->Read(tensor, read.data());
-  last->Wait();
   EXPECT_EQ(calls, 200);
+}
+
+TEST(CudaBackendTest, AnEventThatIsDestroyedCallsNoMore) {
+  const auto backend = *CreateCudaBackend({64 * kMiB});
+  constexpr int64_t kBytes = 4 << 20;
+  const auto buffer = *backend->Allocate(kBytes);
+  const DeviceTensor tensor = buffer->Tensor(Dtype::kU8, {kBytes});
+  std::vector<uint8_t> read(kBytes);
+  for (int i = 0; i < 100; ++i) {
+    std::atomic<int> calls = 0;
+    backend->Read(tensor, read.data())->WhenReached([&] { ++calls; });
+    const int before = calls;
+    backend->Read(tensor, read.data())->Wait();
+    ASSERT_EQ(calls, before);
+  }
+}
+
+TEST(CudaBackendTest, AttentionThatSharedMemoryCannotHoldIsRefused) {
+  const auto backend = *CreateCudaBackend({64 * kMiB});
+  const KvUpShape shape = {128, 8, 8, 512};
+  const TestTensor tensor(Dtype::kBF16, {128 * 16, 512});
+  const absl::Status status =
+      backend->PrepareKvUp(tensor.lent(), shape, WeightFormat::kBF16).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("128 heads with 512 latent values"));
 }
 
 TEST(CudaBackendTest, ThreadsMayCallOpsAtOnce) {
