@@ -10,6 +10,7 @@
 
 #include "absl/base/config.h"
 #include "absl/strings/numbers.h"
+#include "common/check.h"
 #include "kernels/cuda/emulation/block.h"
 #include "kernels/cuda/emulation/work_queue.h"
 
@@ -63,7 +64,10 @@ void FreePinnedMemory(std::byte* memory, size_t bytes) { munmap(memory, bytes); 
 
 Stream CreateStream() {
   uint64_t seed = 0;
-  if (const char* const value = std::getenv(kSeedVariable)) (void)absl::SimpleAtoi(value, &seed);
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): no thread of a program changes its environment
+  if (const char* const value = std::getenv(kSeedVariable)) {
+    TANDEM_CHECK(absl::SimpleAtoi(value, &seed));
+  }
   return {seed, new emulation::WorkQueue()};
 }
 void DestroyStream(Stream stream) { delete stream.queue; }
