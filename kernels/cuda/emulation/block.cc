@@ -74,6 +74,10 @@ class Fiber : public Context {
     goes_on = make_fcontext(static_cast<std::byte*>(memory_) + kGuardBytes + kStackBytes,
                             kStackBytes, code);
     fake_stack = nullptr;
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
+    // What the frames have poisoned in which the fiber passed on its last turn.
+    ASAN_UNPOISON_MEMORY_REGION(bottom, bytes);
+#endif
   }
 
  private:
