@@ -3,10 +3,14 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/integration/deployment.h"
 
 namespace tandem::test {
@@ -66,6 +70,23 @@ TEST_P(MixedDevicesTest, AKilledExpertWorkersReplacementGoesOnWithTheSameBits) {
   deployment.StartExpertWorker();
   asking.join();
   ExpectSame(answers, OfTheCpu(GetParam()));
+}
+
+TEST(MixedDevicesDemoTest, AHundredQuestionsHaveTheCpusAnswers) {
+  TempDir dir;
+  std::vector<std::string> replies;
+  for (const char* const device : {"cpu", "cuda"}) {
+    const std::string file = absl::StrCat(dir.path(), "/replies-", device);
+    Process eval({Binary("tandem"), "eval", SourcePath("tools/demo_model/held_out.jsonl"), "-n",
+                  "100", "--model", SourcePath("tools/demo_model/checkpoint"), "--numerics",
+                  "portable", "--device", device, "--replies", file},
+                 absl::StrCat(dir.path(), "/output"));
+    ASSERT_EQ(eval.Wait(absl::Seconds(300)), 0) << eval.Output();
+    std::ifstream stream(file);
+    replies.emplace_back(std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>());
+  }
+  EXPECT_EQ(std::count(replies[0].begin(), replies[0].end(), '\n'), 100);
+  EXPECT_EQ(replies[0], replies[1]);
 }
 
 }  // namespace
