@@ -95,7 +95,7 @@ TEST(MachineTest, ComputesWithTheCoresThatItMayUse) {
 TEST(MachineTest, WhatCannotFitIntoMemoryIsRefusedBeforeItIsLoaded) {
   EXPECT_THAT(Refusal({Binary("tandem-gateway"), "--model", TinyModel(), "--listen", "127.0.0.1:0",
                        "--cache-tokens", "68719476736"}),
-              HasSubstr("not enough memory: weights need 0.00 GiB and the latent cache"));
+              HasSubstr("not enough memory: weights need 1.2 MiB and the latent cache"));
 }
 
 TEST(MachineTest, AddressesThatNobodyCanDialAreRefusedWithAReason) {
