@@ -43,11 +43,11 @@ class AttentionRole : public WorkerRole {
 
   absl::Status LoadAtStart(const std::function<void(float)>& progress) override {
     const Checkpoint& checkpoint = *parts_.checkpoint;
-    TANDEM_RETURN_IF_ERROR(CheckMemory(
-        {OtherBytes(checkpoint, parts_.format),
-         CacheBytes(checkpoint.config(), parts_.dtype, options_.cache_tokens),
-         HasOwnMemory(*parts_.backend) ? WorkBytes(checkpoint.config(), parts_.dtype) : 0},
-        LimitsOf(*parts_.backend)));
+    TANDEM_RETURN_IF_ERROR(
+        CheckMemory({OtherBytes(checkpoint, parts_.format),
+                     CacheBytes(checkpoint.config(), parts_.dtype, options_.cache_tokens),
+                     WorkBytes(*parts_.backend, checkpoint.config(), parts_.dtype)},
+                    LimitsOf(*parts_.backend)));
     TANDEM_ASSIGN_OR_RETURN(
         attention_, LoadAttention({parts_.backend, parts_.checkpoint, tokenizer_.get(), &experts_,
                                    parts_.dtype, parts_.format, options_.cache_tokens},

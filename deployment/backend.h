@@ -35,9 +35,6 @@ struct BackendOptions {
 // INVALID_ARGUMENT for an unknown device or other numerics; otherwise the device's own errors.
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options);
 
-inline bool HasOwnMemory(const kernels::Backend& backend) {
-  return backend.MemoryBytes().has_value();
-}
 // This machine's limits, with the memory that the backend computes in.
 MachineLimits LimitsOf(const kernels::Backend& backend);
 

@@ -64,10 +64,12 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
 
   const MachineLimits limits = LimitsOf(*p.backend);
   const int64_t cache_bytes = CacheBytes(p.model.config, options.dtype, options.cache_tokens);
+  const int64_t work_bytes = WorkBytes(*p.backend, p.model.config, options.dtype);
   WeightFormat format = DefaultWeightFormat(options.dtype);
   if (options.backend.weights == kAutoWeights) {
-    const WeightChoice choice = ChooseWeights(*p.checkpoint, options.dtype, cache_bytes, limits,
-                                              [&p](WeightFormat of) { return p.backend->Has(of); });
+    const WeightChoice choice =
+        ChooseWeights(*p.checkpoint, options.dtype, cache_bytes + work_bytes, limits,
+                      [&p](WeightFormat of) { return p.backend->Has(of); });
     format = choice.format;
     p.weights = absl::StrCat(WeightFormatName(format), " weights by --weights auto: ", choice.why);
     spdlog::info("{}", p.weights);
@@ -75,10 +77,10 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
     TANDEM_ASSIGN_OR_RETURN(format, ParseWeightFormat(options.backend.weights, options.dtype));
     p.weights = absl::StrCat(WeightFormatName(format), " weights");
   }
-  TANDEM_RETURN_IF_ERROR(CheckMemory(
-      {OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format), cache_bytes,
-       HasOwnMemory(*p.backend) ? WorkBytes(p.model.config, options.dtype) : 0},
-      limits));
+  TANDEM_RETURN_IF_ERROR(
+      CheckMemory({OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format),
+                   cache_bytes, work_bytes},
+                  limits));
   KeepPacked({options.model_dir, options.backend.packed_weights, format, p.model.digest},
              p.checkpoint.get());
   TANDEM_ASSIGN_OR_RETURN(p.loaded_experts,

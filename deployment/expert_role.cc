@@ -59,7 +59,7 @@ class ExpertRole : public WorkerRole {
     TANDEM_RETURN_IF_ERROR(
         CheckMemory({static_cast<int64_t>(ShareOf(placement, self) *
                                           static_cast<double>(ExpertBytes(checkpoint_, format_))),
-                     0, HasOwnMemory(backend_) ? WorkBytes(checkpoint_.config(), dtype_) : 0},
+                     0, WorkBytes(backend_, checkpoint_.config(), dtype_)},
                     LimitsOf(backend_)));
     TANDEM_RETURN_IF_ERROR(experts_->Load(placement, self, progress));
     MutexLock lock(mutex_);

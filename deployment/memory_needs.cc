@@ -66,7 +66,8 @@ int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens) {
          static_cast<int64_t>(DtypeBytes(mode));
 }
 
-int64_t WorkBytes(const ModelConfig& config, Dtype mode) {
+int64_t WorkBytes(const kernels::Backend& backend, const ModelConfig& config, Dtype mode) {
+  if (!backend.MemoryBytes().has_value()) return 0;
   constexpr int64_t kRows = 2048 + 64;  // --max-batch-rows of a prompt, --max-running that decode
   constexpr int64_t kPasses = 2;        // under way at once
   constexpr int64_t kLogitRows = 64;    // at once

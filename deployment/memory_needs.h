@@ -12,6 +12,7 @@
 #include "common/mode.h"
 #include "common/model_config.h"
 #include "common/tensor.h"
+#include "kernels/backend.h"
 
 namespace tandem {
 
@@ -30,8 +31,9 @@ int64_t OtherBytes(const Checkpoint& checkpoint, WeightFormat format);
 int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens);
 
 // Of the tensors of two passes of the gateway's default number of rows, and of what ops take for a
-// call: no less than they need, for a device whose memory is all that there is.
-int64_t WorkBytes(const ModelConfig& config, Dtype mode);
+// call: no less than they need, where the backend's memory is all that there is; 0 where it is the
+// host's.
+int64_t WorkBytes(const kernels::Backend& backend, const ModelConfig& config, Dtype mode);
 
 // The format that --weights auto stands for: of the mode's, int8 and int4, as far as the backend
 // has them, the first whose weights, with `cache_bytes` and a little for everything else, fit; the

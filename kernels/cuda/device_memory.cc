@@ -170,7 +170,8 @@ absl::StatusOr<std::unique_ptr<Buffer>> DeviceMemory::Take(size_t bytes) {
   if (!offset.has_value()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         gpu_.name, " does not have ", bytes, " bytes side by side for the cuda backend: of ",
-        arena_.bytes(), " bytes, ", arena_.free_bytes(), " are free"));
+        arena_.bytes(), " bytes, ", arena_.free_bytes(), " are free, ", arena_.largest_bytes(),
+        " at most side by side"));
   }
   MarkInUse(stream_, memory_ + *offset, bytes);
   return std::make_unique<Part>(this, *offset, bytes);

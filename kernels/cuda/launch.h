@@ -4,24 +4,19 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <functional>
 
 #include "common/check.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/stream.h"
 
+#if !defined(TANDEM_CUDA_EMULATION)
+#include "kernels/cuda/require.h"
+#endif
+
 namespace tandem::kernels::cuda {
 
 #if !defined(TANDEM_CUDA_EMULATION)
-
-// Ends the process, with CUDA's words, unless a call went well.
-inline void RequireLaunch(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "a kernel does not start: %s\n", cudaGetErrorString(error));
-  std::abort();
-}
 
 // Starts blocks [0, blocks), of which there are some, of `threads` threads. Ends the process if
 // CUDA does not take the launch; for what goes wrong in the kernel there is RequireNoError.
@@ -32,13 +27,14 @@ void Launch(Stream stream, void (*kernel)(Parameters...), int64_t blocks, int th
   TANDEM_CHECK(blocks > 0 && blocks < int64_t{1} << 31);
   if (shared_bytes > kSharedUnasked) {  // as much as there is: other threads may launch it too
     int most_bytes = 0;
-    RequireLaunch(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-    RequireLaunch(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes));
+    Require(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0),
+            "cudaDeviceGetAttribute");
+    Require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes),
+            "cudaFuncSetAttribute");
   }
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream>>>(
       arguments...);
-  RequireLaunch(cudaGetLastError());
+  Require(cudaGetLastError(), "a kernel's launch");
 }
 
 #else

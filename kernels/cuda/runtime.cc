@@ -2,8 +2,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -11,17 +9,12 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/require.h"
 
 namespace tandem::kernels::cuda {
 namespace {
 
 constexpr int kOldestMajor = 8;  // compute capability of the A100, for which the kernels are built
-
-void Require(cudaError_t error, const char* call) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", call, cudaGetErrorString(error));
-  std::abort();
-}
 
 absl::Status NoGpu(const std::string& why) {
   cudaGetLastError();  // said here: the next launch need not say it again
