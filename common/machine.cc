@@ -121,7 +121,7 @@ MachineLimits ReadMachineLimits(const std::string& root) {
     limits.cpus = *quota;
     limits.cpus_from = "cgroup cpu quota";
   }
-  limits.memory_from = "the machine";
+  limits.memory_from = kWholeMachine;
   if (const auto memory = MachineMemory(root, "MemTotal:")) limits.memory_bytes = *memory;
   for (const fs::path& group : GroupFolders(root, "memory")) {
     const std::optional<int64_t> limit = MemoryLimit(group);
@@ -130,6 +130,13 @@ MachineLimits ReadMachineLimits(const std::string& root) {
     limits.memory_from = "cgroup memory limit";
   }
   return limits;
+}
+
+std::string ReadBootId(const std::string& root) {
+  std::string id;
+  std::ifstream file(fs::path(root) / "proc/sys/kernel/random/boot_id");
+  std::getline(file, id);
+  return id;
 }
 
 int64_t ReadAvailableMemory(const std::string& root) {

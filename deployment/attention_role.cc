@@ -57,7 +57,8 @@ class AttentionRole : public WorkerRole {
   }
 
   // Every attention worker holds the same.
-  absl::Status Load(const Placement&, WorkerId, const std::function<void(float)>&) override {
+  absl::Status Load(const Placement&, WorkerId, const std::function<bool()>&,
+                    const std::function<void(float)>&) override {
     return absl::OkStatus();
   }
 

@@ -94,8 +94,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
       p.attention, LoadAttention({p.backend.get(), p.checkpoint.get(), p.model.tokenizer.get(),
                                   p.experts.get(), options.dtype, format, options.cache_tokens},
                                  [&](float share) { progress(share * kAttentionShare); }));
-  TANDEM_ASSIGN_OR_RETURN(const Placement placement,
-                          PlanPlacement(p.model.config, {{kExpertWorker, ""}}, {1, 1}));
+  const Placement placement = PlacementOfOne(p.model.config, {kExpertWorker, ""}, {1, 1});
   TANDEM_RETURN_IF_ERROR(p.loaded_experts->Load(placement, kExpertWorker, [&](float share) {
     progress(kAttentionShare + share * (1 - kAttentionShare));
   }));

@@ -1,8 +1,11 @@
 #include "deployment/expert_role.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/machine.h"
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/transport/grpc_expert_service.h"
@@ -15,15 +18,17 @@
 namespace tandem {
 namespace {
 
-// Of all experts, those that a placement gives to `self`; they are all of one size.
-double ShareOf(const Placement& placement, WorkerId self) {
-  int64_t all = 0, given = 0;
-  for (const auto& holders : placement.holders) {
-    if (holders.empty()) continue;
-    ++all;
-    given += std::count(holders.begin(), holders.end(), self);
+// Heartbeats between two reports of tokens by expert.
+constexpr int kBeatsPerReport = 10;
+// Of the memory that there is: activations, the program, its threads, others on the machine.
+constexpr int64_t kOtherShare = 20;
+
+int64_t NumExperts(const ModelConfig& config) {
+  int64_t experts = 0;
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    if (config.IsMoeLayer(layer)) experts += config.num_experts;
   }
-  return all == 0 ? 0 : static_cast<double>(given) / static_cast<double>(all);
+  return experts;
 }
 
 class ExpertRole : public WorkerRole {
@@ -36,6 +41,7 @@ class ExpertRole : public WorkerRole {
         experts_(std::move(experts)),
         engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
         service_(&engine_) {
+    MeasureCapacity(parts.options->expert_memory_bytes);
     if (!parts.options->use_shared_memory()) return;
     auto shm_service = ShmExpertService::Start(parts.incarnation, &engine_);
     if (shm_service.ok()) {
@@ -54,18 +60,36 @@ class ExpertRole : public WorkerRole {
   // The placement says which experts are this worker's.
   absl::Status LoadAtStart(const std::function<void(float)>&) override { return absl::OkStatus(); }
 
+  // Where there is less memory than it had reckoned with it says so, and the gateway plans anew.
   absl::Status Load(const Placement& placement, WorkerId self,
+                    const std::function<bool()>& superseded,
                     const std::function<void(float)>& progress) override {
-    TANDEM_RETURN_IF_ERROR(
-        CheckMemory({static_cast<int64_t>(ShareOf(placement, self) *
-                                          static_cast<double>(ExpertBytes(checkpoint_, format_))),
-                     0, WorkBytes(backend_, checkpoint_.config(), dtype_)},
-                    LimitsOf(backend_)));
-    TANDEM_RETURN_IF_ERROR(experts_->Load(placement, self, progress));
+    const absl::Status loaded =
+        experts_->Load(placement, self, progress, [&] { return MayLoadAnother(superseded); });
     MutexLock lock(mutex_);
-    placement_ = placement.version;
-    return absl::OkStatus();
+    if (absl::IsResourceExhausted(loaded)) {
+      capacity_ = experts_->num_loaded();
+      const std::string why =
+          absl::StrCat("there is memory for ", capacity_, " experts only: ", loaded.message());
+      spdlog::warn("{}", why);
+      return absl::AbortedError(why);
+    }
+    if (loaded.ok()) placement_ = placement.version;
+    return loaded;
   }
+
+  void Introduce(v1::WorkerHello& hello) const override {
+    hello.set_memory(memory_);
+    hello.set_held_experts(PackBits(experts_->Loaded()));
+    MutexLock lock(mutex_);
+    hello.set_expert_capacity(static_cast<uint64_t>(capacity_));
+  }
+  void Report(WorkerHealth& health) override {
+    if (++beats_ % kBeatsPerReport == 0) health.expert_tokens = engine_.TakeExpertTokens();
+    MutexLock lock(mutex_);
+    health.expert_capacity = static_cast<uint64_t>(capacity_);
+  }
+  bool drains() const override { return true; }
 
   void Use(Placement) override {}  // requests name the experts that they are for
   void Retire(PlacementVersion oldest_in_use) override { experts_->Retire(oldest_in_use); }
@@ -87,6 +111,34 @@ class ExpertRole : public WorkerRole {
   }
 
  private:
+  // How many experts memory holds, which may be more than there are, and whose memory it is.
+  void MeasureCapacity(int64_t wanted_bytes) {
+    const int64_t experts = NumExperts(checkpoint_.config());
+    if (experts == 0) return;
+    const int64_t bytes_each = std::max<int64_t>(ExpertBytes(checkpoint_, format_) / experts, 1);
+    const MachineLimits limits = LimitsOf(backend_);
+    int64_t bytes = limits.memory_bytes - WorkBytes(backend_, checkpoint_.config(), dtype_);
+    bytes -= bytes / kOtherShare;
+    if (wanted_bytes > 0) {
+      bytes = std::min(bytes, wanted_bytes);
+    } else if (limits.memory_from == kWholeMachine) {
+      memory_ = ReadBootId();
+    }
+    MutexLock lock(mutex_);
+    capacity_ = std::max<int64_t>(bytes / bytes_each, 0);
+    spdlog::info("memory: {} of {} experts fit into {:.2f} GiB ({})", std::min(capacity_, experts),
+                 experts, static_cast<double>(bytes) / (1 << 30),
+                 wanted_bytes > 0 ? "--expert-memory" : limits.memory_from);
+  }
+
+  absl::Status MayLoadAnother(const std::function<bool()>& superseded) const {
+    if (superseded()) return absl::AbortedError("there is a newer order");
+    if (backend_.MemoryBytes().has_value()) return absl::OkStatus();  // it says so itself
+    constexpr int64_t kLeast = int64_t{256} << 20;
+    if (ReadAvailableMemory() >= kLeast) return absl::OkStatus();
+    return absl::ResourceExhaustedError("less than 256 MiB are left");
+  }
+
   const kernels::Backend& backend_;
   const Checkpoint& checkpoint_;
   const WeightFormat format_;
@@ -94,6 +146,9 @@ class ExpertRole : public WorkerRole {
 
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
+  int64_t capacity_ ABSL_GUARDED_BY(mutex_) = 0;        // in experts
+  std::string memory_;                                  // as v1::WorkerHello says
+  int beats_ = 0;                                       // of the thread that reports
 
   // Each uses those above it; the services wait for the engine's answers when they go.
   const std::unique_ptr<LoadedExperts> experts_;

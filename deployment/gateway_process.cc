@@ -17,7 +17,6 @@
 #include "common/transport/grpc_attention_link.h"
 #include "gateway/coordinator.h"
 #include "gateway/inference_service.h"
-#include "gateway/placement_planner.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
 #include "gateway/validate.h"
@@ -27,6 +26,13 @@ namespace tandem {
 namespace {
 
 constexpr absl::Duration kLookInterval = absl::Seconds(2);
+
+bool HasExperts(const ModelConfig& config) {
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    if (config.IsMoeLayer(layer)) return true;
+  }
+  return false;
+}
 
 // Everything that a gateway is made of, in the order in which it comes up.
 class Gateway {
@@ -52,14 +58,14 @@ class Gateway {
       const absl::Status status = options_.registry.empty() ? StartEmbedded() : StartRegistry();
       if (!status.ok() && !absl::IsCancelled(status)) Fail(status);
     });
-    const bool asked_to_end = WaitForEnd([this] {
+    const int asked_to_end = WaitForEnd([this] {
       LookAtFiles();
       return failed_.load();
     });
     stopping_ = true;
     starting.join();
     SetDraining();
-    if (asked_to_end && !driver_.Drain(absl::Seconds(options_.grace_s))) {
+    if (asked_to_end != 0 && !driver_.Drain(absl::Seconds(options_.grace_s))) {
       spdlog::warn("requests still ran after {} s; they end now", options_.grace_s);
     }
     host_->Shutdown(absl::Seconds(1));
@@ -99,13 +105,14 @@ class Gateway {
         LoadServedModel(*checkpoint, dir, options_.embedded.dtype, options_.embedded.served_name,
                         [this](float share) { digest_progress_.Report(share); }));
     model_ = std::move(loaded);
-    if (options_.expert_workers == 0 && !PlanPlacement(model_.config, {}, {}).ok()) {
+    if (options_.expert_workers == 0 && HasExperts(model_.config)) {
       return absl::InvalidArgumentError("--expert-workers is 0, but the model has experts");
     }
     progress_.Report(1);
     MembershipOptions membership;
     membership.attention_workers = options_.attention_workers;
     membership.expert_workers = options_.expert_workers;
+    membership.expert_copies = options_.expert_copies;
     membership.digest = model_.digest;
     membership.dtype = options_.dtype;
     membership.epoch = NewIncarnation();
@@ -125,7 +132,7 @@ class Gateway {
     listen.listen = options_.registry;
     TANDEM_ASSIGN_OR_RETURN(auto registry_host, ServiceHost::Start(listen, {coordinator->service()},
                                                                    {"tandem.v1.Registry"}));
-    spdlog::info("registry on {}; waiting for {} attention and {} expert workers",
+    spdlog::info("registry on {}; waiting for at least {} attention and {} expert workers",
                  registry_host->address(), options_.attention_workers, options_.expert_workers);
     registry_host->SetServing(true);
     {
@@ -241,12 +248,13 @@ class Gateway {
     status->set_detail(view.detail);
     status->set_placement_epoch(view.placement.epoch);
     status->set_placement_counter(view.placement.counter);
-    for (const Member& member : view.members) {
+    for (const auto& [member, state] : view.members) {
       v1::WorkerStatus& worker = *status->add_workers();
       worker.set_id(member.id);
       worker.set_kind(WorkerKindName(member.join.kind));
       worker.set_address(member.join.address);
-      worker.set_state(member.health.ready ? "ready" : "loading");
+      worker.set_state(MemberStateName(state));
+      worker.set_build(member.join.build);
       worker.set_loaded(member.health.loaded);
       worker.set_device(member.join.device);
       AddCounters(member.health.counters, &worker);
@@ -290,11 +298,17 @@ void GatewayOptions::AddTo(CLI::App& app) {
   CLI::Option* const with_registry =
       app.add_option("--registry", registry,
                      "wait for workers that dial this host:port, instead of running them here");
-  app.add_option("--attention-workers", attention_workers, "with --registry: how many")
+  app.add_option("--attention-workers", attention_workers,
+                 "with --registry: how many to wait for at the start; more may come, some may go")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--expert-workers", expert_workers, "with --registry: how many")
+  app.add_option("--expert-workers", expert_workers, "likewise")
       ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--expert-copies", expert_copies,
+                 "with --registry: how many expert workers hold the same expert, as far as their "
+                 "memory goes; with 2 none is missed when it dies")
+      ->check(CLI::Range(1, 16))
       ->capture_default_str();
   embedded.backend.AddTo(app);
   app.add_option("--cache-tokens", embedded.cache_tokens, "size of the latent cache")

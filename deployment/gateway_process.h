@@ -22,6 +22,7 @@ struct GatewayOptions {
   std::string registry;  // host:port for workers to dial; empty: everything in this process
   int attention_workers = 1;
   int expert_workers = 1;
+  int expert_copies = 2;
   EmbeddedOptions embedded;  // with a registry only the model's folder counts
   std::string dtype = "bf16";
   SchedulerPolicy policy;

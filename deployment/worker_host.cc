@@ -1,5 +1,6 @@
 #include "deployment/worker_host.h"
 
+#include <csignal>
 #include <thread>
 #include <utility>
 
@@ -32,6 +33,18 @@ void WorkerOptions::AddTo(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "grpc"}))
       ->capture_default_str();
   AddListenFlags(app, &listen);
+}
+
+void WorkerOptions::AddExpertOptionsTo(CLI::App& app) {
+  app.add_option("--expert-memory", expert_memory_bytes,
+                 "for the weights of experts, such as 12GiB; default: an equal part, among the "
+                 "expert workers that share it, of what the machine or the container has")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 50));
+  app.add_option("--drain-limit", drain_limit_s,
+                 "seconds that other workers get, after SIGTERM, to take over what this one has")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
 }
 
 WorkerHost::WorkerHost(WorkerOptions options, WorkerRoleFactory make_role)
@@ -73,7 +86,7 @@ absl::Status WorkerHost::Serve() {
   TANDEM_ASSIGN_OR_RETURN(
       metrics_, MetricsHost::Start(options_.listen, names.metrics, [this] { return Counters(); }));
   std::thread loading([this] { RunLoads(); });
-  WaitForEnd([this] { return failed_.load(); });
+  if (WaitForEnd([this] { return failed_ || released_; }) == SIGTERM) Drain();
   stopping_ = true;
   std::unique_ptr<RegistryClient> registry;
   {
@@ -90,6 +103,22 @@ absl::Status WorkerHost::Serve() {
   return error_;
 }
 
+// Until others have what this worker has.
+void WorkerHost::Drain() {
+  if (!role_->drains() || !role_->loaded()) return;
+  MutexLock lock(mutex_);
+  if (!is_member_) return;
+  draining_ = true;
+  registry_->ReportNow();
+  spdlog::info("draining: others take over what this worker has, in at most {} s",
+               options_.drain_limit_s);
+  const bool over = wake_.WaitFor(lock, std::chrono::seconds(options_.drain_limit_s),
+                                  [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+                                    return released_ || !is_member_ || !error_.ok();
+                                  });
+  if (!over) spdlog::warn("not all that this worker has could be taken over; it ends now");
+}
+
 // Reads what names the checkpoint, and dials the registry.
 absl::Status WorkerHost::Join() {
   TANDEM_ASSIGN_OR_RETURN(std::string digest, CheckpointDigest(*checkpoint_, [this](float share) {
@@ -100,7 +129,7 @@ absl::Status WorkerHost::Join() {
   MutexLock lock(mutex_);
   digest_ = std::move(digest);
   if (!ended_) {
-    registry_ = std::make_unique<RegistryClient>(options_.registry, Hello(), Callbacks());
+    registry_ = std::make_unique<RegistryClient>(options_.registry, Callbacks());
   }
   return absl::OkStatus();
 }
@@ -114,22 +143,51 @@ v1::WorkerHello WorkerHost::Hello() const {
   hello.set_kind(role_->names().kind);
   hello.set_address(Address());
   hello.set_incarnation(parts_.incarnation);
-  hello.set_digest(digest_);
+  hello.set_digest(parts_.digest());
   hello.set_dtype(options_.dtype);
   hello.set_numerics_class(NumericsClass(*backend_, parts_.dtype, parts_.format));
   hello.set_device(backend_->Description());
+  hello.set_build(TANDEM_VERSION);
+  hello.set_busy_ms(absl::ToInt64Milliseconds(role_->busy_for()));
+  role_->Introduce(hello);
   return hello;
 }
 
 RegistryClient::Callbacks WorkerHost::Callbacks() {
   RegistryClient::Callbacks callbacks;
+  callbacks.hello = [this] { return Hello(); };
   callbacks.health = [this] {
-    const PlacementVersion placement = role_->placement();
-    return WorkerHealth{role_->loaded() && placement.counter > 0, progress_->share(), placement,
-                        role_->busy_for(), Counters()};
+    WorkerHealth health;
+    health.placement = role_->placement();
+    health.ready = role_->loaded() && health.placement.counter > 0;
+    health.loaded = progress_->share();
+    health.busy = role_->busy_for();
+    health.counters = Counters();
+    role_->Report(health);
+    MutexLock lock(mutex_);
+    health.draining = draining_;
+    return health;
   };
   const auto self = std::make_shared<WorkerId>(0);  // of the client's thread, as what follows
-  callbacks.on_accepted = [self](WorkerId id, uint64_t) { *self = id; };
+  callbacks.on_accepted = [this, self](WorkerId id, uint64_t) {
+    *self = id;
+    MutexLock lock(mutex_);
+    is_member_ = true;
+  };
+  callbacks.on_lost = [this] {
+    {
+      MutexLock lock(mutex_);
+      is_member_ = false;
+    }
+    wake_.NotifyAll();
+  };
+  callbacks.on_released = [this] {
+    {
+      MutexLock lock(mutex_);
+      released_ = true;
+    }
+    wake_.NotifyAll();
+  };
   callbacks.on_load = [this, self](Placement placement) {
     {
       MutexLock lock(mutex_);
@@ -165,11 +223,15 @@ CounterSnapshot WorkerHost::Counters() const {
 
 void WorkerHost::RunLoads() {
   const auto report = [this](float share) { progress_->Report(share); };
+  const auto superseded = [this] {
+    MutexLock lock(mutex_);
+    return next_.has_value() || ended_;
+  };
   absl::Status status = Join();
   if (status.ok()) status = role_->LoadAtStart(report);
   while (true) {
     if (absl::IsCancelled(status)) return;  // the worker ends
-    if (!status.ok()) {
+    if (!status.ok() && !absl::IsAborted(status)) {
       Fail(status);
     } else if (role_->loaded()) {
       progress_->Report(1);
@@ -186,8 +248,11 @@ void WorkerHost::RunLoads() {
       order.swap(next_);
       in_use.swap(in_use_);
     }
-    if (order.has_value()) status = role_->Load(order->placement, order->self, report);
+    // First what goes, then what comes: there may be room for one of them only.
     if (in_use.has_value()) role_->Retire(*in_use);
+    if (order.has_value()) {
+      status = role_->Load(order->placement, order->self, superseded, report);
+    }
   }
 }
 

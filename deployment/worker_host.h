@@ -41,10 +41,13 @@ struct WorkerOptions {
   std::string advertise;  // address that others dial; empty: where it listens
   std::string dtype = "bf16";
   std::string expert_link = "auto";  // or "grpc"
+  int64_t expert_memory_bytes = 0;   // for experts' weights; 0: what there is
+  int drain_limit_s = 60;            // for others to take over what a worker has that is to end
   BackendOptions backend;
   ListenOptions listen{"127.0.0.1:0", "", false};
 
   void AddTo(CLI::App& app);
+  void AddExpertOptionsTo(CLI::App& app);
   // Between attention and expert workers of one machine.
   bool use_shared_memory() const { return expert_link == "auto"; }
 };
@@ -82,13 +85,21 @@ class WorkerRole {
   // error ends the worker with its sentence.
   virtual absl::Status LoadAtStart(const std::function<void(float)>& progress) = 0;
   // Carries out an order to load what `placement` gives to `self`, on the same thread; of orders
-  // that came meanwhile only the newest. Errors as above.
+  // that came meanwhile only the newest. Errors as above, but for ABORTED: not loaded, and other
+  // orders are awaited. Once `superseded` says so there is a newer order.
   virtual absl::Status Load(const Placement& placement, WorkerId self,
+                            const std::function<bool()>& superseded,
                             const std::function<void(float)>& progress) = 0;
   // A placement is in use from now on. Must not block.
   virtual void Use(Placement placement) = 0;
   // The same, on the thread that loads, where there is time to let go of what older ones named.
   virtual void Retire(PlacementVersion oldest_in_use) = 0;
+
+  // What only its kind says: when it joins, and at a heartbeat.
+  virtual void Introduce(v1::WorkerHello&) const {}
+  virtual void Report(WorkerHealth&) {}
+  // Whether other workers can take over what it has before it ends.
+  virtual bool drains() const { return false; }
 
   // Whether it has loaded what it needs to serve; once true always true.
   virtual bool loaded() const = 0;
@@ -108,8 +119,10 @@ class WorkerHost {
   WorkerHost(WorkerOptions options, WorkerRoleFactory make_role);
   ~WorkerHost();
 
-  // Lives until SIGTERM or SIGINT (OK), or until the worker fails to start or load, or the registry
-  // refuses it: one sentence. At most once. Requires BlockEndSignals.
+  // Lives until SIGTERM or SIGINT, or until the gateway needs it no more (OK), or the worker fails
+  // to start or load, or the registry refuses it: one sentence. After SIGTERM a worker that drains
+  // goes on until the gateway says that nobody needs it, is gone, or the drain limit has passed; a
+  // second signal ends it at once. At most once. Requires BlockEndSignals.
   absl::Status Serve();
 
  private:
@@ -119,8 +132,9 @@ class WorkerHost {
   };
 
   absl::Status Join();
+  void Drain();
   std::string Address() const;  // that others dial
-  v1::WorkerHello Hello() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  v1::WorkerHello Hello() const;
   RegistryClient::Callbacks Callbacks();
   CounterSnapshot Counters() const;
   void RunLoads();
@@ -130,12 +144,15 @@ class WorkerHost {
   const WorkerRoleFactory make_role_;
 
   std::atomic<bool> failed_ = false;    // error_ is set
+  std::atomic<bool> released_ = false;  // nobody needs it any more; set under mutex_
   std::atomic<bool> stopping_ = false;  // what loads is to end
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar wake_;
   std::optional<LoadOrder> next_ ABSL_GUARDED_BY(mutex_);  // only the newest is carried out
   std::optional<PlacementVersion> in_use_ ABSL_GUARDED_BY(mutex_);  // not yet told to Retire
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  bool is_member_ ABSL_GUARDED_BY(mutex_) = false;  // of a deployment whose gateway is there
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::string digest_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<RegistryClient> registry_ ABSL_GUARDED_BY(mutex_);  // once the digest is known
   absl::Status error_ ABSL_GUARDED_BY(mutex_);                        // the first

@@ -40,7 +40,11 @@ class ExpertEngine::Impl {
  public:
   Impl(kernels::Backend* backend, const ModelConfig* config, const LoadedExperts* experts,
        ExpertEngineOptions options)
-      : backend_(*backend), config_(*config), experts_(*experts), options_(options) {
+      : backend_(*backend),
+        config_(*config),
+        experts_(*experts),
+        options_(options),
+        expert_tokens_(static_cast<size_t>(config->num_layers) * config->num_experts) {
     thread_ = std::thread([this] { Run(); });
     pthread_setname_np(thread_.native_handle(), "engine");
   }
@@ -48,6 +52,7 @@ class ExpertEngine::Impl {
 
   void Send(std::shared_ptr<const ExpertRequest> request, Done done);
   CounterSnapshot Counters() const;
+  std::vector<int64_t> TakeExpertTokens();
   absl::Duration busy_for() const { return work_clock_.elapsed(); }
 
  private:
@@ -73,6 +78,7 @@ class ExpertEngine::Impl {
   std::atomic<int64_t> merged_requests_total_{0};
   std::atomic<int64_t> rows_total_{0};
   std::atomic<int64_t> routes_total_{0};
+  std::vector<std::atomic<int64_t>> expert_tokens_;  // [num_layers * num_experts]
   std::atomic<int64_t> dropped_total_{0};
   std::atomic<int64_t> requests_live_{0};
 
@@ -246,6 +252,8 @@ absl::Status ExpertEngine::Impl::Compute(const std::vector<Waiting>& batch) {
   const auto num_rows = static_cast<int64_t>(offsets.size()) - 1;
   rows_total_ += num_rows;
   routes_total_ += num_routes;
+  const size_t first = static_cast<size_t>(batch[0].request->id.layer) * config_.num_experts;
+  for (const int32_t expert : route_experts) ++expert_tokens_[first + expert];
 
   const int64_t hidden = config_.hidden_size;
   const Dtype dtype = options_.dtype;
@@ -350,6 +358,12 @@ ExpertEngine::Impl::~Impl() {
   }
 }
 
+std::vector<int64_t> ExpertEngine::Impl::TakeExpertTokens() {
+  std::vector<int64_t> taken;
+  for (std::atomic<int64_t>& tokens : expert_tokens_) taken.push_back(tokens.exchange(0));
+  return taken;
+}
+
 CounterSnapshot ExpertEngine::Impl::Counters() const {
   return {{"requests_total", requests_total_.load()},
           {"merged_requests_total", merged_requests_total_.load()},
@@ -358,6 +372,7 @@ CounterSnapshot ExpertEngine::Impl::Counters() const {
           {"dropped_total", dropped_total_.load()},
           {"requests_live", requests_live_.load()},
           {"experts_loaded", experts_.num_loaded()},
+          {"expert_loads_total", experts_.num_loads()},
           {"expert_bytes", experts_.bytes()},
           {"busy_ms", absl::ToInt64Milliseconds(busy_for())}};
 }
@@ -372,6 +387,7 @@ void ExpertEngine::Send(std::shared_ptr<const ExpertRequest> request, Done done)
 }
 
 CounterSnapshot ExpertEngine::Counters() const { return impl_->Counters(); }
+std::vector<int64_t> ExpertEngine::TakeExpertTokens() { return impl_->TakeExpertTokens(); }
 absl::Duration ExpertEngine::busy_for() const { return impl_->busy_for(); }
 
 }  // namespace tandem

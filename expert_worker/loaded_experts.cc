@@ -53,7 +53,8 @@ std::vector<bool> LoadedExperts::Given(const Placement& placement, WorkerId self
 }
 
 absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
-                                 const std::function<void(float)>& progress) {
+                                 const std::function<void(float)>& progress,
+                                 const std::function<absl::Status()>& may_go_on) {
   MutexLock lock(changing_);
   if (placement.num_layers != config_.num_layers || placement.num_experts != config_.num_experts ||
       placement.holders.size() != bytes_of_.size()) {
@@ -77,6 +78,7 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
   in_use_versions_[placement.version] = std::move(given);
   CheckpointLoader loader(checkpoint_, format_, total_bytes, progress);
   for (const Id& id : missing) {
+    if (may_go_on) TANDEM_RETURN_IF_ERROR(may_go_on());
     kernels::ExpertTensors tensors;
     const std::unique_ptr<PackedUnit> unit =
         loader.Unit(absl::StrCat("model.layers.", id.layer, ".mlp.experts.", id.expert));
@@ -96,6 +98,7 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
     bytes_ += bytes_of_[index];
     loaded_[index] = true;
     ++num_loaded_;
+    ++num_loads_;
   }
   if (missing.empty() && progress) progress(1.0f);
   return absl::OkStatus();
@@ -120,6 +123,12 @@ void LoadedExperts::Retire(PlacementVersion oldest_in_use) {
     bytes_ -= std::exchange(bytes_of_[i], 0);
     --num_loaded_;
   }
+}
+
+std::vector<bool> LoadedExperts::Loaded() const {
+  std::vector<bool> loaded(IndexOf(config_.num_layers, 0));
+  for (size_t i = 0; i < loaded.size(); ++i) loaded[i] = loaded_[i];
+  return loaded;
 }
 
 std::vector<const kernels::ExpertLayer*> LoadedExperts::Layers() const {

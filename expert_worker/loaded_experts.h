@@ -31,11 +31,13 @@ class LoadedExperts {
 
   // Prepares the weights of every expert that `placement` gives to `self` and that is not loaded,
   // and nothing else; reports the share done. From then on the placement's version is in use.
-  // Blocks.
+  // Blocks. Before each expert `may_go_on` is asked; what it says ends the loading, and what was
+  // loaded by then stays. Either function may be null.
   //   INVALID_ARGUMENT    the placement is for a model of another shape
   //   RESOURCE_EXHAUSTED  the device has no memory for them
   absl::Status Load(const Placement& placement, WorkerId self,
-                    const std::function<void(float)>& progress);
+                    const std::function<void(float)>& progress,
+                    const std::function<absl::Status()>& may_go_on = nullptr);
 
   // Placements below `oldest_in_use`, and those of another gateway's life, are used no more:
   // experts that no version in use gives to this worker are let go, and work under an older version
@@ -58,6 +60,9 @@ class LoadedExperts {
   std::vector<const kernels::ExpertLayer*> Layers() const;
 
   int64_t num_loaded() const { return num_loaded_; }
+  int64_t num_loads() const { return num_loads_; }  // ever
+  // [num_layers * num_experts], by layer.
+  std::vector<bool> Loaded() const;
   // Of the weights that are loaded, on the device or mapped.
   int64_t bytes() const { return bytes_; }
 
@@ -90,6 +95,7 @@ class LoadedExperts {
   // [num_layers * num_experts]; set after the expert is there, cleared before it goes.
   std::unique_ptr<std::atomic<bool>[]> loaded_;
   std::atomic<int64_t> num_loaded_{0};
+  std::atomic<int64_t> num_loads_{0};
   std::atomic<int64_t> bytes_{0};
 };
 

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   CLI::App app("Serves routed experts to Tandem's attention workers.");
   tandem::WorkerOptions options;
   options.AddTo(app);
+  options.AddExpertOptionsTo(app);
   if (const auto code = tandem::ParseCommandLine(app, argc, argv)) return *code;
   tandem::WorkerHost host(std::move(options), tandem::MakeExpertRole);
   return tandem::ExitCode(host.Serve());

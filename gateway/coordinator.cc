@@ -1,6 +1,8 @@
 #include "gateway/coordinator.h"
 
+#include <algorithm>
 #include <deque>
+#include <limits>
 #include <map>
 #include <thread>
 #include <utility>
@@ -19,6 +21,11 @@ namespace {
 
 // Often enough to keep the connection's polling hot.
 constexpr uint32_t kHeartbeatMs = 300;
+
+int64_t Count(uint64_t value) {
+  return static_cast<int64_t>(
+      std::min(value, static_cast<uint64_t>(std::numeric_limits<int64_t>::max())));
+}
 
 absl::StatusOr<JoinRequest> FromProto(const v1::WorkerHello& hello) {
   JoinRequest request;
@@ -40,7 +47,13 @@ absl::StatusOr<JoinRequest> FromProto(const v1::WorkerHello& hello) {
   request.dtype = hello.dtype();
   request.numerics_class = hello.numerics_class();
   request.device = hello.device();
+  request.build = hello.build();
   request.busy = absl::Milliseconds(hello.busy_ms());
+  if (request.kind == WorkerKind::kExpert) {
+    request.expert_capacity = Count(hello.expert_capacity());
+    request.memory = hello.memory();
+    request.held = UnpackBits(hello.held_experts());
+  }
   return request;
 }
 
@@ -52,6 +65,11 @@ MemberHealth FromProto(const v1::WorkerHeartbeat& heartbeat) {
   health.busy = absl::Milliseconds(heartbeat.busy_ms());
   health.counters.assign(heartbeat.counters().begin(), heartbeat.counters().end());
   std::sort(health.counters.begin(), health.counters.end());
+  health.draining = heartbeat.draining();
+  if (heartbeat.has_expert_capacity()) health.expert_capacity = Count(heartbeat.expert_capacity());
+  for (const uint64_t tokens : heartbeat.expert_tokens()) {
+    health.expert_tokens.push_back(Count(tokens));
+  }
   return health;
 }
 
@@ -91,7 +109,9 @@ class Coordinator::Impl {
     view.serving = membership_.serving();
     view.detail = membership_.Detail();
     view.placement = membership_.placement().version;
-    for (const auto& [id, member] : membership_.members()) view.members.push_back(member);
+    for (const auto& [id, member] : membership_.members()) {
+      view.members.push_back({member, membership_.StateOf(member)});
+    }
     return view;
   }
 
@@ -155,6 +175,12 @@ class Coordinator::Impl {
   class Service : public v1::Registry::CallbackService {
    public:
     explicit Service(Impl* owner) : owner_(owner) {}
+    grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
+                                    const v1::DrainRequest* request, v1::DrainResponse*) override {
+      grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+      reactor->Finish(ToGrpc(owner_->Drain(request->worker_id())));
+      return reactor;
+    }
     grpc::ServerBidiReactor<v1::WorkerReport, v1::WorkerOrder>* Join(
         grpc::CallbackServerContext*) override {
       MutexLock lock(owner_->mutex_);
@@ -167,6 +193,15 @@ class Coordinator::Impl {
    private:
     Impl* const owner_;
   };
+
+  absl::Status Drain(WorkerId worker) {
+    MutexLock lock(mutex_);
+    TANDEM_RETURN_IF_ERROR(membership_.Drain(worker));
+    spdlog::info("expert worker {} is drained", worker);
+    changed_ = true;
+    wake_.NotifyAll();
+    return absl::OkStatus();
+  }
 
   void OnReport(Stream* stream, const v1::WorkerReport& report)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -217,6 +252,8 @@ class Coordinator::Impl {
   void Run() {
     MutexLock lock(mutex_);
     bool serving = false;
+    PlacementVersion target, in_use;
+    std::string plan_error;
     while (!ended_) {
       // A link may break while its worker's membership goes on.
       for (const auto& [id, member] : membership_.members()) {
@@ -224,6 +261,19 @@ class Coordinator::Impl {
       }
       const std::vector<MembershipAction> actions = membership_.Advance(absl::Now());
       for (const MembershipAction& action : actions) CarryOut(action);
+      if (membership_.plan_error() != plan_error) {
+        plan_error = membership_.plan_error();
+        if (!plan_error.empty()) spdlog::warn("{}", plan_error);
+      }
+      if (membership_.target().version != target) {
+        target = membership_.target().version;
+        spdlog::info("placement {} over {} expert workers is being loaded", target.counter,
+                     membership_.target().workers.size());
+      }
+      if (membership_.placement().version != in_use) {
+        in_use = membership_.placement().version;
+        spdlog::info("placement {} is in use", in_use.counter);
+      }
       if (membership_.serving() != serving) {
         serving = !serving;
         spdlog::info("{}", serving ? "serving: " + membership_.Detail() : membership_.Detail());
@@ -247,7 +297,16 @@ class Coordinator::Impl {
         if (stream == streams_.end()) return;
         v1::WorkerOrder order;
         *(action.kind == Kind::kLoad ? order.mutable_load() : order.mutable_use()) =
-            PlacementToProto(membership_.placement());
+            PlacementToProto(action.kind == Kind::kLoad ? membership_.target()
+                                                        : membership_.placement());
+        stream->second->Send(std::move(order));
+        return;
+      }
+      case Kind::kRelease: {
+        if (stream == streams_.end()) return;
+        spdlog::info("expert worker {} has nothing any more, and may end", action.worker);
+        v1::WorkerOrder order;
+        order.mutable_released();
         stream->second->Send(std::move(order));
         return;
       }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -36,8 +37,8 @@ class Coordinator {
   struct View {
     bool serving = false;
     std::string detail;
-    std::vector<Member> members;
-    PlacementVersion placement;
+    std::vector<std::pair<Member, MemberState>> members;
+    PlacementVersion placement;  // in use
   };
   View Look() const;
 

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "gateway/placement_planner.h"
 
 namespace tandem {
 namespace {
@@ -33,8 +32,24 @@ const char* WorkerKindName(WorkerKind kind) {
   return kind == WorkerKind::kAttention ? "attention" : "expert";
 }
 
+const char* MemberStateName(MemberState state) {
+  switch (state) {
+    case MemberState::kJoining:
+      return "joining";
+    case MemberState::kLoading:
+      return "loading";
+    case MemberState::kReady:
+      return "ready";
+    case MemberState::kDraining:
+      return "draining";
+  }
+  return "";
+}
+
 Membership::Membership(const ModelConfig* config, MembershipOptions options)
-    : config_(config), options_(std::move(options)) {}
+    : config_(config),
+      options_(std::move(options)),
+      load_(static_cast<size_t>(config->num_layers) * config->num_experts, 0) {}
 
 absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time now) {
   if (request.address.empty()) {
@@ -59,32 +74,48 @@ absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time
       break;
     }
   }
-  const int wanted =
-      request.kind == WorkerKind::kAttention ? options_.attention_workers : options_.expert_workers;
-  if (Count(request.kind) >= wanted) {
-    return absl::ResourceExhaustedError(absl::StrCat("this deployment has all the ", wanted, " ",
+  if (Count(request.kind) >= kMaxWorkers) {
+    return absl::ResourceExhaustedError(absl::StrCat("this deployment has ", kMaxWorkers, " ",
                                                      WorkerKindName(request.kind),
-                                                     " workers that it was started for"));
+                                                     " workers, which is the most"));
   }
   Member member;
   member.id = next_id_++;
   member.join = request;
   member.last_seen = now;
-  members_[member.id] = member;
+  member.held = request.held;
+  member.held.resize(static_cast<size_t>(config_->num_layers) * config_->num_experts);
+  member.join.held.clear();
+  const WorkerId id = member.id;
+  members_[id] = std::move(member);
   let_go_.erase(request.address);
-  if (Count(request.kind) == wanted) {
+  const int wanted =
+      request.kind == WorkerKind::kAttention ? options_.attention_workers : options_.expert_workers;
+  if (Count(request.kind) >= wanted) {
     std::erase_if(let_go_, [&](const auto& entry) { return entry.second.kind == request.kind; });
   }
   options_.numerics_class = request.numerics_class;
-  if (request.kind == WorkerKind::kExpert) experts_changed_ = true;
-  return member.id;
+  last_join_ = now;
+  if (request.kind == WorkerKind::kExpert) plan_due_ = true;
+  return id;
 }
 
 void Membership::Heartbeat(WorkerId worker, MemberHealth health, absl::Time now) {
   const auto it = members_.find(worker);
   if (it == members_.end()) return;
-  it->second.health = std::move(health);
-  it->second.last_seen = now;
+  Member& member = it->second;
+  for (size_t i = 0; i < health.expert_tokens.size() && i < load_.size(); ++i) {
+    load_[i] += static_cast<double>(health.expert_tokens[i]);
+  }
+  health.expert_tokens.clear();
+  if (health.draining && !member.draining) {
+    member.draining = true;
+    plan_due_ = true;
+  }
+  if (health.expert_capacity != member.health.expert_capacity) plan_due_ = true;
+  member.health = std::move(health);
+  member.heard = true;
+  member.last_seen = now;
 }
 
 void Membership::Leave(WorkerId worker) {
@@ -93,10 +124,29 @@ void Membership::Leave(WorkerId worker) {
   if (it->second.serving) {
     departures_.push_back({MembershipAction::Kind::kStopAttention, worker, "", ""});
   }
-  if (it->second.join.kind == WorkerKind::kExpert) experts_changed_ = true;
+  if (it->second.join.kind == WorkerKind::kExpert) plan_due_ = true;
   members_.erase(it);
   load_sent_.erase(worker);
   use_sent_.erase(worker);
+}
+
+absl::Status Membership::Drain(WorkerId worker) {
+  const auto it = members_.find(worker);
+  if (it == members_.end()) {
+    return absl::NotFoundError(absl::StrCat("there is no worker ", worker));
+  }
+  if (it->second.join.kind != WorkerKind::kExpert) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "worker ", worker, " is an attention worker: end it, and its sequences go on elsewhere"));
+  }
+  const bool was_draining = std::exchange(it->second.draining, true);
+  if (const absl::Status possible = PlanPlacement(MakePlanRequest(0)).status(); !possible.ok()) {
+    it->second.draining = was_draining;
+    return absl::FailedPreconditionError(
+        absl::StrCat("the others cannot take what worker ", worker, " has: ", possible.message()));
+  }
+  plan_due_ = true;
+  return absl::OkStatus();
 }
 
 void Membership::SessionLost(WorkerId worker) {
@@ -122,24 +172,20 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
     Leave(id);
   }
   std::vector<MembershipAction> actions = std::exchange(departures_, {});
-  // With fewer experts than planned the old placement stays: a step waits at its layer for the
-  // worker that takes the lost one's place.
-  if (experts_changed_ && Count(WorkerKind::kExpert) == options_.expert_workers) Replan();
-  if (placement_.version.counter == 0) return actions;
-  const uint64_t current = placement_.version.counter;
-  const bool loaded = PlacementLoaded();
-  const bool used = PlacementUsed();
+  if (plan_due_ && MayPlan(now)) Replan();
+  Rebalance(now);
+  if (target_.version.counter == 0) return actions;
+  if (placement_.version != target_.version && TargetLoaded()) placement_ = target_;
+  const uint64_t in_use = placement_.version.counter;
   for (auto& [id, member] : members_) {
     if (member.join.kind == WorkerKind::kExpert) {
-      if (std::exchange(load_sent_[id], current) != current) {
+      const uint64_t wanted = target_.version.counter;
+      if (std::exchange(load_sent_[id], wanted) != wanted) {
         actions.push_back({Kind::kLoad, id, "", ""});
-      }
-      if (used && std::exchange(use_sent_[id], current) != current) {
-        actions.push_back({Kind::kUse, id, "", ""});
       }
       continue;
     }
-    if (loaded && std::exchange(use_sent_[id], current) != current) {
+    if (in_use > 0 && std::exchange(use_sent_[id], in_use) != in_use) {
       actions.push_back({Kind::kUse, id, "", ""});
     }
     const bool can_start = member.health.ready && member.health.placement.counter > 0 &&
@@ -149,26 +195,70 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
       actions.push_back({Kind::kStartAttention, id, member.join.address, ""});
     }
   }
+  complete_ = complete_ || std::count_if(members_.begin(), members_.end(), [](const auto& m) {
+                             return m.second.serving;
+                           }) >= options_.attention_workers;
+  if (in_use > 0 && PlacementUsed()) LetGoOfOld(actions);
   return actions;
 }
 
+void Membership::LetGoOfOld(std::vector<MembershipAction>& actions) {
+  using Kind = MembershipAction::Kind;
+  const uint64_t in_use = placement_.version.counter;
+  for (auto& [id, member] : members_) {
+    if (member.join.kind != WorkerKind::kExpert) continue;
+    const bool has_it = std::any_of(placement_.workers.begin(), placement_.workers.end(),
+                                    [id = id](const auto& worker) { return worker.id == id; });
+    const std::vector<bool> given = Given(placement_, id);
+    if (has_it && std::exchange(use_sent_[id], in_use) != in_use) {
+      actions.push_back({Kind::kUse, id, "", ""});
+      member.held = Given(target_, id);
+      for (size_t i = 0; i < given.size(); ++i) member.held[i] = member.held[i] || given[i];
+    }
+    const bool needed = std::find(given.begin(), given.end(), true) != given.end();
+    if (member.draining && !needed && placement_.version == target_.version && !plan_due_ &&
+        !std::exchange(member.released, true)) {
+      actions.push_back({Kind::kRelease, id, "", ""});
+    }
+  }
+  if (plan_deferred_ && placement_.version == target_.version) {
+    plan_deferred_ = false;
+    plan_due_ = true;
+  }
+}
+
+MemberState Membership::StateOf(const Member& member) const {
+  if (member.draining) return MemberState::kDraining;
+  if (!member.heard) return MemberState::kJoining;
+  const bool behind =
+      member.join.kind == WorkerKind::kExpert && member.health.placement != target_.version;
+  return member.health.ready && !behind ? MemberState::kReady : MemberState::kLoading;
+}
+
 bool Membership::serving() const {
-  return placement_.version.counter > 0 && PlacementLoaded() &&
-         std::count_if(members_.begin(), members_.end(), [](const auto& m) {
-           return m.second.serving;
-         }) == options_.attention_workers;
+  if (!complete_ || !EveryExpertHasALiveHolder()) return false;
+  return std::any_of(members_.begin(), members_.end(),
+                     [](const auto& m) { return m.second.serving; });
 }
 
 std::string Membership::Detail() const {
-  if (serving()) return "all workers are ready";
   const int attention = Count(WorkerKind::kAttention);
   const int expert = Count(WorkerKind::kExpert);
-  if (attention < options_.attention_workers || expert < options_.expert_workers) {
-    std::string detail = absl::StrCat(attention, " of ", options_.attention_workers, " attention, ",
-                                      expert, " of ", options_.expert_workers, " expert");
-    for (const auto& [address, let_go] : let_go_) absl::StrAppend(&detail, "; ", let_go.why);
+  if (serving()) {
+    std::string detail =
+        placement_.version == target_.version ? "all workers are ready" : "experts are moving";
+    if (!plan_error_.empty()) absl::StrAppend(&detail, "; ", plan_error_);
     return detail;
   }
+  std::string lost;
+  for (const auto& [address, let_go] : let_go_) absl::StrAppend(&lost, "; ", let_go.why);
+  const bool too_few_experts = !EveryExpertHasALiveHolder();
+  if (attention < (complete_ ? 1 : options_.attention_workers) ||
+      (too_few_experts && expert < options_.expert_workers)) {
+    return absl::StrCat(attention, " of ", options_.attention_workers, " attention, ", expert,
+                        " of ", options_.expert_workers, " expert", lost);
+  }
+  if (!plan_error_.empty()) return absl::StrCat(plan_error_, lost);
   float loaded = 1;
   bool ready = true;
   for (const auto& [id, member] : members_) {
@@ -189,35 +279,131 @@ int Membership::Count(WorkerKind kind) const {
   }));
 }
 
-bool Membership::PlacementLoaded() const {
-  return std::all_of(placement_.workers.begin(), placement_.workers.end(),
+bool Membership::EveryExpertHasALiveHolder() const {
+  if (placement_.version.counter == 0) return false;
+  for (int layer = 0; layer < config_->num_layers; ++layer) {
+    if (!config_->IsMoeLayer(layer)) continue;
+    for (int expert = 0; expert < config_->num_experts; ++expert) {
+      const std::vector<WorkerId>& holders = placement_.Holders(layer, expert);
+      if (std::none_of(holders.begin(), holders.end(),
+                       [this](WorkerId id) { return members_.contains(id); })) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+bool Membership::TargetLoaded() const {
+  return std::all_of(target_.workers.begin(), target_.workers.end(),
                      [this](const Placement::Worker& worker) {
                        const auto it = members_.find(worker.id);
                        return it != members_.end() && it->second.health.ready &&
-                              it->second.health.placement == placement_.version;
+                              it->second.health.placement == target_.version;
                      });
 }
 
 bool Membership::PlacementUsed() const {
-  return std::count_if(members_.begin(), members_.end(), [this](const auto& entry) {
-           return entry.second.join.kind == WorkerKind::kAttention &&
-                  entry.second.health.placement == placement_.version;
-         }) == options_.attention_workers;
+  return std::all_of(members_.begin(), members_.end(), [this](const auto& entry) {
+    return entry.second.join.kind != WorkerKind::kAttention || !use_sent_.contains(entry.first) ||
+           entry.second.health.placement == placement_.version;
+  });
 }
 
-void Membership::Replan() {
-  std::vector<Placement::Worker> workers;
-  for (const auto& [id, member] : members_) {
-    if (member.join.kind == WorkerKind::kExpert) {
-      workers.push_back({id, member.join.address, member.join.incarnation});
-    }
+std::vector<bool> Membership::Given(const Placement& placement, WorkerId worker) const {
+  std::vector<bool> given(static_cast<size_t>(config_->num_layers) * config_->num_experts);
+  for (size_t i = 0; i < placement.holders.size(); ++i) {
+    const std::vector<WorkerId>& holders = placement.holders[i];
+    given[i] = std::find(holders.begin(), holders.end(), worker) != holders.end();
   }
-  absl::StatusOr<Placement> plan =
-      PlanPlacement(*config_, workers, {options_.epoch, placement_.version.counter + 1});
-  if (!plan.ok())
-    return;  // a model with experts and a topology without expert workers: never serves
-  placement_ = *std::move(plan);
-  experts_changed_ = false;
+  return given;
+}
+
+int64_t Membership::CapacityOf(const Member& member) const {
+  int64_t capacity = member.join.expert_capacity;
+  if (!member.join.memory.empty()) {
+    capacity /= std::count_if(members_.begin(), members_.end(), [&](const auto& other) {
+      return other.second.join.kind == WorkerKind::kExpert &&
+             other.second.join.memory == member.join.memory;
+    });
+  }
+  return std::min(capacity, member.health.expert_capacity);
+}
+
+PlanRequest Membership::MakePlanRequest(uint64_t counter) const {
+  PlanRequest request;
+  request.config = config_;
+  for (const auto& [id, member] : members_) {
+    if (member.join.kind != WorkerKind::kExpert) continue;
+    request.hosts.push_back({{id, member.join.address, member.join.incarnation},
+                             CapacityOf(member),
+                             member.held,
+                             member.draining});
+  }
+  request.load = load_;
+  request.current = &target_;
+  request.max_copies = options_.expert_copies;
+  request.version = {options_.epoch, counter};
+  return request;
+}
+
+bool Membership::MayPlan(absl::Time now) const {
+  if (target_.version.counter > 0) return true;
+  if (Count(WorkerKind::kExpert) < options_.expert_workers) return false;
+  const bool some_held = std::any_of(members_.begin(), members_.end(), [](const auto& entry) {
+    const std::vector<bool>& held = entry.second.held;
+    return std::find(held.begin(), held.end(), true) != held.end();
+  });
+  return !some_held || now - last_join_ >= options_.settle;
+}
+
+// What cannot be planned leaves the old target: steps wait at their layers for a worker that takes
+// a lost one's place.
+void Membership::Replan() {
+  plan_due_ = false;
+  absl::StatusOr<Plan> plan = PlanPlacement(MakePlanRequest(target_.version.counter + 1));
+  plan_error_ = plan.ok() ? "" : std::string(plan.status().message());
+  if (!plan.ok()) return;
+  if (target_.version.counter > 0 && plan->placement.holders == target_.holders &&
+      plan->placement.workers == target_.workers) {
+    plan_deferred_ = plan->deferred && placement_.version != target_.version;
+    return;
+  }
+  SetTarget(*std::move(plan));
+}
+
+void Membership::SetTarget(Plan plan) {
+  target_ = std::move(plan.placement);
+  plan_deferred_ = plan.deferred;
+  for (auto& [id, member] : members_) {
+    if (member.join.kind != WorkerKind::kExpert) continue;
+    const std::vector<bool> given = Given(target_, id);
+    for (size_t i = 0; i < given.size(); ++i) member.held[i] = member.held[i] || given[i];
+  }
+}
+
+// While nothing else is under way, and only if it is worth the moves.
+void Membership::Rebalance(absl::Time now) {
+  constexpr double kWorthIt = 1.05;
+  if (target_.version.counter == 0 || target_.version != placement_.version || plan_due_) return;
+  if (now - last_rebalance_ < options_.rebalance) return;
+  last_rebalance_ = now;
+  PlanRequest request = MakePlanRequest(target_.version.counter + 1);
+  absl::StatusOr<Plan> plan = PlanPlacement(request);
+  const std::vector<double> load = load_;
+  for (double& tokens : load_) tokens /= 2;
+  if (!plan.ok() || plan->placement.holders == target_.holders) return;
+  // Where it leads to: what is given up first makes room for something better.
+  Placement end = plan->placement;
+  for (int round = 0; round < 3; ++round) {
+    request.current = &end;
+    for (ExpertHost& host : request.hosts) host.held = Given(end, host.worker.id);
+    absl::StatusOr<Plan> next = PlanPlacement(request);
+    if (!next.ok()) return;
+    end = std::move(next->placement);
+    if (!next->deferred) break;
+  }
+  if (BusiestShare(target_, load) > kWorthIt * BusiestShare(end, load)) SetTarget(*std::move(plan));
 }
 
 }  // namespace tandem

@@ -3,8 +3,8 @@
 #ifndef TANDEM_GATEWAY_MEMBERSHIP_H_
 #define TANDEM_GATEWAY_MEMBERSHIP_H_
 
+#include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +13,7 @@
 #include "common/counters.h"
 #include "common/model_config.h"
 #include "common/placement.h"
+#include "gateway/placement_planner.h"
 
 namespace tandem {
 
@@ -27,7 +28,13 @@ struct JoinRequest {
   std::string dtype;
   std::string numerics_class;
   std::string device;
+  std::string build;    // version of its program
   absl::Duration busy;  // as in MemberHealth
+  // Of expert workers.
+  int64_t expert_capacity = std::numeric_limits<int64_t>::max();  // experts that its memory holds
+  // Workers that name the same memory share it: each can have an equal part. Empty: its own.
+  std::string memory;
+  std::vector<bool> held;  // [num_layers * num_experts] or empty: what it has loaded already
 };
 
 struct MemberHealth {
@@ -36,35 +43,61 @@ struct MemberHealth {
   PlacementVersion placement;
   absl::Duration busy;  // how long its engine has been at one piece of work
   CounterSnapshot counters;
+  bool draining = false;  // it wants to end, and waits until it may
+  // Expert workers: less than when it joined if it has found no memory for so many.
+  int64_t expert_capacity = std::numeric_limits<int64_t>::max();
+  // [num_layers * num_experts], or empty if not told this time: tokens that went to each of its
+  // experts since it was told last.
+  std::vector<int64_t> expert_tokens;
 };
+
+enum class MemberState : uint8_t {
+  kJoining,   // nothing is known of it yet
+  kLoading,   // it loads what it was told to
+  kReady,     // it has what it is to have
+  kDraining,  // it is to end; it goes on until others have its experts
+};
+const char* MemberStateName(MemberState state);  // "joining", ...
 
 struct Member {
   WorkerId id = 0;
   JoinRequest join;
   MemberHealth health;
   absl::Time last_seen;
-  bool serving = false;  // attention only: the step driver has it
+  bool heard = false;     // its first heartbeat has come
+  bool serving = false;   // attention only: the step driver has it
+  bool draining = false;  // by its own wish or by Drain
+  bool released = false;  // was told that it may end
+  // Experts only, [num_layers * num_experts]: loaded, or told to load, and not yet told to let go.
+  std::vector<bool> held;
 };
 
-// The topology that the deployment waits for.
 struct MembershipOptions {
+  // Fewest workers to begin with; how many there are later is up to them.
   int attention_workers = 1;
   int expert_workers = 1;
+  int expert_copies = 2;  // as far as memory goes; 1: no second ones
   std::string digest;
   std::string dtype;
   // Of the first worker that joined, unless given; classes never mix.
   std::string numerics_class;
   absl::Duration lease = absl::Seconds(3);
   absl::Duration busy_limit = absl::Seconds(120);  // a worker that is busy for longer hangs
+  // If workers bring experts from an earlier gateway's time, the first placement waits for others
+  // until none has joined for so long: they dial again at least every second.
+  absl::Duration settle = absl::Milliseconds(1500);
+  // How often it is looked at whether other copies or owners would suit the measured load better.
+  absl::Duration rebalance = absl::Seconds(60);
   uint64_t epoch = 0;
 };
 
 // What the owner is to do, in order.
 struct MembershipAction {
   enum class Kind : uint8_t {
-    kLoad,            // send `placement` to expert worker `worker`
-    kUse,             // tell `worker` that `placement` is in use: an attention worker, so that it
+    kLoad,            // send expert worker `worker` the target()
+    kUse,             // tell `worker` that placement() is in use: an attention worker, so that it
                       // uses it; an expert worker, once all attention workers do
+    kRelease,         // tell `worker`, which drains, that nobody needs it any more
     kStartAttention,  // dial `worker` at `address` and give it steps
     kStopAttention,   // it is gone: give it no more steps
     kDrop,            // its lease ran out, or it hangs: close its stream, saying `why`
@@ -77,15 +110,21 @@ struct MembershipAction {
 
 class Membership {
  public:
+  static constexpr int kMaxWorkers = 1024;  // of a kind
+
   Membership(const ModelConfig* config, MembershipOptions options);
 
   //   FAILED_PRECONDITION  another checkpoint, mode or numerics class; both sides are named
   //   INVALID_ARGUMENT     no address
   //   UNAVAILABLE          its engine hangs
-  //   RESOURCE_EXHAUSTED   the topology has all the workers of that kind that it wants
+  //   RESOURCE_EXHAUSTED   there are kMaxWorkers of its kind
   absl::StatusOr<WorkerId> Join(const JoinRequest& request, absl::Time now);
   void Heartbeat(WorkerId worker, MemberHealth health, absl::Time now);
   void Leave(WorkerId worker);
+  // Moves everything away from an expert worker, and lets it end.
+  //   NOT_FOUND            there is no such worker
+  //   FAILED_PRECONDITION  it is an attention worker, or the memory of the others does not suffice
+  absl::Status Drain(WorkerId worker);
   // The session that kStartAttention asked for was not made, or broke later: it is asked for again
   // at the next Advance.
   void SessionLost(WorkerId worker);
@@ -93,27 +132,49 @@ class Membership {
   // Everything to do now that was not said before. Call after every event and every lease / 4.
   std::vector<MembershipAction> Advance(absl::Time now);
 
+  // What is in use: every expert in it is loaded. Version 0: nothing yet.
   const Placement& placement() const { return placement_; }
+  // What is to be in use next; the same when nothing is under way.
+  const Placement& target() const { return target_; }
   const std::map<WorkerId, Member>& members() const { return members_; }
+  MemberState StateOf(const Member& member) const;
   // Whether requests can be served.
   bool serving() const;
   // For people: what is waited for, as in "1 of 2 attention, 0 of 1 expert",
   // and which workers were let go and why.
   std::string Detail() const;
+  // Why the experts are not placed as they should be; empty: they are.
+  const std::string& plan_error() const { return plan_error_; }
 
  private:
   int Count(WorkerKind kind) const;
-  bool PlacementLoaded() const;
-  // By all attention workers, which are all there.
+  bool EveryExpertHasALiveHolder() const;
+  bool TargetLoaded() const;
+  // By all attention workers that were told of any.
   bool PlacementUsed() const;
+  std::vector<bool> Given(const Placement& placement, WorkerId worker) const;
+  int64_t CapacityOf(const Member& member) const;
+  PlanRequest MakePlanRequest(uint64_t counter) const;
+  bool MayPlan(absl::Time now) const;
   void Replan();
+  void Rebalance(absl::Time now);
+  void SetTarget(Plan plan);
+  // What experts and their loads are told once `placement_` is in use everywhere.
+  void LetGoOfOld(std::vector<MembershipAction>& actions);
 
   const ModelConfig* const config_;
   MembershipOptions options_;
   std::map<WorkerId, Member> members_;
   WorkerId next_id_ = 1;
-  Placement placement_;                     // version.counter 0: none yet
-  bool experts_changed_ = true;             // since placement_ was planned
+  Placement placement_;
+  Placement target_;
+  bool plan_due_ = true;        // something has changed since target_ was planned
+  bool plan_deferred_ = false;  // target_ is to be planned again once it is in use everywhere
+  std::string plan_error_;      // why there is no better target_; empty: no reason
+  bool complete_ = false;       // once there were attention workers enough
+  absl::Time last_join_ = absl::InfinitePast();
+  absl::Time last_rebalance_ = absl::InfinitePast();
+  std::vector<double> load_;                // tokens by expert, of old ones less and less
   std::map<WorkerId, uint64_t> load_sent_;  // newest placement counter sent to each
   std::map<WorkerId, uint64_t> use_sent_;
   std::vector<MembershipAction> departures_;  // to be said at the next Advance

@@ -27,6 +27,11 @@ v1::WorkerReport HeartbeatReport(const WorkerHealth& health, int64_t number) {
   heartbeat.set_placement_epoch(health.placement.epoch);
   heartbeat.set_placement_counter(health.placement.counter);
   heartbeat.set_busy_ms(absl::ToInt64Milliseconds(health.busy));
+  heartbeat.set_draining(health.draining);
+  if (health.expert_capacity.has_value()) heartbeat.set_expert_capacity(*health.expert_capacity);
+  for (const int64_t tokens : health.expert_tokens) {
+    heartbeat.add_expert_tokens(static_cast<uint64_t>(tokens));
+  }
   for (const auto& [name, value] : health.counters) (*heartbeat.mutable_counters())[name] = value;
   (*heartbeat.mutable_counters())["reports_total"] = number;
   return report;
@@ -82,10 +87,24 @@ v1::PlacementOrder PlacementToProto(const Placement& placement) {
   return order;
 }
 
+std::string PackBits(const std::vector<bool>& bits) {
+  std::string bytes((bits.size() + 7) / 8, '\0');
+  for (size_t i = 0; i < bits.size(); ++i) {
+    if (bits[i]) bytes[i / 8] = static_cast<char>(bytes[i / 8] | 1 << (i % 8));
+  }
+  return bytes;
+}
+
+std::vector<bool> UnpackBits(const std::string& bytes) {
+  std::vector<bool> bits(bytes.size() * 8);
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = (bytes[i / 8] >> (i % 8) & 1) != 0;
+  return bits;
+}
+
 class RegistryClient::Impl {
  public:
-  Impl(std::string address, v1::WorkerHello hello, Callbacks callbacks)
-      : address_(std::move(address)), hello_(std::move(hello)), callbacks_(std::move(callbacks)) {
+  Impl(std::string address, Callbacks callbacks)
+      : address_(std::move(address)), callbacks_(std::move(callbacks)) {
     stub_ = v1::Registry::NewStub(CreateRegistryChannel(address_));
     thread_ = std::thread([this] { Run(); });
   }
@@ -98,6 +117,14 @@ class RegistryClient::Impl {
     }
     wake_.NotifyAll();
     thread_.join();
+  }
+
+  void ReportNow() {
+    {
+      MutexLock lock(mutex_);
+      report_now_ = true;
+    }
+    wake_.NotifyAll();
   }
 
  private:
@@ -124,8 +151,7 @@ class RegistryClient::Impl {
     }
     auto stream = stub_->Join(&context);
     v1::WorkerReport first;
-    *first.mutable_hello() = hello_;
-    first.mutable_hello()->set_busy_ms(absl::ToInt64Milliseconds(callbacks_.health().busy));
+    *first.mutable_hello() = callbacks_.hello();
     bool accepted = false;
     std::thread beats;
     bool stream_ended = false;  // guarded by mutex_
@@ -144,6 +170,8 @@ class RegistryClient::Impl {
           callbacks_.on_load(PlacementFromProto(order.load()));
         } else if (order.has_use() && callbacks_.on_use) {
           callbacks_.on_use(PlacementFromProto(order.use()));
+        } else if (order.has_released() && callbacks_.on_released) {
+          callbacks_.on_released();
         }
       }
     }
@@ -154,6 +182,7 @@ class RegistryClient::Impl {
     wake_.NotifyAll();
     if (beats.joinable()) beats.join();
     const grpc::Status status = stream->Finish();
+    if (accepted && callbacks_.on_lost) callbacks_.on_lost();
     MutexLock lock(mutex_);
     context_ = nullptr;
     if (ended_) return accepted;
@@ -176,13 +205,14 @@ class RegistryClient::Impl {
       const bool written = stream.Write(HeartbeatReport(callbacks_.health(), ++reports_));
       lock.Lock();
       if (!written) return;
-      wake_.WaitFor(lock, interval,
-                    [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stream_ended || ended_; });
+      wake_.WaitFor(lock, interval, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stream_ended || ended_ || report_now_;
+      });
+      report_now_ = false;
     }
   }
 
   const std::string address_;
-  const v1::WorkerHello hello_;
   const Callbacks callbacks_;
   std::unique_ptr<v1::Registry::Stub> stub_;
 
@@ -193,13 +223,15 @@ class RegistryClient::Impl {
   CondVar wake_;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   bool refused_ ABSL_GUARDED_BY(mutex_) = false;
+  bool report_now_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
 
   std::thread thread_;
 };
 
-RegistryClient::RegistryClient(std::string address, v1::WorkerHello hello, Callbacks callbacks)
-    : impl_(std::make_unique<Impl>(std::move(address), std::move(hello), std::move(callbacks))) {}
+RegistryClient::RegistryClient(std::string address, Callbacks callbacks)
+    : impl_(std::make_unique<Impl>(std::move(address), std::move(callbacks))) {}
 RegistryClient::~RegistryClient() = default;
+void RegistryClient::ReportNow() { impl_->ReportNow(); }
 
 }  // namespace tandem

@@ -4,7 +4,9 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -21,10 +23,16 @@ struct WorkerHealth {
   PlacementVersion placement;  // newest loaded (expert), oldest in use (attention)
   absl::Duration busy;         // how long its engine has been at one piece of work
   CounterSnapshot counters;
+  bool draining = false;                    // it wants to end as soon as nobody needs it
+  std::optional<uint64_t> expert_capacity;  // as in v1::WorkerHeartbeat, as what follows
+  std::vector<int64_t> expert_tokens;
 };
 
 Placement PlacementFromProto(const v1::PlacementOrder& order);
 v1::PlacementOrder PlacementToProto(const Placement& placement);
+// v1::WorkerHello's held_experts. Bits that fill the last byte are 0, and come back as such.
+std::string PackBits(const std::vector<bool>& bits);
+std::vector<bool> UnpackBits(const std::string& bytes);
 
 // Dials, and dials again with a growing pause (at most 1 s) when the connection breaks, until it is
 // destroyed or refused. Callbacks must not block; all but `health` come one at a time, from the
@@ -32,18 +40,25 @@ v1::PlacementOrder PlacementToProto(const Placement& placement);
 class RegistryClient {
  public:
   struct Callbacks {
-    // At every hello and heartbeat, from the client's thread or one beside it.
+    // At every attempt to join.
+    std::function<v1::WorkerHello()> hello;
+    // At every heartbeat, from a thread beside the client's.
     std::function<WorkerHealth()> health;
     std::function<void(WorkerId self, uint64_t gateway_incarnation)> on_accepted;
     std::function<void(Placement)> on_load;  // expert workers
     // Attention workers: use it from now on. Expert workers: no attention worker uses an older one.
     std::function<void(Placement)> on_use;
+    std::function<void()> on_released;  // nobody needs this worker any more, which drains
+    std::function<void()> on_lost;      // the membership that on_accepted began is over
     // The registry will not have this worker: wrong checkpoint, mode or numerics class. Final.
     std::function<void(absl::Status)> on_refused;
   };
 
-  RegistryClient(std::string address, v1::WorkerHello hello, Callbacks callbacks);
+  RegistryClient(std::string address, Callbacks callbacks);
   ~RegistryClient();
+
+  // The next heartbeat is sent at once.
+  void ReportNow();
 
  private:
   class Impl;

@@ -287,16 +287,16 @@ void BlockEndSignals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
-bool WaitForEnd(const std::function<bool()>& failed) {
+int WaitForEnd(const std::function<bool()>& failed) {
   const sigset_t set = EndSignals();
   const timespec interval = {0, 50'000'000};
   while (!failed()) {
-    if (sigtimedwait(&set, nullptr, &interval) > 0) {
+    if (const int signal = sigtimedwait(&set, nullptr, &interval); signal > 0) {
       pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-      return true;
+      return signal;
     }
   }
-  return false;
+  return 0;
 }
 
 uint64_t NewIncarnation() {

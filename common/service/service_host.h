@@ -103,7 +103,7 @@ void BlockEndSignals();
 
 // Returns when SIGTERM or SIGINT arrives (true), or when `failed()` turns true (false). A second
 // signal ends the process at once.
-bool WaitForEnd(const std::function<bool()>& failed);
+int WaitForEnd(const std::function<bool()>& failed);
 
 // A random number that names this process's life.
 uint64_t NewIncarnation();

@@ -75,7 +75,7 @@ class FakeRole : public WorkerRole {
     loaded_ = result_.ok();
     return result_;
   }
-  absl::Status Load(const Placement& placement, WorkerId self,
+  absl::Status Load(const Placement& placement, WorkerId self, const std::function<bool()>&,
                     const std::function<void(float)>&) override {
     diary_->Write(absl::StrCat("load ", placement.version.counter, " as ", self));
     std::lock_guard lock(mutex_);

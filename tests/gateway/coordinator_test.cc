@@ -27,10 +27,16 @@ class FakeMember {
     hello.set_kind(kind);
     hello.set_address(address);
     hello.set_digest("d");
+    hello.set_expert_capacity(1000);
     RegistryClient::Callbacks callbacks;
+    callbacks.hello = [hello] { return hello; };
     callbacks.health = [this] {
       std::lock_guard lock(mutex_);
-      return WorkerHealth{version_.counter > 0, 1, version_, {}, {}};
+      WorkerHealth health;
+      health.ready = version_.counter > 0;
+      health.loaded = 1;
+      health.placement = version_;
+      return health;
     };
     callbacks.on_accepted = [](WorkerId, uint64_t) {};
     callbacks.on_load = callbacks.on_use = [this](Placement placement) {
@@ -42,7 +48,7 @@ class FakeMember {
       refused_ = std::move(status);
       changed_.notify_all();
     };
-    client_ = std::make_unique<RegistryClient>(registry, hello, callbacks);
+    client_ = std::make_unique<RegistryClient>(registry, callbacks);
   }
 
   absl::Status WaitForRefusal() {

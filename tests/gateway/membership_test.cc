@@ -3,6 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+
 namespace tandem {
 namespace {
 
@@ -31,11 +37,25 @@ class MembershipTest : public testing::Test {
   }
 
   static JoinRequest Request(WorkerKind kind, const std::string& address) {
-    return {kind, address, 1, "d", "f32", "cpu-1", "cpu", {}};
+    JoinRequest request;
+    request.kind = kind;
+    request.address = address;
+    request.incarnation = 1;
+    request.digest = "d";
+    request.dtype = "f32";
+    request.numerics_class = "cpu-1";
+    request.device = "cpu";
+    return request;
   }
 
   // A worker that has done what it was told.
-  static MemberHealth Ready(PlacementVersion version) { return {true, 1, version, {}, {}}; }
+  static MemberHealth Ready(PlacementVersion version) {
+    MemberHealth health;
+    health.ready = true;
+    health.loaded = 1;
+    health.placement = version;
+    return health;
+  }
 
   static std::vector<Kind> Kinds(const std::vector<MembershipAction>& actions) {
     std::vector<Kind> kinds;
@@ -66,7 +86,7 @@ TEST_F(MembershipTest, ServesOnceExpertsHaveLoadedAndAttentionWorkersUseThePlace
   EXPECT_EQ(membership.Detail(), "1 of 1 attention, 1 of 2 expert");
   const WorkerId e2 = *membership.Join(Request(WorkerKind::kExpert, "e:2"), kStart);
   EXPECT_EQ(Kinds(membership.Advance(kStart)), (std::vector<Kind>{Kind::kLoad, Kind::kLoad}));
-  const PlacementVersion version = membership.placement().version;
+  const PlacementVersion version = membership.target().version;
   EXPECT_EQ(version, (PlacementVersion{7, 1}));
 
   membership.Heartbeat(e1, Ready(version), kStart);
@@ -86,7 +106,7 @@ TEST_F(MembershipTest, AWorkerThatHangsIsLetGoThoughItsHeartbeatsGoOn) {
   const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
   const WorkerId e = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
   membership.Advance(kStart);
-  const PlacementVersion version = membership.placement().version;
+  const PlacementVersion version = membership.target().version;
   membership.Heartbeat(e, Ready(version), kStart);
   membership.Heartbeat(a, Ready(version), kStart);
   membership.Advance(kStart);
@@ -246,7 +266,8 @@ TEST_F(MembershipTest, ARefusedWorkerDoesNotDecideTheNumericsClass) {
   Membership membership(&config_, Options(1, 0));
   JoinRequest refused = Request(WorkerKind::kExpert, "e:1");
   refused.numerics_class = "gpu";
-  EXPECT_EQ(membership.Join(refused, kStart).status().code(), absl::StatusCode::kResourceExhausted);
+  refused.busy = absl::Hours(1);
+  EXPECT_EQ(membership.Join(refused, kStart).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart).ok());
 }
 
@@ -256,8 +277,280 @@ TEST_F(MembershipTest, AWorkerThatDialsAgainReplacesItself) {
   const WorkerId second = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
   EXPECT_NE(first, second);
   EXPECT_EQ(membership.members().size(), 1u);
-  EXPECT_EQ(membership.Join(Request(WorkerKind::kExpert, "e:2"), kStart).status().code(),
+  EXPECT_TRUE(membership.Join(Request(WorkerKind::kExpert, "e:2"), kStart).ok());
+}
+
+TEST_F(MembershipTest, TooManyWorkersAreRefused) {
+  Membership membership(&config_, Options(1, 1));
+  for (int i = 0; i < Membership::kMaxWorkers; ++i) {
+    ASSERT_TRUE(membership.Join(Request(WorkerKind::kExpert, absl::StrCat("e:", i)), kStart).ok());
+  }
+  EXPECT_EQ(membership.Join(Request(WorkerKind::kExpert, "f:1"), kStart).status().code(),
             absl::StatusCode::kResourceExhausted);
+}
+
+// ---- capacity that changes ----------------------------------------------------------------------
+
+// Workers that do at once what they are told, until they are told to be slow.
+class ElasticTest : public MembershipTest {
+ protected:
+  void Start(int attention, int expert, int copies = 1) {
+    MembershipOptions options = Options(attention, expert);
+    options.expert_copies = copies;
+    membership_.emplace(&config_, options);
+    for (int i = 0; i < attention; ++i) Join(WorkerKind::kAttention, absl::StrCat("a:", i));
+  }
+  WorkerId Join(WorkerKind kind, const std::string& address, int64_t capacity = 1000,
+                std::vector<bool> held = {}) {
+    JoinRequest request = Request(kind, address);
+    request.expert_capacity = capacity;
+    request.held = std::move(held);
+    const WorkerId id = *membership_->Join(request, now_);
+    workers_[id].kind = kind;
+    return id;
+  }
+  void Kill(WorkerId id) {
+    workers_.erase(id);
+    membership_->Leave(id);
+  }
+  // Until nothing happens any more.
+  void Settle() {
+    for (int round = 0; round < 50; ++round) {
+      now_ += absl::Milliseconds(100);
+      for (auto& [id, worker] : workers_) {
+        if (!worker.slow) worker.placement = worker.told;
+        MemberHealth health = Ready(worker.placement);
+        health.ready = worker.placement.counter > 0;
+        health.draining = worker.draining;
+        health.expert_capacity = worker.capacity;
+        membership_->Heartbeat(id, health, now_);
+      }
+      for (const MembershipAction& action : membership_->Advance(now_)) {
+        if (!workers_.contains(action.worker)) continue;
+        Worker& worker = workers_.at(action.worker);
+        if (action.kind == Kind::kLoad) worker.told = membership_->target().version;
+        if (action.kind == Kind::kUse && worker.kind == WorkerKind::kAttention) {
+          worker.told = membership_->placement().version;
+        }
+        if (action.kind == Kind::kUse && worker.kind == WorkerKind::kExpert) ++retirements_;
+        if (action.kind == Kind::kRelease) released_.push_back(action.worker);
+      }
+    }
+  }
+  // Of the placement in use.
+  int NumHeld(WorkerId id) const {
+    int n = 0;
+    for (const auto& holders : membership_->placement().holders) {
+      n += static_cast<int>(std::count(holders.begin(), holders.end(), id));
+    }
+    return n;
+  }
+
+  struct Worker {
+    WorkerKind kind = WorkerKind::kExpert;
+    PlacementVersion told, placement;
+    bool slow = false, draining = false;
+    int64_t capacity = 1000;
+  };
+  std::optional<Membership> membership_;
+  std::map<WorkerId, Worker> workers_;
+  std::vector<WorkerId> released_;
+  int retirements_ = 0;
+  absl::Time now_ = kStart;
+};
+
+// Two layers of eight experts.
+constexpr int kExperts = 16;
+
+TEST_F(ElasticTest, WorkersThatJoinTakeTheirSharesAndThoseThatDieLeaveThem) {
+  Start(1, 1);
+  std::vector<WorkerId> experts = {Join(WorkerKind::kExpert, "e:0")};
+  Settle();
+  EXPECT_TRUE(membership_->serving());
+  EXPECT_EQ(NumHeld(experts[0]), kExperts);
+  for (int i = 1; i < 4; ++i) experts.push_back(Join(WorkerKind::kExpert, absl::StrCat("e:", i)));
+  Settle();
+  for (const WorkerId id : experts) EXPECT_EQ(NumHeld(id), kExperts / 4);
+  EXPECT_EQ(membership_->placement().version, membership_->target().version);
+  Kill(experts[1]);
+  EXPECT_FALSE(membership_->serving());
+  Settle();
+  EXPECT_TRUE(membership_->serving());
+  Kill(experts[2]);
+  Kill(experts[3]);
+  Settle();
+  EXPECT_TRUE(membership_->serving());  // though there are fewer than there were to begin with
+  EXPECT_EQ(NumHeld(experts[0]), kExperts);
+  EXPECT_EQ(membership_->Detail(), "all workers are ready");
+}
+
+TEST_F(ElasticTest, TheOldPlacementIsInUseUntilTheNewOneIsLoaded) {
+  Start(1, 1);
+  const WorkerId first = Join(WorkerKind::kExpert, "e:0");
+  Settle();
+  const PlacementVersion old = membership_->placement().version;
+  const int retirements = retirements_;
+  const WorkerId second = Join(WorkerKind::kExpert, "e:1");
+  workers_[second].slow = true;
+  Settle();
+  EXPECT_EQ(membership_->placement().version, old);
+  EXPECT_NE(membership_->target().version, old);
+  EXPECT_EQ(retirements_, retirements);  // `first` keeps what it is to give away
+  EXPECT_TRUE(membership_->serving());
+  EXPECT_EQ(membership_->Detail(), "experts are moving");
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(second)), MemberState::kLoading);
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(first)), MemberState::kReady);
+  Kill(second);  // before it has loaded
+  Settle();
+  EXPECT_EQ(NumHeld(first), kExperts);
+  EXPECT_EQ(membership_->placement().version, membership_->target().version);
+}
+
+TEST_F(ElasticTest, WithSecondCopiesALossStopsNothing) {
+  Start(1, 1, 2);
+  std::vector<WorkerId> experts;
+  for (int i = 0; i < 3; ++i) experts.push_back(Join(WorkerKind::kExpert, absl::StrCat("e:", i)));
+  Settle();
+  for (const auto& holders : membership_->placement().holders) {
+    EXPECT_THAT(holders.size(), testing::AnyOf(0, 2));
+  }
+  Kill(experts[0]);
+  EXPECT_TRUE(membership_->serving());
+  Settle();
+  for (const auto& holders : membership_->placement().holders) {
+    EXPECT_THAT(holders, testing::Not(testing::Contains(experts[0])));
+    EXPECT_THAT(holders.size(), testing::AnyOf(0, 2));
+  }
+}
+
+TEST_F(ElasticTest, OneThatDrainsMayEndOnceOthersHaveWhatItHad) {
+  Start(1, 2);
+  const WorkerId goes = Join(WorkerKind::kExpert, "e:0");
+  const WorkerId stays = Join(WorkerKind::kExpert, "e:1");
+  Settle();
+  workers_[goes].draining = true;
+  workers_[stays].slow = true;
+  Settle();
+  EXPECT_THAT(released_, IsEmpty());
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(goes)), MemberState::kDraining);
+  workers_[stays].slow = false;
+  Settle();
+  EXPECT_EQ(released_, std::vector<WorkerId>{goes});
+  EXPECT_EQ(NumHeld(goes), 0);
+  EXPECT_EQ(NumHeld(stays), kExperts);
+  EXPECT_TRUE(membership_->serving());
+}
+
+TEST_F(ElasticTest, TheLastOneThatDrainsGoesOnUntilAnotherComes) {
+  Start(1, 1);
+  const WorkerId goes = Join(WorkerKind::kExpert, "e:0");
+  Settle();
+  workers_[goes].draining = true;
+  Settle();
+  EXPECT_THAT(released_, IsEmpty());
+  EXPECT_TRUE(membership_->serving());
+  Join(WorkerKind::kExpert, "e:1");
+  Settle();
+  EXPECT_EQ(released_, std::vector<WorkerId>{goes});
+}
+
+TEST_F(ElasticTest, DrainingByHand) {
+  Start(1, 2);
+  const WorkerId first = Join(WorkerKind::kExpert, "e:0", 10);
+  const WorkerId second = Join(WorkerKind::kExpert, "e:1", 10);
+  Settle();
+  EXPECT_EQ(membership_->Drain(99).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(membership_->Drain(1).code(), absl::StatusCode::kFailedPrecondition);  // attention
+  const absl::Status no_room = membership_->Drain(first);
+  EXPECT_EQ(no_room.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(no_room.message()), HasSubstr("holds 10"));
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(first)), MemberState::kReady);
+  Join(WorkerKind::kExpert, "e:2", 10);
+  EXPECT_TRUE(membership_->Drain(first).ok());
+  Settle();
+  EXPECT_EQ(released_, std::vector<WorkerId>{first});
+  EXPECT_GT(NumHeld(second), 0);
+}
+
+TEST_F(ElasticTest, AWorkerThatFindsLessMemoryGetsFewerExperts) {
+  Start(1, 2);
+  const WorkerId small = Join(WorkerKind::kExpert, "e:0");
+  Join(WorkerKind::kExpert, "e:1");
+  workers_[small].slow = true;
+  Settle();
+  EXPECT_FALSE(membership_->serving());
+  EXPECT_THAT(membership_->Detail(), HasSubstr("workers load their weights"));
+  workers_[small].capacity = 3;
+  workers_[small].slow = false;
+  Settle();
+  EXPECT_LE(NumHeld(small), 3);
+  EXPECT_TRUE(membership_->serving());
+}
+
+TEST_F(ElasticTest, TooLittleMemoryIsSaid) {
+  Start(1, 1);
+  Join(WorkerKind::kExpert, "e:0", 10);
+  Settle();
+  EXPECT_FALSE(membership_->serving());
+  EXPECT_THAT(membership_->Detail(), HasSubstr("the model has 16 routed experts"));
+  Join(WorkerKind::kExpert, "e:1", 6);
+  Settle();
+  EXPECT_TRUE(membership_->serving());
+  EXPECT_THAT(membership_->plan_error(), IsEmpty());
+}
+
+TEST_F(ElasticTest, WorkersThatShareAMemoryHaveEqualPartsOfIt) {
+  Start(1, 1, 2);
+  std::vector<WorkerId> experts;
+  for (int i = 0; i < 2; ++i) {
+    JoinRequest request = Request(WorkerKind::kExpert, absl::StrCat("e:", i));
+    request.expert_capacity = 20;
+    request.memory = "this machine";
+    experts.push_back(*membership_->Join(request, now_));
+    workers_[experts.back()] = {};
+  }
+  Settle();
+  for (const WorkerId id : experts) EXPECT_EQ(NumHeld(id), 10);
+}
+
+// Workers that outlive their gateway bring what they have: nothing is loaded twice, though the
+// first placement could have been made with the first of them.
+TEST_F(ElasticTest, ANewGatewayTakesWorkersAsTheyAre) {
+  Start(1, 1);
+  std::vector<bool> even(3 * 8), odd(3 * 8);
+  for (int i = 8; i < 24; ++i) (i % 2 == 0 ? even : odd)[i] = true;
+  const WorkerId first = Join(WorkerKind::kExpert, "e:0", 1000, even);
+  EXPECT_THAT(membership_->Advance(now_), IsEmpty());
+  now_ += absl::Seconds(1);
+  const WorkerId second = Join(WorkerKind::kExpert, "e:1", 1000, odd);
+  membership_->Advance(now_);
+  EXPECT_EQ(membership_->target().version.counter, 0);
+  Settle();
+  for (int i = 8; i < 24; ++i) {
+    EXPECT_EQ(membership_->placement().holders[i],
+              std::vector<WorkerId>{i % 2 == 0 ? first : second});
+  }
+}
+
+TEST_F(ElasticTest, CopiesFollowTheLoad) {
+  Start(1, 1, 2);
+  const WorkerId first = Join(WorkerKind::kExpert, "e:0", 10);
+  Join(WorkerKind::kExpert, "e:1", 10);
+  Settle();
+  EXPECT_TRUE(membership_->serving());
+  for (const int hot : {11, 20}) {
+    for (int minute = 0; minute < 5; ++minute) {
+      MemberHealth health = Ready(workers_[first].placement);
+      health.expert_capacity = 10;
+      health.expert_tokens.assign(24, 1);
+      health.expert_tokens[hot] = 1000;
+      membership_->Heartbeat(first, health, now_);
+      workers_[first].capacity = 10;
+      now_ += absl::Seconds(61);
+      Settle();
+    }
+    EXPECT_EQ(membership_->placement().holders[hot].size(), 2) << hot;
+  }
 }
 
 }  // namespace

@@ -87,7 +87,7 @@ class Deployment {
   Process& gateway() { return *gateway_; }
   std::vector<std::unique_ptr<Process>>& workers() { return workers_; }
   v1::GetStatusResponse Status();
-  // Starts one more, which has a place once another is lost.
+  // Starts one more.
   void StartExpertWorker();
   // Starts another gateway at the registry's address, after the first has died, and waits for it.
   void RestartGateway();

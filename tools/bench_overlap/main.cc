@@ -178,8 +178,7 @@ class Bench {
     TANDEM_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
     TANDEM_ASSIGN_OR_RETURN(
         experts_, LoadedExperts::Create(checkpoint_.get(), backend_.get(), WeightFormat::kBF16));
-    TANDEM_ASSIGN_OR_RETURN(placement_,
-                            PlanPlacement(checkpoint_->config(), {{kExpertWorker, ""}}, {1, 1}));
+    placement_ = PlacementOfOne(checkpoint_->config(), {kExpertWorker, ""}, {1, 1});
     TANDEM_RETURN_IF_ERROR(experts_->Load(placement_, kExpertWorker, nullptr));
 
     const Slowness fixed{options_.layer_ms, 0};

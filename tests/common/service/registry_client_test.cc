@@ -72,6 +72,7 @@ class FullRegistry : public v1::Registry::Service {
 
 RegistryClient::Callbacks NoCallbacks() {
   RegistryClient::Callbacks callbacks;
+  callbacks.hello = [] { return v1::WorkerHello(); };
   callbacks.health = [] { return WorkerHealth{}; };
   callbacks.on_accepted = [](WorkerId, uint64_t) {};
   callbacks.on_refused = [](absl::Status) {};
@@ -81,7 +82,7 @@ RegistryClient::Callbacks NoCallbacks() {
 // A gateway that was away for long is found again at once.
 TEST(RegistryClientTest, PausesBetweenTriesDoNotGrowBeyondASecond) {
   RudePort port;
-  RegistryClient client(port.address(), {}, NoCallbacks());
+  RegistryClient client(port.address(), NoCallbacks());
   // gRPC's own pauses would be 1, 1.6, 2.6, 4.1 and 6.6 seconds by now; a try and its pause of a
   // second, drawn 20% longer, fit well into this limit.
   constexpr int kLimitMs = 3500;
@@ -92,7 +93,7 @@ TEST(RegistryClientTest, PausesBetweenTriesDoNotGrowBeyondASecond) {
 TEST(RegistryClientTest, PausesBetweenRequestsForAPlaceDoNotGrowBeyondASecond) {
   FullRegistry registry;
   const auto host = *ServiceHost::Start({"127.0.0.1:0", "", false}, {&registry}, {});
-  RegistryClient client(host->address(), {}, NoCallbacks());
+  RegistryClient client(host->address(), NoCallbacks());
   // The sixth pause would be 3.2 seconds.
   for (int joins = 1; joins <= 7; ++joins) {
     ASSERT_TRUE(registry.WaitForJoins(joins, std::chrono::milliseconds(2700))) << joins;

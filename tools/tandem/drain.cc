@@ -1,0 +1,48 @@
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "commands.h"
+#include "common/service/grpc_status.h"
+#include "common/service/service_host.h"
+#include "common/status.h"
+#include "proto/registry.grpc.pb.h"
+
+namespace tandem::tool {
+namespace {
+
+struct Options {
+  std::string registry = "127.0.0.1:8471";
+  uint32_t worker = 0;
+};
+
+absl::Status Run(const Options& options) {
+  TANDEM_RETURN_IF_ERROR(CheckDialAddress(options.registry));
+  const auto stub = v1::Registry::NewStub(
+      grpc::CreateChannel(options.registry, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+  v1::DrainRequest request;
+  request.set_worker_id(options.worker);
+  v1::DrainResponse response;
+  TANDEM_RETURN_IF_ERROR(FromGrpc(stub->Drain(&context, request, &response)));
+  std::printf("worker %u drains, and ends when others have what it has\n", options.worker);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddDrain(CLI::App& root) {
+  auto options = std::make_shared<Options>();
+  CLI::App* app = root.add_subcommand("drain", "moves everything away from an expert worker");
+  app->add_option("worker", options->worker, "its number, as `tandem status` shows it")->required();
+  app->add_option("--registry", options->registry, "the gateway's registry, host:port")
+      ->capture_default_str();
+  return {app, [options] { return Run(*options); }};
+}
+
+}  // namespace tandem::tool
