@@ -14,8 +14,13 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/stream.h"
 #include "tests/kernels/synchronous_backend.h"
 #include "tests/kernels/test_tensor.h"
+
+#if !defined(TANDEM_CUDA_EMULATION)
+#include "kernels/cuda/require.h"
+#endif
 
 namespace tandem::kernels {
 
@@ -35,6 +40,25 @@ inline void ExpectSameBits(const TestTensor& got, const TestTensor& want, uint64
     ASSERT_EQ(got.RowBytes(row), want.RowBytes(row)) << "row " << row << ", seed " << seed;
   }
 }
+
+// The stream of one call, as a temporary: the call's work is done at the end of the full
+// expression. On the emulation threads take turns in an order drawn from `seed`; a GPU has orders
+// of its own.
+class TestStream {
+ public:
+#if defined(TANDEM_CUDA_EMULATION)
+  explicit TestStream(uint64_t seed) : stream_{seed} {}
+#else
+  explicit TestStream(uint64_t) {}
+  ~TestStream() { cuda::Require(cudaDeviceSynchronize(), "a kernel"); }
+#endif
+  TestStream(const TestStream&) = delete;
+  TestStream& operator=(const TestStream&) = delete;
+  operator cuda::Stream() const { return stream_; }  // NOLINT: stands for it in a call
+
+ private:
+  cuda::Stream stream_{};
+};
 
 // On the emulation, in orders of threads that begin with `seed`; ops are done when they return.
 inline std::unique_ptr<Backend> MakeCudaBackend(uint64_t seed) {

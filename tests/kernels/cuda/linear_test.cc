@@ -40,7 +40,7 @@ TEST_P(CudaLinearTest, GivesTheCpusBitsAtRaggedSizes) {
           CpuLinear(x, w, want);
           for (uint64_t seed = 0; seed < kSeeds; seed += k == 40 ? 1 : kSeeds) {
             TestTensor out(dtype, {rows, n}, 2);
-            cuda::Linear({seed}, x.device(), w.device(), out.device());
+            cuda::Linear(TestStream(seed), x.device(), w.device(), out.device());
             ExpectSameBits(out, want, seed);
           }
         }
@@ -53,7 +53,7 @@ TEST_P(CudaLinearTest, AgreesWithTheOracle) {
   TestTensor x(act(), {3, 512}), w(weight(), {18, 512}), out(kF32, {3, 18});
   x.Fill(3);
   w.Fill(4);
-  cuda::Linear({1}, x.device(), w.device(), out.device());
+  cuda::Linear(TestStream(1), x.device(), w.device(), out.device());
   const oracle::Sums want = oracle::Linear(x, w);
   for (int64_t i = 0; i < 3 * 18; ++i) {
     ASSERT_NEAR(out.at(i / 18, i % 18), want.value[i],
@@ -68,7 +68,7 @@ TEST_P(CudaLinearTest, FlushesWhatIsDenormal) {
     x.Fill(5, scale);
     w.Fill(6, scale);
     CpuLinear(x, w, want);
-    cuda::Linear({2}, x.device(), w.device(), out.device());
+    cuda::Linear(TestStream(2), x.device(), w.device(), out.device());
     for (int64_t i = 0; i < 5 * 17; ++i) {
       if (std::isnan(want.at(i / 17, i % 17))) {
         ASSERT_TRUE(std::isnan(out.at(i / 17, i % 17)));  // whose bits are the instruction's

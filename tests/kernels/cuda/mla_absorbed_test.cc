@@ -74,7 +74,7 @@ struct Attention {
 
   TestTensor Run(uint64_t seed) const {
     TestTensor out(kF32, {rows, s.heads, s.r});
-    cuda::MlaAbsorbed({seed},
+    cuda::MlaAbsorbed(TestStream(seed),
                       {q_latent.device(), q.device(), pages.device(), tables.device(),
                        table_of_row.device(), lengths_tensor.device(), out.device()},
                       static_cast<float>(s.scale));
@@ -143,7 +143,7 @@ TEST(CudaMlaAbsorbedTest, ARowDoesNotDependOnTheOthers) {
           .slice_rows(row * shape.heads, shape.heads)
           .reshaped({1, shape.heads, tensor.view().width()});
     };
-    cuda::MlaAbsorbed({2},
+    cuda::MlaAbsorbed(TestStream(2),
                       {row_of(alone.q_latent), row_of(alone.q), alone.pages.device(),
                        alone.tables.device(), alone.table_of_row.device().slice(row, 1),
                        alone.lengths_tensor.device().slice(row, 1), out.device()},

@@ -51,7 +51,7 @@ TEST(CudaRopeTableTest, GivesTheCpusBits) {
     cpu->RopeTable({rows.device(), frequencies.device(), kFactor, want.device()});
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       TestTensor out(kF32, {rows.view().elements(), 2 * half});
-      cuda::RopeTable({seed}, rows.device(), frequencies.device(), kFactor, out.device());
+      cuda::RopeTable(TestStream(seed), rows.device(), frequencies.device(), kFactor, out.device());
       ExpectSameBits(out, want, seed);
     }
   }
@@ -70,7 +70,7 @@ TEST_P(CudaRopeOpsTest, RopeGivesTheCpusBits) {
       cpu_->Rope({want.device(), table.device()});
       for (uint64_t seed = 0; seed < kSeeds; ++seed) {
         const TestTensor x = rotated();
-        cuda::Rope({seed}, x.device(), table.device());
+        cuda::Rope(TestStream(seed), x.device(), table.device());
         ExpectSameBits(x, want, seed);
       }
     }
@@ -91,7 +91,7 @@ TEST_P(CudaRopeOpsTest, LatentAppendGivesTheCpusBits) {
                           slots.device(), 1e-6f});
       for (uint64_t seed = 0; seed < kSeeds; ++seed) {
         TestTensor pages(act(), {3, kPageTokens, latent + dr});
-        cuda::LatentAppend({seed},
+        cuda::LatentAppend(TestStream(seed),
                            {kv_a.device(), factors.device(), table.device(), pages.device(),
                             page_ids.device(), slots.device()},
                            1e-6f);

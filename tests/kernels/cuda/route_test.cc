@@ -24,7 +24,7 @@ Choice Choose(const cuda::RouteChoice& choice, const TestTensor& logits, uint64_
   const int64_t rows = logits.view().rows();
   const TestTensor ids(Dtype::kI32, {rows, choice.top_k});
   const TestTensor weights(Dtype::kF32, {rows, choice.top_k});
-  cuda::ChooseExperts({seed}, logits.device(), choice, ids.device(), weights.device());
+  cuda::ChooseExperts(TestStream(seed), logits.device(), choice, ids.device(), weights.device());
   Choice chosen;
   for (int64_t i = 0; i < rows * choice.top_k; ++i) {
     chosen.ids.push_back(static_cast<const int32_t*>(ids.view().data)[i]);

@@ -42,14 +42,14 @@ TEST_P(CudaRowOpsTest, RmsNormGivesTheCpusBits) {
       const std::vector<double> oracle = oracle::RmsNorm(x, factors, 1e-6);
       for (uint64_t seed = 0; seed < kSeeds; ++seed) {
         TestTensor out(act(), {rows, width}, 5);
-        cuda::RmsNorm({seed}, x.device(), factors.device(), 1e-6f, out.device());
+        cuda::RmsNorm(TestStream(seed), x.device(), factors.device(), 1e-6f, out.device());
         ExpectSameBits(out, want, seed);
         for (int64_t i = 0; i < rows * width; ++i) {
           ASSERT_NEAR(out.at(i / width, i % width), oracle[i],
                       2.5 * (oracle::Epsilon(act()) + 1e-6) * std::abs(oracle[i]));
         }
       }
-      cuda::RmsNorm({1}, x.device(), factors.device(), 1e-6f, x.device());  // in place
+      cuda::RmsNorm(TestStream(1), x.device(), factors.device(), 1e-6f, x.device());  // in place
       ExpectSameBits(x, want, 1);
     }
   }
@@ -65,7 +65,7 @@ TEST_P(CudaRowOpsTest, EmbedGivesTheCpusBits) {
     cpu_->Embed({*prepared, ids.device(), want.device()});
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       TestTensor out(act(), {9, width}, 2);
-      cuda::Embed({seed}, table.device(), ids.device(), out.device());
+      cuda::Embed(TestStream(seed), table.device(), ids.device(), out.device());
       ExpectSameBits(out, want, seed);
     }
   }
@@ -82,9 +82,9 @@ TEST_P(CudaRowOpsTest, GatherAndAddGiveTheCpusBits) {
     cpu_->Add({gathered.device(), b.device(), sums.device()});
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       TestTensor out(act(), {9, width});
-      cuda::GatherRows({seed}, x.device(), rows.device(), out.device());
+      cuda::GatherRows(TestStream(seed), x.device(), rows.device(), out.device());
       ExpectSameBits(out, gathered, seed);
-      cuda::Add({seed}, out.device(), b.device(), out.device());  // in place
+      cuda::Add(TestStream(seed), out.device(), b.device(), out.device());  // in place
       ExpectSameBits(out, sums, seed);
     }
   }
@@ -103,7 +103,8 @@ TEST_P(CudaRowOpsTest, CombineGivesTheCpusBits) {
     cpu_->Combine({expert_rows.device(), offsets.device(), weights.device(), want.device()});
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       TestTensor out(act(), {rows, width}, 4);
-      cuda::Combine({seed}, expert_rows.device(), offsets.device(), weights.device(), out.device());
+      cuda::Combine(TestStream(seed), expert_rows.device(), offsets.device(), weights.device(),
+                    out.device());
       ExpectSameBits(out, want, seed);
     }
   }
@@ -118,7 +119,7 @@ TEST_P(CudaRowOpsTest, SiluMulGivesTheCpusBits) {
     cpu_->SiluMul({gate.device(), up.device(), want.device()});
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       TestTensor out(act(), {5, width}, 3);
-      cuda::SiluMul({seed}, gate.device(), up.device(), out.device());
+      cuda::SiluMul(TestStream(seed), gate.device(), up.device(), out.device());
       ExpectSameBits(out, want, seed);
     }
   }
@@ -126,8 +127,8 @@ TEST_P(CudaRowOpsTest, SiluMulGivesTheCpusBits) {
 
 TEST_P(CudaRowOpsTest, NoRowsAreNoLaunch) {
   TestTensor x(act(), {0, 16}), factors(weight(), {16});
-  cuda::RmsNorm({1}, x.device(), factors.device(), 1e-6f, x.device());
-  cuda::Add({1}, x.device(), x.device(), x.device());
+  cuda::RmsNorm(TestStream(1), x.device(), factors.device(), 1e-6f, x.device());
+  cuda::Add(TestStream(1), x.device(), x.device(), x.device());
 }
 
 }  // namespace

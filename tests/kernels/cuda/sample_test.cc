@@ -94,8 +94,8 @@ void ExpectTheCpusTokens(const TestTensor& logits, const std::vector<SampleRow>&
           {logits.device(), DeviceStructs(samples), DeviceVector(allowed), DeviceStructs(want)});
   for (uint64_t seed = 0; seed < seeds; ++seed) {
     std::vector<SampledToken> got(samples.size());
-    cuda::Sample({seed}, {logits.device(), DeviceStructs(samples), DeviceVector(allowed),
-                          DeviceStructs(got)});
+    cuda::Sample(TestStream(seed), {logits.device(), DeviceStructs(samples), DeviceVector(allowed),
+                                    DeviceStructs(got)});
     for (size_t i = 0; i < samples.size(); ++i) {
       const SampleRow& s = samples[i];
       ASSERT_EQ(Bits(got)[i], Bits(want)[i])
@@ -132,7 +132,7 @@ TEST_P(CudaSampleTest, LogProbsAreTheCpus) {
   (*CreateCpuBackend(1))->LogProb({logits.device(), DeviceVector(targets), DeviceVector(want)});
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     std::vector<float> got(kKinds);
-    cuda::LogProb({seed}, {logits.device(), DeviceVector(targets), DeviceVector(got)});
+    cuda::LogProb(TestStream(seed), {logits.device(), DeviceVector(targets), DeviceVector(got)});
     for (int i = 0; i < kKinds; ++i) {
       ASSERT_EQ(std::bit_cast<uint32_t>(got[i]), std::bit_cast<uint32_t>(want[i]))
           << "row " << i << ", seed " << seed;
@@ -157,10 +157,11 @@ TEST(CudaSampleTest, DrawsTheCpusTokensFromAModelsVocabulary) {
 
 int32_t DrawOne(const std::vector<float>& logits, const SampleRow& sample) {
   std::vector<SampledToken> out(1);
-  cuda::Sample({1}, {DeviceVector(logits).reshaped({1, static_cast<int64_t>(logits.size())}),
-                     DeviceStructs(std::vector<SampleRow>{sample}),
-                     {},
-                     DeviceStructs(out)});
+  cuda::Sample(TestStream(1),
+               {DeviceVector(logits).reshaped({1, static_cast<int64_t>(logits.size())}),
+                DeviceStructs(std::vector<SampleRow>{sample}),
+                {},
+                DeviceStructs(out)});
   return out[0].id;
 }
 
@@ -189,10 +190,10 @@ TEST(CudaSampleTest, OfNoRowsNothingStarts) {
   const std::vector<SampleRow> rows;
   std::vector<SampledToken> tokens;
   const TestTensor logits(Dtype::kF32, {0, 8});
-  cuda::Sample({1}, {logits.device(), DeviceStructs(rows), {}, DeviceStructs(tokens)});
+  cuda::Sample(TestStream(1), {logits.device(), DeviceStructs(rows), {}, DeviceStructs(tokens)});
   const std::vector<int32_t> targets;
   std::vector<float> log_probs;
-  cuda::LogProb({1}, {logits.device(), DeviceVector(targets), DeviceVector(log_probs)});
+  cuda::LogProb(TestStream(1), {logits.device(), DeviceVector(targets), DeviceVector(log_probs)});
 }
 
 }  // namespace
