@@ -8,7 +8,10 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <type_traits>
+
+#include "common/made_up_values.h"
 
 namespace tandem {
 
@@ -99,10 +102,11 @@ struct TensorView : TensorLayout {
 };
 
 // A tensor in host memory together with what keeps the memory alive: pages mapped from a file, or a
-// copy.
+// copy. Where it is made up, bf16 with rows side by side, its values are not what lies there.
 struct OwnedTensor {
   TensorView view;
   std::shared_ptr<const void> memory;
+  std::optional<MadeUpTensor> made_up = std::nullopt;
 };
 
 }  // namespace tandem

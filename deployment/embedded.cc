@@ -58,6 +58,13 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   const auto progress = options.progress ? options.progress : [](float) {};
   TANDEM_ASSIGN_OR_RETURN(p.backend, MakeBackend(options.backend));
   TANDEM_ASSIGN_OR_RETURN(p.checkpoint, Checkpoint::Open(options.model_dir, options.stop));
+  if (options.made_up_weights.has_value()) {
+    if (!p.backend->MakesUpWeights()) {
+      return absl::UnimplementedError(
+          absl::StrCat(p.backend->Description(), " does not make weights up: it takes a GPU"));
+    }
+    p.checkpoint->MakeUpWeights(*options.made_up_weights);
+  }
   p.watch.emplace(p.checkpoint.get());
   TANDEM_ASSIGN_OR_RETURN(p.model, LoadServedModel(*p.checkpoint, options.model_dir, options.dtype,
                                                    options.served_name, options.digest_progress));
@@ -76,6 +83,9 @@ absl::StatusOr<std::unique_ptr<EmbeddedDeployment>> EmbeddedDeployment::Create(
   } else {
     TANDEM_ASSIGN_OR_RETURN(format, ParseWeightFormat(options.backend.weights, options.dtype));
     p.weights = absl::StrCat(WeightFormatName(format), " weights");
+  }
+  if (options.made_up_weights.has_value()) {
+    absl::StrAppend(&p.weights, " made up from seed ", *options.made_up_weights);
   }
   TANDEM_RETURN_IF_ERROR(
       CheckMemory({OtherBytes(*p.checkpoint, format) + ExpertBytes(*p.checkpoint, format),
@@ -143,7 +153,9 @@ std::vector<v1::WorkerStatus> EmbeddedDeployment::Workers() const {
 CounterSnapshot EmbeddedDeployment::LookAtFiles() const { return parts_->watch->Counters(); }
 
 struct InProcessDeployment::Parts {
-  StepDriver driver{SchedulerPolicy{}};
+  explicit Parts(const SchedulerPolicy& policy) : driver(policy) {}
+
+  StepDriver driver;
   std::unique_ptr<EmbeddedDeployment> deployment;
   InferenceService service{&driver, [this] { return Status(); }};
   std::unique_ptr<grpc::Server> server;
@@ -170,7 +182,9 @@ InProcessDeployment::~InProcessDeployment() { parts_->server->Shutdown(); }
 
 absl::StatusOr<std::unique_ptr<InProcessDeployment>> InProcessDeployment::Create(
     const EmbeddedOptions& options) {
-  auto parts = std::make_unique<Parts>();
+  SchedulerPolicy policy;
+  if (options.max_running > 0) policy.max_running_per_worker = options.max_running;
+  auto parts = std::make_unique<Parts>(policy);
   TANDEM_ASSIGN_OR_RETURN(parts->deployment, EmbeddedDeployment::Create(options, &parts->driver));
   parts->service.SetModel(&parts->deployment->model());
   grpc::ServerBuilder builder;

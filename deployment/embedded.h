@@ -5,8 +5,10 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +27,11 @@ struct EmbeddedOptions {
   std::string served_name;  // empty: DefaultServedName
   Dtype dtype = Dtype::kBF16;
   BackendOptions backend;
-  int64_t cache_tokens = 65536;                // rounded up to pages
+  int64_t cache_tokens = 65536;  // rounded up to pages
+  // For benchmarks alone: from this seed, without a look at the checkpoint's own. No program that
+  // serves sets it. UNIMPLEMENTED on a device that does not make weights.
+  std::optional<uint64_t> made_up_weights = std::nullopt;
+  int max_running = 0;  // requests at once, of InProcessDeployment; 0: SchedulerPolicy's
   std::function<void(float)> digest_progress;  // share of the digest that is read: first
   std::function<void(float)> progress;         // share of the weights that is loaded
   const std::atomic<bool>* stop = nullptr;     // once true, loading ends with CANCELLED

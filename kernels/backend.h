@@ -56,6 +56,8 @@ class Backend {
   virtual std::optional<int64_t> MemoryBytes() const { return std::nullopt; }
   // Whether weights of `format` can be prepared.
   virtual bool Has(WeightFormat) const { return true; }
+  // Whether it may be given tensors that are made up (OwnedTensor::made_up).
+  virtual bool MakesUpWeights() const { return false; }
 
   // Zero-filled, aligned to 64 bytes. RESOURCE_EXHAUSTED where the device has not as much.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;

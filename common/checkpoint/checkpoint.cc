@@ -323,6 +323,12 @@ absl::StatusOr<OwnedTensor> Checkpoint::Load(const std::string& name, WeightForm
   const Dtype wanted = format == WeightFormat::kBF16                           ? Dtype::kBF16
                        : stored == Dtype::kF16 && format == WeightFormat::kF32 ? Dtype::kF32
                                                                                : stored;
+  if (made_up_seed_.has_value()) {
+    if (stored == Dtype::kBF16 && wanted == Dtype::kBF16 && !IsInteger(format)) {
+      return OwnedTensor{view, mapped, MakeUpTensor(*made_up_seed_, name)};
+    }
+    return absl::UnimplementedError(absl::StrCat("weights are made up in bf16 alone: not ", name));
+  }
   if (wanted == stored) return OwnedTensor{view, mapped};
   const size_t copy_bytes = static_cast<size_t>(view.elements()) * DtypeBytes(wanted);
   const std::shared_ptr<void> copy(std::malloc(copy_bytes), std::free);
@@ -362,7 +368,7 @@ absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name,
   const SafetensorsEntry& entry = checkpoint_->tensors().at(name).entry;
   const auto file_bytes = static_cast<double>(entry.end - entry.begin);
   const size_t bytes = weight.view.bytes();
-  const bool kept = unit != nullptr && unit->is_kept();
+  const bool kept = (unit != nullptr && unit->is_kept()) || weight.made_up.has_value();
   // A large tensor reports several times: an embedding table alone can take seconds to read.
   constexpr size_t kReportBytes = 64 << 20;
   for (size_t begin = 0; begin < bytes; begin += kReportBytes) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -64,6 +65,11 @@ class Checkpoint {
   //   CANCELLED  it is to stop
   absl::StatusOr<OwnedTensor> Load(const std::string& name, WeightFormat format) const;
 
+  // From now on Load gives tensors that are made up from `seed`: nothing of their values is read,
+  // and only a backend that makes them up (Backend::MakesUpWeights) may have them. Load is then
+  // UNIMPLEMENTED for what does not stay BF16 as in the file. Before Load.
+  void MakeUpWeights(uint64_t seed) { made_up_seed_ = seed; }
+
   // From now on what a backend packs of it is looked for there, and kept. At most once.
   void KeepPacked(std::unique_ptr<PackedWeights> packed);
   // Null: nothing is kept.
@@ -80,6 +86,7 @@ class Checkpoint {
   std::map<std::string, TensorLocation> tensors_;
   std::set<std::shared_ptr<const SafetensorsFile>> files_;  // of these tensors
   std::vector<std::string> warnings_;
+  std::optional<uint64_t> made_up_seed_;
   mutable std::atomic<int64_t> mapped_tensors_ = 0;
   mutable std::atomic<int64_t> mapped_bytes_ = 0;
   std::unique_ptr<PackedWeights> owned_packed_;  // may ask for CheckUnchanged until it goes

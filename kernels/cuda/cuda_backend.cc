@@ -40,6 +40,7 @@ class CudaBackend final : public Backend {
   std::string NumericsClass(Dtype, WeightFormat) const override { return "portable-1"; }
 
   bool Has(WeightFormat format) const override { return !IsInteger(format); }
+  bool MakesUpWeights() const override { return true; }
   std::optional<int64_t> MemoryBytes() const override {
     return static_cast<int64_t>(memory_->bytes());
   }
@@ -65,7 +66,7 @@ class CudaBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<Kind>> Prepare(const OwnedTensor& tensor, WeightFormat format,
                                                 const Arguments&... arguments) {
     TANDEM_RETURN_IF_ERROR(Require(format));
-    TANDEM_ASSIGN_OR_RETURN(DeviceCopy copy, DeviceCopy::Of(tensor.view, memory_.get()));
+    TANDEM_ASSIGN_OR_RETURN(DeviceCopy copy, DeviceCopy::Of(tensor, memory_.get()));
     return std::make_unique<CudaWeight<Kind>>(std::move(copy), format, arguments...);
   }
   absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,

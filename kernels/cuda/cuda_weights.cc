@@ -5,16 +5,22 @@
 #include "common/check.h"
 #include "common/status.h"
 #include "kernels/cuda/expert_mlp.h"
+#include "kernels/cuda/made_up.h"
 #include "kernels/device_access.h"
 
 namespace tandem::kernels::cuda {
 
-absl::StatusOr<DeviceCopy> DeviceCopy::Of(const TensorView& tensor, DeviceMemory* memory) {
+absl::StatusOr<DeviceCopy> DeviceCopy::Of(const OwnedTensor& owned, DeviceMemory* memory) {
+  const TensorView& tensor = owned.view;
   DeviceCopy copy;
   TANDEM_ASSIGN_OR_RETURN(copy.memory, memory->Take(tensor.bytes()));
   copy.tensor = tensor.rank == 1
                     ? copy.memory->Tensor(tensor.dtype, {tensor.dim(0)})
                     : copy.memory->Tensor(tensor.dtype, {tensor.dim(0), tensor.dim(1)});
+  if (owned.made_up.has_value()) {
+    MakeUpValues(memory->stream(), *owned.made_up, copy.tensor);
+    return copy;
+  }
   for (int64_t row = 0; row < tensor.rows(); ++row) {
     if (tensor.row_stride == tensor.width()) {
       memory->Write(tensor.data, copy.tensor);
@@ -44,9 +50,9 @@ CudaExpertLayer::CudaExpertLayer(const ExpertLayerShape& shape, WeightFormat for
 
 absl::StatusOr<int64_t> CudaExpertLayer::DoLoad(int expert, ExpertTensors tensors, PackedUnit*) {
   Matrices matrices;
-  TANDEM_ASSIGN_OR_RETURN(matrices.gate, DeviceCopy::Of(tensors.gate.view, &memory_));
-  TANDEM_ASSIGN_OR_RETURN(matrices.up, DeviceCopy::Of(tensors.up.view, &memory_));
-  TANDEM_ASSIGN_OR_RETURN(matrices.down, DeviceCopy::Of(tensors.down.view, &memory_));
+  TANDEM_ASSIGN_OR_RETURN(matrices.gate, DeviceCopy::Of(tensors.gate, &memory_));
+  TANDEM_ASSIGN_OR_RETURN(matrices.up, DeviceCopy::Of(tensors.up, &memory_));
+  TANDEM_ASSIGN_OR_RETURN(matrices.down, DeviceCopy::Of(tensors.down, &memory_));
   experts_[expert] = std::move(matrices);
   PutPointers(expert);
   return static_cast<int64_t>(tensors.gate.view.bytes() + tensors.up.view.bytes() +

@@ -18,8 +18,9 @@ struct DeviceCopy {
   std::unique_ptr<Buffer> memory;
   DeviceTensor tensor;
 
-  // Of a tensor of rank 1 or 2. RESOURCE_EXHAUSTED where the device has no memory for it.
-  static absl::StatusOr<DeviceCopy> Of(const TensorView& tensor, DeviceMemory* memory);
+  // Of a tensor of rank 1 or 2, or made up as it says. RESOURCE_EXHAUSTED where the device has no
+  // memory for it.
+  static absl::StatusOr<DeviceCopy> Of(const OwnedTensor& owned, DeviceMemory* memory);
 };
 
 // A weight of a kind (LinearWeight, ...) that is one tensor.

@@ -1,6 +1,6 @@
 // make_checkpoint: writes a checkpoint of synthetic weights, of any depth, for benchmarks.
 //
-//   make_checkpoint CONFIG.json OUT_DIR [--layers N] [--seed N] [--threads N] [--hollow]
+//   make_checkpoint CONFIG.json OUT_DIR [--layers N] [--seed N] [--threads N] [--hollow | --empty]
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -23,6 +23,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--hollow", options.hollow,
                "large matrices are holes in the files: zeros that take no disk");
+  app.add_flag("--empty", options.empty,
+               "all weights are holes: for tandem bench --made-up-weights");
   app.add_option("--file-bytes", options.file_bytes, "of weights in a file")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

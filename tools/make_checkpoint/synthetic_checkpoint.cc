@@ -128,6 +128,7 @@ absl::Status WriteWeights(const File& file, const fs::path& path, const Syntheti
   int64_t bytes = 0;
   for (const Tensor& tensor : file.tensors) {
     bytes += tensor.bytes();
+    if (options.empty) continue;
     if (options.hollow && MayBeHollow(tensor.name)) continue;
     for (int64_t first = 0; first < tensor.values; first += kPieceValues) {
       pieces.push_back({&tensor, first, std::min(kPieceValues, tensor.values - first)});

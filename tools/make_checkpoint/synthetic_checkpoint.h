@@ -19,6 +19,7 @@ struct SyntheticOptions {
   // The experts' matrices, lm_head and a dense layer's are holes in the files, which read as zeros
   // and take no disk: for the time of a model of full depth. Rows are routed as with other weights.
   bool hollow = false;
+  bool empty = false;                  // all weights are holes
   int64_t file_bytes = 4'000'000'000;  // of weights in a file; a larger tensor has its own
 };
 

@@ -168,6 +168,8 @@ absl::Status WaitForMovedWeights(Client& client) {
 absl::Status Run(const Options& options) {
   if (options.ceilings) return BenchCeilings(options.connect.backend.threads, options.connect.json);
   TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
+  TANDEM_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, client->GetStatus());
+  if (options.connect.made_up_weights) std::cerr << "bench: " << status.detail() << "\n";
   v1::GetModelResponse model;
   const auto context = client->NewContext();
   TANDEM_RETURN_IF_ERROR(client->Explain(client->stub().GetModel(context.get(), {}, &model)));
@@ -212,9 +214,19 @@ Command AddBench(CLI::App& root) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   options->connect.AddTo(*app);
+  app->add_option(
+         "--made-up-weights", options->connect.made_up_weights,
+         "with --model on a GPU: a seed from which the weights are made there; those of the "
+         "checkpoint, which may be hollow, are not read")
+      ->needs("--model");
   return {app, [options] {
             std::erase(options->prefill, 0u);
             std::erase(options->batch, 0u);
+            // All streams at once, or there is nothing to measure.
+            for (const uint32_t streams : options->batch) {
+              options->connect.max_running =
+                  std::max({options->connect.max_running, static_cast<int>(streams), 64});
+            }
             return Run(*options);
           }};
 }

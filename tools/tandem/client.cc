@@ -49,6 +49,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& op
     embedded.served_name = options.served_name;
     TANDEM_ASSIGN_OR_RETURN(embedded.dtype, ParseMode(options.dtype));
     embedded.backend = options.backend;
+    embedded.made_up_weights = options.made_up_weights;
+    embedded.max_running = options.max_running;
     embedded.cache_tokens = options.cache_tokens;
     TANDEM_ASSIGN_OR_RETURN(client->deployment_, InProcessDeployment::Create(embedded));
     channel = client->deployment_->Channel();

@@ -33,7 +33,9 @@ struct ConnectOptions {
   std::string dtype = "bf16";
   BackendOptions backend;
   int64_t cache_tokens = 65536;
-  double timeout_s = 0;  // of one request; 0: none
+  std::optional<uint64_t> made_up_weights;  // a seed; with model_dir, and no flag but bench's
+  int max_running = 0;                      // with model_dir: requests at once; 0: the default
+  double timeout_s = 0;                     // of one request; 0: none
   bool json = false;
 
   void AddTo(CLI::App& app);
