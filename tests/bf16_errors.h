@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "nlohmann/json.hpp"
+#include "tests/source_path.h"
 
 namespace tandem::test {
 
@@ -27,7 +28,7 @@ namespace tandem::test {
 // `prompts`: those whose errors count. Requires that `model` is in the file.
 inline std::vector<double> ReferenceBF16Errors(const std::string& model,
                                                const std::vector<std::string>& prompts) {
-  std::ifstream file(std::string(TANDEM_SOURCE_DIR) + "/tests/golden/bf16_errors.json");
+  std::ifstream file(SourcePath("tests/golden/bf16_errors.json"));
   const nlohmann::json of_prompts = nlohmann::json::parse(file).at(model);
   std::vector<double> errors;
   for (const std::string& prompt : prompts) {

@@ -25,6 +25,7 @@ namespace tandem::test {
 namespace {
 
 constexpr absl::Duration kStartLimit = absl::Seconds(60);
+constexpr char kGpuMemory[] = "900MiB";  // of a worker: several share a GPU
 
 }  // namespace
 
@@ -109,10 +110,9 @@ const std::string& TestDevice() {
   return *device;
 }
 std::string Binary(const std::string& name) {
+  if (const char* const dir = std::getenv("TANDEM_TEST_PROGRAMS"))
+    return absl::StrCat(dir, "/", name);
   return absl::StrCat(TANDEM_BINARY_DIR, TestDevice() == "cuda" ? "/cuda-emulation/" : "/", name);
-}
-std::string SourcePath(const std::string& relative) {
-  return absl::StrCat(TANDEM_SOURCE_DIR, "/", relative);
 }
 std::string TinyModel() { return SourcePath("tests/golden/tiny"); }
 
@@ -147,6 +147,7 @@ void Deployment::StartWorker(const std::string& binary, const std::string& devic
                                       device,
                                       "--threads",
                                       "1"};
+  if (device == "cuda") command.insert(command.end(), {"--gpu-memory", kGpuMemory});
   command.insert(command.end(), options_.weights_flags.begin(), options_.weights_flags.end());
   command.insert(command.end(), options_.worker_flags.begin(), options_.worker_flags.end());
   command.insert(command.end(), flags.begin(), flags.end());

@@ -14,6 +14,7 @@
 
 #include "absl/time/time.h"
 #include "proto/inference.grpc.pb.h"
+#include "tests/source_path.h"
 
 namespace tandem::test {
 
@@ -59,8 +60,8 @@ bool WaitUntil(const std::function<bool()>& condition, absl::Duration limit);
 // What the programs compute on: "cpu", or "cuda" where the environment's TANDEM_TEST_DEVICE says
 // so, which is the CUDA backend on the emulation of a GPU.
 const std::string& TestDevice();
-std::string Binary(const std::string& name);  // of this build, for TestDevice()
-std::string SourcePath(const std::string& relative);
+// Of this build, for TestDevice(), or in the folder TANDEM_TEST_PROGRAMS.
+std::string Binary(const std::string& name);
 std::string TinyModel();  // the project's own golden checkpoint
 
 struct DeploymentOptions {

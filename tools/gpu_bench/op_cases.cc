@@ -61,12 +61,15 @@ double Bytes(int64_t values) { return 2.0 * static_cast<double>(values); }
 Widths BriefWidths() {
   Widths w;
   w.vocab = 520;
-  w.hidden = w.dense = w.shared = 64;
-  w.expert = 32;
+  w.hidden = 64;  // no two widths are alike, as a mix-up of them would be seen
+  w.dense = 96;
+  w.expert = 40;
+  w.shared = 80;
   w.heads = 2;
-  w.nope = w.value = 32;
+  w.nope = 32;
   w.rope = 16;
-  w.latent = 64;
+  w.value = 24;
+  w.latent = 72;
   w.experts = 8;
   w.top_k = 2;
   w.prefill = 70;
