@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <initializer_list>
@@ -24,7 +25,8 @@
 
 namespace tandem::kernels {
 
-constexpr uint64_t kSeeds = 8;  // orders of threads that each op runs in
+constexpr size_t kTestMemoryBytes = size_t{256} << 20;  // a test may have several backends
+constexpr uint64_t kSeeds = 8;                          // orders of threads that each op runs in
 
 inline TestTensor Ints(std::initializer_list<int64_t> dims, const std::vector<int32_t>& values) {
   TestTensor tensor(Dtype::kI32, dims);
@@ -63,7 +65,7 @@ class TestStream {
 // On the emulation, in orders of threads that begin with `seed`; ops are done when they return.
 inline std::unique_ptr<Backend> MakeCudaBackend(uint64_t seed) {
   setenv("TANDEM_CUDA_SEED", std::to_string(seed).c_str(), /*replace=*/1);
-  return std::make_unique<SynchronousBackend>(*CreateCudaBackend());
+  return std::make_unique<SynchronousBackend>(*CreateCudaBackend({kTestMemoryBytes}));
 }
 // The CPU in the order of additions that the two have in common.
 inline std::unique_ptr<Backend> MakeCpuBackend() {
