@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""The Python client, and one generated from the public proto, with a real gateway. Skipped where
+Python has no gRPC. Usage: client_test.py PACKAGE_FOLDER BIN_FOLDER"""
+import asyncio
+import importlib.util
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+SKIPPED = 77  # CTest's word for it
+if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("google.protobuf") is None:
+    print(f"skipped: {sys.executable} has no gRPC (Debian: python3-grpcio, python3-protobuf)")
+    sys.exit(SKIPPED)
+PACKAGE, BIN = sys.argv[1], pathlib.Path(sys.argv[2])
+sys.path.insert(0, PACKAGE)
+import grpc  # noqa: E402
+import tandem  # noqa: E402
+from tandem import GenerateRequest, RetryPolicy, Sampling, TandemError  # noqa: E402
+from tandem.resume import Answer, Retries  # noqa: E402
+from tandem.wire import METHODS  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+LIMIT_S = 60
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Gateway:
+    """All in one process, always at the same port."""
+
+    def __init__(self):
+        self.address = f"127.0.0.1:{free_port()}"
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [str(BIN / "tandem-gateway"), "--model", str(ROOT / "tests/golden/tiny"), "--dtype",
+             "f32", "--threads", "1", "--listen", self.address],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def end(self, how=signal.SIGKILL):
+        self.process.send_signal(how)
+        self.process.wait()
+
+
+def long_request(tokens=1500, seed=7, **fields):
+    return GenerateRequest(token_ids=[5, 6, 7, 8], max_tokens=tokens, ignore_eos=True,
+                           sampling=Sampling(temperature=0.8, seed=seed), **fields)
+
+
+def wait_until(condition):
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("it did not come to that in time")
+        time.sleep(0.005)
+
+
+class ResumeTest(unittest.TestCase):
+    def event(self, **fields):
+        return METHODS["Generate"].deserialize(
+            generate_response()(**fields).SerializeToString())
+
+    def answer(self):
+        answer = Answer(GenerateRequest(text="x", max_tokens=3))
+        self.assertFalse(answer.next_attempt().sampling.HasField("seed"))
+        self.assertIsNone(answer.take(self.event(started={"seed": 11})))
+        answer.take(self.event(chunk={"text": "ab", "token_ids": [1, 2], "log_probs": [-1, -2]}))
+        return answer
+
+    def test_what_was_delivered_is_skipped(self):
+        answer = self.answer()
+        self.assertEqual(answer.next_attempt().sampling.seed, 11)
+        answer.take(self.event(started={"seed": 11}))
+        self.assertIsNone(answer.take(self.event(
+            chunk={"text": "a", "token_ids": [1], "log_probs": [-1]})))
+        fresh = answer.take(self.event(
+            chunk={"text": "bc", "token_ids": [2, 3], "log_probs": [-2, -3]}))
+        self.assertEqual(fresh, tandem.Chunk("c", (3,), (-3,)))
+        self.assertEqual(answer.take(self.event(finished={"text": "d"})),
+                         tandem.Chunk("d", (), ()))
+        self.assertEqual((answer.text, answer.token_ids), ("abcd", [1, 2, 3]))
+
+    def test_another_answer_is_an_error(self):
+        for changed in ({"started": {"seed": 12}},
+                        {"chunk": {"text": "a", "token_ids": [9], "log_probs": [-1]}},
+                        {"chunk": {"text": "a", "token_ids": [1], "log_probs": [-1.5]}},
+                        {"chunk": {"text": "x", "token_ids": [1], "log_probs": [-1]}},
+                        {"finished": {}}):
+            answer = self.answer()
+            answer.next_attempt()
+            with self.assertRaises(tandem.ChangedAnswerError):
+                answer.take(self.event(**changed))
+
+    def test_retries_end_without_progress_and_with_the_deadline(self):
+        unavailable = TandemError(grpc.StatusCode.UNAVAILABLE, "away")
+        retries = Retries(RetryPolicy(give_up_s=10, first_wait_s=1, longest_wait_s=4), 0, 100)
+        self.assertEqual([retries.on_error(unavailable, t) for t in (0, 1, 3, 5)], [1, 2, 4, 4])
+        with self.assertRaises(TandemError) as raised:
+            retries.on_error(unavailable, 9)
+        self.assertIs(raised.exception, unavailable)
+        retries.on_progress(98.5)
+        self.assertEqual(retries.on_error(unavailable, 98.5), 1)
+        with self.assertRaises(TandemError) as raised:
+            retries.on_error(unavailable, 98.5)
+        self.assertEqual(raised.exception.code, grpc.StatusCode.DEADLINE_EXCEEDED)
+        with self.assertRaises(TandemError) as raised:
+            retries.on_error(TandemError(grpc.StatusCode.INTERNAL, "x"), 0)
+        self.assertEqual(raised.exception.code, grpc.StatusCode.INTERNAL)
+
+
+def generate_response():
+    """The class of Generate's answers, from the bound method that reads them."""
+    return type(METHODS["Generate"].deserialize(b""))
+
+
+class GatewayTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.gateway = Gateway()
+        cls.client = tandem.Client(cls.gateway.address)
+        wait_until(lambda: cls.client.get_status().state == "serving")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.client.close()
+        cls.gateway.end()
+
+    def live(self):
+        return self.client.get_status().workers[0].counters["requests_live"]
+
+    def test_streams(self):
+        stream = self.client.generate(GenerateRequest(text="one two", max_tokens=20,
+                                                      ignore_eos=True))
+        chunks = list(stream)
+        whole = self.client.complete(GenerateRequest(
+            text="one two", max_tokens=20, ignore_eos=True,
+            sampling=Sampling(seed=stream.started.seed)))
+        self.assertEqual(whole.text, "".join(chunk.text for chunk in chunks))
+        self.assertEqual(whole.token_ids, [i for chunk in chunks for i in chunk.token_ids])
+        self.assertEqual(len(whole.log_probs), 20)
+        self.assertEqual(whole.finished.completion_tokens, 20)
+        self.assertEqual(stream.finished.reason, tandem.FinishReason.LENGTH)
+        self.assertEqual(stream.retries, 0)
+
+    def test_all_calls(self):
+        ids = self.client.tokenize("one two")
+        self.assertEqual(self.client.detokenize(ids), "one two")
+        score = self.client.score(tandem.ScoreRequest(token_ids=ids, logits=True, positions=[0]))
+        model = self.client.get_model()
+        self.assertEqual(len(score.rows[0].logits), 4 * model.vocab_size)
+        self.assertEqual(score.prompt_tokens, len(ids))
+        self.assertIsNone(model.default_sampling.seed)
+        self.assertEqual(self.client.get_status().workers[0].kind, "gateway")
+
+    def test_a_refusal_has_code_and_sentence(self):
+        with self.assertRaises(TandemError) as raised:
+            self.client.complete(GenerateRequest(text="x", sampling=Sampling(top_p=2)))
+        self.assertEqual(raised.exception.code, grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertIn("sampling.top_p is 2", raised.exception.message)
+        with self.assertRaisesRegex(ValueError, "exactly one of text, token_ids, chat"):
+            self.client.complete(GenerateRequest(text="x", token_ids=[1]))
+
+    def test_cancel_ends_the_work(self):
+        with self.client.generate(long_request()) as stream:
+            next(stream)
+        with self.assertRaises(TandemError) as raised:
+            list(stream)
+        self.assertEqual(raised.exception.code, grpc.StatusCode.CANCELLED)
+        wait_until(lambda: self.live() == 0)
+
+    def test_deadline(self):
+        with self.assertRaises(TandemError) as raised:
+            self.client.complete(long_request(), timeout_s=0.05)
+        self.assertEqual(raised.exception.code, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def test_asyncio(self):
+        async def talk():
+            async with tandem.AsyncClient(self.gateway.address) as client:
+                a, b = await asyncio.gather(client.complete(long_request(20)),
+                                            client.complete(long_request(20)))
+                self.assertEqual((a.token_ids, a.log_probs), (b.token_ids, b.log_probs))
+                with self.assertRaises(TandemError) as raised:
+                    await client.complete(GenerateRequest(text="x", sampling=Sampling(top_p=2)))
+                self.assertEqual(raised.exception.code, grpc.StatusCode.INVALID_ARGUMENT)
+                stream = client.generate(long_request())
+                async for _ in stream:
+                    stream.cancel()
+                    break
+                with self.assertRaises(TandemError) as raised:
+                    await stream.result()
+                self.assertEqual(raised.exception.code, grpc.StatusCode.CANCELLED)
+                with self.assertRaises(asyncio.TimeoutError):
+                    await asyncio.wait_for(client.complete(long_request()), 0.05)
+                with self.assertRaises(TandemError) as raised:
+                    await client.complete(long_request(), timeout_s=0.05)
+                self.assertEqual(raised.exception.code, grpc.StatusCode.DEADLINE_EXCEEDED)
+                ids = await client.tokenize("one two")
+                self.assertEqual(await client.detokenize(ids), "one two")
+                score = await client.score(tandem.ScoreRequest(token_ids=ids))
+                self.assertEqual(len(score.rows), len(ids))
+        asyncio.run(asyncio.wait_for(talk(), LIMIT_S))
+        wait_until(lambda: self.live() == 0)
+
+    def test_generated_client(self):
+        """What a stranger makes of the proto, without this package."""
+        plugin = shutil.which("grpc_python_plugin")
+        if not shutil.which("protoc") or not plugin:
+            self.skipTest("no protobuf-compiler-grpc")
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["protoc", f"--proto_path={ROOT / 'proto'}", f"--python_out={folder}",
+                            f"--grpc_python_out={folder}",
+                            f"--plugin=protoc-gen-grpc_python={plugin}", "inference.proto"],
+                           check=True)
+            sys.path.insert(0, folder)
+            import inference_pb2
+            import inference_pb2_grpc
+        with grpc.insecure_channel(self.gateway.address) as channel:
+            server = inference_pb2_grpc.InferenceStub(channel)
+            request = inference_pb2.GenerateRequest(text="one two", max_tokens=20,
+                                                    ignore_eos=True, sampling={"seed": 3})
+            call = server.Generate(request, timeout=LIMIT_S)
+            events = list(call)
+            self.assertEqual(events[0].WhichOneof("event"), "started")
+            self.assertEqual(events[-1].finished.completion_tokens, 20)
+            self.assertEqual(call.code(), grpc.StatusCode.OK)
+            self.assertEqual(self.client.complete(GenerateRequest(
+                text="one two", max_tokens=20, ignore_eos=True,
+                sampling=Sampling(seed=3))).token_ids,
+                [i for event in events for i in event.chunk.token_ids])
+            request.max_tokens = 1500
+            call = server.Generate(request)
+            next(call)
+            call.cancel()
+            with self.assertRaises(grpc.RpcError):
+                list(call)
+            self.assertEqual(call.code(), grpc.StatusCode.CANCELLED)
+            call = server.Generate(request, timeout=0.05)
+            with self.assertRaises(grpc.RpcError):
+                list(call)
+            self.assertEqual(call.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+            request.sampling.top_p = 2
+            call = server.Generate(request)
+            with self.assertRaises(grpc.RpcError):
+                list(call)
+            self.assertEqual(call.code(), grpc.StatusCode.INVALID_ARGUMENT)
+            self.assertIsNotNone(call.trailing_metadata())
+        wait_until(lambda: self.live() == 0)
+
+    def test_a_restart_costs_only_time(self):
+        whole = self.client.complete(long_request())
+        stream = self.client.generate(long_request())
+        first = next(stream)
+        self.gateway.end()
+        back = threading.Timer(0.3, self.gateway.start)
+        back.start()
+        answer = stream.result()
+        back.join()
+        self.assertGreater(answer.retries, 0)
+        self.assertEqual(answer.token_ids[:len(first.token_ids)], list(first.token_ids))
+        self.assertEqual((answer.text, answer.token_ids, answer.log_probs),
+                         (whole.text, whole.token_ids, whole.log_probs))
+
+        async def over_a_restart():
+            async with tandem.AsyncClient(self.gateway.address) as client:
+                stream = client.generate(long_request())
+                await stream.__anext__()
+                self.gateway.end()
+                asyncio.get_running_loop().call_later(0.3, self.gateway.start)
+                return await stream.result()
+        answer = asyncio.run(asyncio.wait_for(over_a_restart(), LIMIT_S))
+        self.assertGreater(answer.retries, 0)
+        self.assertEqual((answer.token_ids, answer.log_probs), (whole.token_ids, whole.log_probs))
+
+    def test_without_retries_a_gateway_that_is_away_is_unavailable_at_once(self):
+        start = time.monotonic()
+        with tandem.Client(f"127.0.0.1:{free_port()}",
+                           retry=RetryPolicy(give_up_s=0)) as client:
+            with self.assertRaises(TandemError) as raised:
+                client.complete(long_request())
+        self.assertEqual(raised.exception.code, grpc.StatusCode.UNAVAILABLE)
+        self.assertLess(time.monotonic() - start, 10)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])

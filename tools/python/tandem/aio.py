@@ -1,0 +1,184 @@
+"""The asyncio client: client.py with await."""
+import asyncio
+import time
+from typing import Any, AsyncIterator, Awaitable, Callable, List, Optional, Sequence, Tuple, TypeVar
+from typing import Union
+
+import grpc
+import grpc.aio
+
+from . import messages as m
+from . import wire
+from .client import CHANNEL_OPTIONS
+from .errors import TandemError, from_rpc_error
+from .resume import Answer, Retries, RetryPolicy
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to a gateway, for the tasks of one event loop. A timeout is of the whole call,
+    retries included; None: none."""
+
+    def __init__(self, address: str = "127.0.0.1:8470", *, retry: RetryPolicy = RetryPolicy(),
+                 options: Sequence[Tuple[str, Any]] = ()) -> None:
+        self._retry = retry
+        self._channel = grpc.aio.insecure_channel(address, [*CHANNEL_OPTIONS, *options])
+        self._unary = {name: self._channel.unary_unary(method.path, method.serialize,
+                                                       method.deserialize)
+                       for name, method in wire.METHODS.items()}
+        self._stream = {name: self._channel.unary_stream(method.path, method.serialize,
+                                                         method.deserialize)
+                        for name, method in wire.METHODS.items()}
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def generate(self, request: m.GenerateRequest, *,
+                 timeout_s: Optional[float] = None) -> "AsyncGenerateStream":
+        """Asks at once; the answer is read by iterating over what is returned."""
+        return AsyncGenerateStream(self._stream["Generate"], request,
+                                   Retries(self._retry, time.monotonic(), timeout_s))
+
+    async def complete(self, request: m.GenerateRequest, *,
+                       timeout_s: Optional[float] = None) -> m.Completion:
+        """The whole answer."""
+        return await self.generate(request, timeout_s=timeout_s).result()
+
+    async def score(self, request: m.ScoreRequest, *,
+                    timeout_s: Optional[float] = None) -> m.Score:
+        proto = wire.score_request(request)
+
+        async def attempt(left: Optional[float]) -> List[Any]:
+            return [response async for response in self._stream["Score"](proto, timeout=left)]
+        return wire.score(await self._call(attempt, timeout_s))
+
+    async def tokenize(self, text: Optional[str] = None, *,
+                       chat: Optional[Sequence[m.ChatMessage]] = None, plain: bool = False,
+                       add_bos: bool = False, timeout_s: Optional[float] = None) -> List[int]:
+        return list((await self._ask("Tokenize", wire.tokenize_request(text, chat, plain, add_bos),
+                                     timeout_s)).ids)
+
+    async def detokenize(self, ids: Sequence[int], *, skip_special: bool = False,
+                         timeout_s: Optional[float] = None) -> str:
+        proto = wire.METHODS["Detokenize"].request(ids=ids, skip_special=skip_special)
+        return str((await self._ask("Detokenize", proto, timeout_s)).text)
+
+    async def get_model(self, *, timeout_s: Optional[float] = None) -> m.Model:
+        return wire.model(await self._ask("GetModel", wire.METHODS["GetModel"].request(),
+                                          timeout_s))
+
+    async def get_status(self, *, timeout_s: Optional[float] = None) -> m.Status:
+        return wire.status(await self._ask("GetStatus", wire.METHODS["GetStatus"].request(),
+                                           timeout_s))
+
+    async def _ask(self, name: str, proto: Any, timeout_s: Optional[float]) -> Any:
+        async def attempt(left: Optional[float]) -> Any:
+            return await self._unary[name](proto, timeout=left)
+        return await self._call(attempt, timeout_s)
+
+    async def _call(self, attempt: Callable[[Optional[float]], Awaitable[T]],
+                    timeout_s: Optional[float]) -> T:
+        retries = Retries(self._retry, time.monotonic(), timeout_s)
+        while True:
+            try:
+                return await attempt(retries.time_left(time.monotonic()))
+            except grpc.RpcError as error:
+                await asyncio.sleep(retries.on_error(from_rpc_error(error), time.monotonic()))
+
+
+class AsyncGenerateStream:
+    """An answer, chunk by chunk, for one task. A task that is cancelled while it reads cancels it."""
+
+    def __init__(self, method: Any, request: m.GenerateRequest, retries: Retries) -> None:
+        self._method = method
+        self._answer = Answer(request)
+        self._retries = retries
+        self._cancelled = asyncio.Event()
+        self._trailing: Tuple[Tuple[str, Union[str, bytes]], ...] = ()
+        self._call = self._start()
+        self._chunks = self._read()
+
+    def __aiter__(self) -> AsyncIterator[m.Chunk]:
+        return self._chunks
+
+    async def __anext__(self) -> m.Chunk:
+        return await self._chunks.__anext__()
+
+    async def __aenter__(self) -> "AsyncGenerateStream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    @property
+    def started(self) -> Optional[m.Started]:
+        """There before the first chunk."""
+        return self._answer.started
+
+    @property
+    def finished(self) -> Optional[m.Finished]:
+        """There after the last chunk."""
+        return self._answer.finished
+
+    @property
+    def retries(self) -> int:
+        return self._retries.count
+
+    @property
+    def trailing_metadata(self) -> Tuple[Tuple[str, Union[str, bytes]], ...]:
+        """Of the last attempt, after its end."""
+        return self._trailing
+
+    def cancel(self) -> None:
+        """Reading then ends with CANCELLED, unless the answer was there."""
+        self._cancelled.set()
+        self._call.cancel()
+
+    async def result(self) -> m.Completion:
+        """Reads the rest; all of the answer, with what was read before."""
+        async for _ in self._chunks:
+            pass
+        return self._answer.completion(self._retries.count)
+
+    def _start(self) -> Any:
+        return self._method(self._answer.next_attempt(),
+                            timeout=self._retries.time_left(time.monotonic()))
+
+    def _was_cancelled(self) -> TandemError:
+        return TandemError(grpc.StatusCode.CANCELLED, "cancelled by its caller")
+
+    async def _read(self) -> AsyncIterator[m.Chunk]:
+        while True:
+            try:
+                async for proto in self._call:
+                    chunk = self._answer.take(proto)
+                    if chunk is not None:
+                        self._retries.on_progress(time.monotonic())
+                        yield chunk
+                self._trailing = tuple(await self._call.trailing_metadata() or ())
+                return
+            except asyncio.CancelledError:
+                # gRPC raises this in the reader whose call was cancelled, as in a task that was.
+                if self._cancelled.is_set():
+                    raise self._was_cancelled() from None
+                self._call.cancel()
+                raise
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+            self._trailing = error.trailing_metadata
+            if self._answer.finished is not None:
+                return  # all of it came; what broke was the goodbye
+            wait_s = self._retries.on_error(error, time.monotonic())
+            try:
+                await asyncio.wait_for(self._cancelled.wait(), wait_s)
+            except asyncio.TimeoutError:
+                self._call = self._start()
+            else:
+                raise self._was_cancelled() from error

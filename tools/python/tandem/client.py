@@ -1,0 +1,174 @@
+"""The synchronous client."""
+import threading
+import time
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
+
+import grpc
+
+from . import messages as m
+from . import wire
+from .errors import TandemError, from_rpc_error
+from .resume import Answer, Retries, RetryPolicy
+
+T = TypeVar("T")
+
+# A gateway that comes back is found within a second, and one whose machine went away is noticed.
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10000),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", -1),
+)
+
+
+class Client:
+    """A connection to a gateway. Any number of threads may use it at once. A timeout is of the whole
+    call, retries included; None: none."""
+
+    def __init__(self, address: str = "127.0.0.1:8470", *, retry: RetryPolicy = RetryPolicy(),
+                 options: Sequence[Tuple[str, Any]] = ()) -> None:
+        self._retry = retry
+        self._channel = grpc.insecure_channel(address, [*CHANNEL_OPTIONS, *options])
+        self._unary = {name: self._channel.unary_unary(method.path, method.serialize,
+                                                       method.deserialize)
+                       for name, method in wire.METHODS.items()}
+        self._stream = {name: self._channel.unary_stream(method.path, method.serialize,
+                                                         method.deserialize)
+                        for name, method in wire.METHODS.items()}
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(self, request: m.GenerateRequest, *,
+                 timeout_s: Optional[float] = None) -> "GenerateStream":
+        """Asks at once; the answer is read by iterating over what is returned."""
+        return GenerateStream(self._stream["Generate"], request,
+                              Retries(self._retry, time.monotonic(), timeout_s))
+
+    def complete(self, request: m.GenerateRequest, *,
+                 timeout_s: Optional[float] = None) -> m.Completion:
+        """The whole answer."""
+        return self.generate(request, timeout_s=timeout_s).result()
+
+    def score(self, request: m.ScoreRequest, *, timeout_s: Optional[float] = None) -> m.Score:
+        proto = wire.score_request(request)
+        return wire.score(self._call(
+            lambda left: list(self._stream["Score"](proto, timeout=left)), timeout_s))
+
+    def tokenize(self, text: Optional[str] = None, *,
+                 chat: Optional[Sequence[m.ChatMessage]] = None, plain: bool = False,
+                 add_bos: bool = False, timeout_s: Optional[float] = None) -> List[int]:
+        return list(self._ask("Tokenize", wire.tokenize_request(text, chat, plain, add_bos),
+                              timeout_s).ids)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False,
+                   timeout_s: Optional[float] = None) -> str:
+        proto = wire.METHODS["Detokenize"].request(ids=ids, skip_special=skip_special)
+        return str(self._ask("Detokenize", proto, timeout_s).text)
+
+    def get_model(self, *, timeout_s: Optional[float] = None) -> m.Model:
+        return wire.model(self._ask("GetModel", wire.METHODS["GetModel"].request(), timeout_s))
+
+    def get_status(self, *, timeout_s: Optional[float] = None) -> m.Status:
+        return wire.status(self._ask("GetStatus", wire.METHODS["GetStatus"].request(), timeout_s))
+
+    def _ask(self, name: str, proto: Any, timeout_s: Optional[float]) -> Any:
+        return self._call(lambda left: self._unary[name](proto, timeout=left), timeout_s)
+
+    def _call(self, attempt: Callable[[Optional[float]], T], timeout_s: Optional[float]) -> T:
+        retries = Retries(self._retry, time.monotonic(), timeout_s)
+        while True:
+            try:
+                return attempt(retries.time_left(time.monotonic()))
+            except grpc.RpcError as error:
+                time.sleep(retries.on_error(from_rpc_error(error), time.monotonic()))
+
+
+class GenerateStream:
+    """An answer, chunk by chunk. Read by one thread; any may cancel it. Who stops reading early leaves
+    a `with` or cancels: the gateway computes on until then."""
+
+    def __init__(self, method: Any, request: m.GenerateRequest, retries: Retries) -> None:
+        self._method = method
+        self._answer = Answer(request)
+        self._retries = retries
+        self._cancelled = threading.Event()
+        self._trailing: Tuple[Tuple[str, Union[str, bytes]], ...] = ()
+        self._call = self._start()
+        self._chunks = self._read()
+
+    def __iter__(self) -> Iterator[m.Chunk]:
+        return self._chunks
+
+    def __next__(self) -> m.Chunk:
+        return next(self._chunks)
+
+    def __enter__(self) -> "GenerateStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    @property
+    def started(self) -> Optional[m.Started]:
+        """There before the first chunk."""
+        return self._answer.started
+
+    @property
+    def finished(self) -> Optional[m.Finished]:
+        """There after the last chunk."""
+        return self._answer.finished
+
+    @property
+    def retries(self) -> int:
+        return self._retries.count
+
+    @property
+    def trailing_metadata(self) -> Tuple[Tuple[str, Union[str, bytes]], ...]:
+        """Of the last attempt, after its end."""
+        return self._trailing
+
+    def cancel(self) -> None:
+        """Reading then ends with CANCELLED, unless the answer was there."""
+        self._cancelled.set()
+        self._call.cancel()
+
+    def result(self) -> m.Completion:
+        """Reads the rest; all of the answer, with what was read before."""
+        for _ in self._chunks:
+            pass
+        return self._answer.completion(self._retries.count)
+
+    def _start(self) -> Any:
+        return self._method(self._answer.next_attempt(),
+                            timeout=self._retries.time_left(time.monotonic()))
+
+    def _read(self) -> Iterator[m.Chunk]:
+        while True:
+            try:
+                for proto in self._call:
+                    chunk = self._answer.take(proto)
+                    if chunk is not None:
+                        self._retries.on_progress(time.monotonic())
+                        yield chunk
+                self._trailing = tuple(self._call.trailing_metadata() or ())
+                return
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+            self._trailing = error.trailing_metadata
+            if self._answer.finished is not None:
+                return  # all of it came; what broke was the goodbye
+            if self._cancelled.wait(self._retries.on_error(error, time.monotonic())):
+                raise TandemError(grpc.StatusCode.CANCELLED, "cancelled by its caller") from error
+            self._call = self._start()
+            if self._cancelled.is_set():  # meanwhile: then that was the earlier call's cancel
+                self._call.cancel()

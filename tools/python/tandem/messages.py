@@ -1,0 +1,150 @@
+"""The messages of proto/inference.proto as dataclasses; None is a field that is not set."""
+import dataclasses
+import enum
+from typing import Dict, List, Optional, Sequence, Tuple
+
+
+class FinishReason(enum.Enum):
+    UNSPECIFIED = 0
+    EOS = 1
+    LENGTH = 2
+    STOP = 3  # a stop string, or one of stop_token_ids
+
+
+class ScorePath(enum.Enum):
+    AS_REQUEST = 0
+    PREFILL = 1
+    DECODE = 2
+    CHUNK = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatMessage:
+    role: str  # "system", "user" or "assistant"
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What is None is as the model's defaults say (`Client.get_model().default_sampling`)."""
+    temperature: Optional[float] = None  # 0 is greedy
+    top_k: Optional[int] = None  # 0: no limit
+    top_p: Optional[float] = None
+    seed: Optional[int] = None  # None: the server draws one and says it in Started
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateRequest:
+    """One of text, token_ids and chat is the prompt."""
+    text: Optional[str] = None
+    token_ids: Optional[Sequence[int]] = None
+    chat: Optional[Sequence[ChatMessage]] = None
+    sampling: Sampling = Sampling()
+    max_tokens: Optional[int] = None
+    ignore_eos: bool = False
+    stop: Sequence[str] = ()
+    match_added_tokens: bool = False
+    add_bos: Optional[bool] = None
+    stop_token_ids: Sequence[int] = ()
+    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    model: str
+    prompt_tokens: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Text may lag behind ids. A last chunk without ids has text that was held back."""
+    text: str
+    token_ids: Tuple[int, ...]
+    log_probs: Tuple[float, ...]  # one per id
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    queue_us: int
+    prefill_us: int
+    decode_us: int
+
+
+@dataclasses.dataclass
+class Completion:
+    """A whole answer."""
+    started: Started
+    finished: Finished
+    text: str
+    token_ids: List[int]
+    log_probs: List[float]
+    retries: int  # how often it was asked for again
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRequest:
+    """One of text and token_ids is the prompt."""
+    text: Optional[str] = None
+    token_ids: Optional[Sequence[int]] = None
+    logits: bool = False
+    positions: Sequence[int] = ()
+    path: ScorePath = ScorePath.AS_REQUEST
+    chunk_tokens: int = 0
+    match_added_tokens: bool = False
+    add_bos: Optional[bool] = None
+    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRow:
+    position: int
+    target: int
+    log_prob: float
+    logits: bytes  # little-endian f32, [vocab], if asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    prompt_tokens: int
+    rows: List[ScoreRow]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    name: str
+    dtype: str
+    context_tokens: int
+    vocab_size: int
+    num_layers: int
+    has_tokenizer: bool
+    has_chat_template: bool
+    eos_ids: Tuple[int, ...]
+    bos_id: Optional[int]
+    digest: str
+    parameters: int
+    default_sampling: Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerStatus:
+    id: int
+    kind: str  # "gateway", "attention" or "expert"
+    address: str
+    state: str
+    loaded: float
+    counters: Dict[str, int]
+    device: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    state: str
+    detail: str
+    model: str
+    workers: List[WorkerStatus]
+    placement_epoch: int
+    placement_counter: int

@@ -1,0 +1,127 @@
+"""What both clients do when a call fails: whether and when to ask again, and how an answer that broke
+off goes on. Without I/O and clock: time comes in from the caller."""
+import dataclasses
+from typing import Any, List, Optional
+
+import grpc
+
+from . import messages as m
+from . import wire
+from .errors import ChangedAnswerError, TandemError
+
+
+@dataclasses.dataclass(frozen=True)
+class RetryPolicy:
+    """A call that ends with UNAVAILABLE is made again, until nothing at all came for `give_up_s`
+    seconds, or its own time is up. `give_up_s = 0`: never again.
+
+    An answer that broke off is asked for again with the same prompt, parameters and seed. The
+    service promises the same bits, so what was delivered before is compared, not delivered twice."""
+    give_up_s: float = 60.0
+    first_wait_s: float = 0.05
+    longest_wait_s: float = 1.0
+
+
+class Retries:
+    """When a call is made again."""
+
+    def __init__(self, policy: RetryPolicy, now: float, timeout_s: Optional[float]) -> None:
+        self._policy = policy
+        self._deadline = None if timeout_s is None else now + timeout_s
+        self._progress = now
+        self._wait_s = policy.first_wait_s
+        self.count = 0
+
+    def time_left(self, now: float) -> Optional[float]:
+        return None if self._deadline is None else max(0.0, self._deadline - now)
+
+    def on_progress(self, now: float) -> None:
+        """Something new came."""
+        self._progress = now
+        self._wait_s = self._policy.first_wait_s
+
+    def on_error(self, error: TandemError, now: float) -> float:
+        """How long to wait before the next attempt. Raises the error if there is none."""
+        if error.code != grpc.StatusCode.UNAVAILABLE:
+            raise error
+        wait_s = self._wait_s
+        if now + wait_s > self._progress + self._policy.give_up_s:
+            raise error
+        if self._deadline is not None and now + wait_s >= self._deadline:
+            raise TandemError(grpc.StatusCode.DEADLINE_EXCEEDED,
+                              f"no time is left to ask again after {error}",
+                              error.trailing_metadata) from error
+        self._wait_s = min(2 * wait_s, self._policy.longest_wait_s)
+        self.count += 1
+        return wait_s
+
+
+class Answer:
+    """One answer over any number of attempts. `take` gives what is new of what each brings."""
+
+    def __init__(self, request: m.GenerateRequest) -> None:
+        self._request = request
+        self.started: Optional[m.Started] = None
+        self.finished: Optional[m.Finished] = None
+        self.token_ids: List[int] = []
+        self.log_probs: List[float] = []
+        self.text = ""
+        self._ids_seen = 0  # in this attempt
+        self._text_seen = 0
+
+    def next_attempt(self) -> Any:
+        """The request, as a message."""
+        self._ids_seen = self._text_seen = 0
+        return wire.generate_request(self._request,
+                                     None if self.started is None else self.started.seed)
+
+    def take(self, proto: Any) -> Optional[m.Chunk]:
+        """What the event adds to what there was, if anything."""
+        event, text = wire.generate_event(proto)
+        if isinstance(event, m.Started):
+            self._take_started(event)
+            return None
+        chunk = event if isinstance(event, m.Chunk) else m.Chunk(text, (), ())
+        fresh = self._take_chunk(chunk)
+        if isinstance(event, m.Finished):
+            if self._ids_seen < len(self.token_ids) or self._text_seen < len(self.text):
+                raise ChangedAnswerError(
+                    f"asked again, the answer ends after {self._ids_seen} tokens, but "
+                    f"{len(self.token_ids)} had come before it broke off")
+            self.finished = event
+        return fresh if fresh.text or fresh.token_ids else None
+
+    def _take_started(self, started: m.Started) -> None:
+        before = self.started
+        if before is not None and (before.model, before.prompt_tokens, before.seed) != (
+                started.model, started.prompt_tokens, started.seed):
+            raise ChangedAnswerError(f"asked again, the answer is of {started}, not of {before}")
+        self.started = started
+
+    def _take_chunk(self, chunk: m.Chunk) -> m.Chunk:
+        at = self._ids_seen
+        old = max(0, min(len(self.token_ids) - at, len(chunk.token_ids)))
+        for i in range(old):
+            came = (chunk.token_ids[i], chunk.log_probs[i])
+            was = (self.token_ids[at + i], self.log_probs[at + i])
+            if came != was:
+                raise ChangedAnswerError(f"asked again, token {at + i} of the answer is {came[0]} "
+                                         f"with log-probability {came[1]!r}, not {was[0]} with "
+                                         f"{was[1]!r}")
+        text_at = self._text_seen
+        old_text = max(0, min(len(self.text) - text_at, len(chunk.text)))
+        if chunk.text[:old_text] != self.text[text_at:text_at + old_text]:
+            raise ChangedAnswerError(f"asked again, the answer's text is not what it was at "
+                                     f"character {text_at}")
+        self._ids_seen += len(chunk.token_ids)
+        self._text_seen += len(chunk.text)
+        fresh = m.Chunk(chunk.text[old_text:], chunk.token_ids[old:], chunk.log_probs[old:])
+        self.token_ids.extend(fresh.token_ids)
+        self.log_probs.extend(fresh.log_probs)
+        self.text += fresh.text
+        return fresh
+
+    def completion(self, retries: int) -> m.Completion:
+        assert self.started is not None and self.finished is not None
+        return m.Completion(self.started, self.finished, self.text, list(self.token_ids),
+                            list(self.log_probs), retries)
