@@ -41,6 +41,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& op
   if (options.model_dir.empty()) {
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(-1);
+    // What would retry calls by itself ends the process when a server's trailers have no status.
+    arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
     channel =
         grpc::CreateCustomChannel(options.server, grpc::InsecureChannelCredentials(), arguments);
   } else {

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -149,7 +150,8 @@ TEST(GrpcExpertLinkTest, KeepalivesGoBothWaysWhileNothingElseDoes) {
 // A port that accepts and then says something that is not gRPC, or nothing at all.
 class OddPort {
  public:
-  explicit OddPort(std::string says) {
+  // `says` at once, and `answers` once a call has begun.
+  explicit OddPort(std::string says, std::string answers = "") {
     listener_ = socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in address = {};
     address.sin_family = AF_INET;
@@ -159,11 +161,13 @@ class OddPort {
     socklen_t size = sizeof(address);
     EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
     port_ = ntohs(address.sin_port);
-    thread_ = std::thread([this, says = std::move(says)] {
+    thread_ = std::thread([this, says = std::move(says), answers = std::move(answers)] {
       std::vector<int> peers;
       for (int fd; (fd = accept(listener_, nullptr, nullptr)) >= 0;) {
         peers.push_back(fd);
         if (!says.empty()) send(fd, says.data(), says.size(), MSG_NOSIGNAL);
+        if (answers.empty() || !WaitForCall(fd)) continue;
+        send(fd, answers.data(), answers.size(), MSG_NOSIGNAL);
       }
       for (const int fd : peers) close(fd);
     });
@@ -176,10 +180,52 @@ class OddPort {
   GrpcPeer peer() const { return {absl::StrCat("127.0.0.1:", port_), nullptr}; }
 
  private:
+  // Reads HTTP/2 until the HEADERS of a call.
+  static bool WaitForCall(int fd) {
+    const auto read = [fd](size_t bytes) {
+      std::string data(bytes, '\0');
+      return recv(fd, data.data(), bytes, MSG_WAITALL) == static_cast<ssize_t>(bytes) ? data : "";
+    };
+    constexpr size_t kPrefaceBytes = 24, kFrameHeaderBytes = 9;
+    if (read(kPrefaceBytes).empty()) return false;
+    for (;;) {
+      const std::string header = read(kFrameHeaderBytes);
+      if (header.empty()) return false;
+      const auto byte = [&](int i) { return static_cast<uint8_t>(header[i]); };
+      const size_t bytes = byte(0) << 16 | byte(1) << 8 | byte(2);
+      if (bytes > 0 && read(bytes).empty()) return false;
+      if (byte(3) == 1) return true;
+    }
+  }
+
   int listener_ = -1;
   int port_ = 0;
   std::thread thread_;
 };
+
+// An HTTP/2 frame; `header` is literal header fields of names and values shorter than 127 bytes.
+std::string Http2Frame(char type, char flags, char stream,
+                       const std::vector<std::pair<std::string, std::string>>& header) {
+  std::string body;
+  for (const auto& [name, value] : header) {
+    body += '\0';
+    body += static_cast<char>(name.size()) + name;
+    body += static_cast<char>(value.size()) + value;
+  }
+  const char start[] = {0, 0, static_cast<char>(body.size()), type, flags, 0, 0, 0, stream};
+  return std::string(start, sizeof(start)) + body;
+}
+
+TEST(GrpcExpertLinkTest, TrailersWithoutAStatusAreUnavailable) {
+  constexpr char kHeaders = 1, kSettings = 4, kEndStream = 1, kEndHeaders = 4;
+  OddPort port(Http2Frame(kSettings, 0, 0, {}),
+               Http2Frame(kHeaders, kEndHeaders, 1,
+                          {{":status", "200"}, {"content-type", "application/grpc"}}) +
+                   Http2Frame(kHeaders, kEndHeaders | kEndStream, 1, {{"grpc-statu5", "0"}}));
+  GrpcExpertLink link(port.peer());
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status.code(),
+            absl::StatusCode::kUnavailable);
+}
 
 TEST(GrpcExpertLinkTest, APortThatDoesNotSpeakGrpcIsUnavailable) {
   OddPort port("HTTP/1.1 200 OK\r\n\r\nhello");

@@ -152,7 +152,7 @@ class GatewayTest(unittest.TestCase):
         self.assertEqual(len(whole.log_probs), 20)
         self.assertEqual(whole.finished.completion_tokens, 20)
         self.assertEqual(stream.finished.reason, tandem.FinishReason.LENGTH)
-        self.assertEqual(stream.retries, 0)
+        self.assertEqual(stream.retried, [])
 
     def test_all_calls(self):
         ids = self.client.tokenize("one two")

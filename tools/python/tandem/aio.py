@@ -128,8 +128,9 @@ class AsyncGenerateStream:
         return self._answer.finished
 
     @property
-    def retries(self) -> int:
-        return self._retries.count
+    def retried(self) -> List[TandemError]:
+        """After which errors it was asked again."""
+        return self._retries.errors
 
     @property
     def trailing_metadata(self) -> Tuple[Tuple[str, Union[str, bytes]], ...]:
@@ -145,7 +146,7 @@ class AsyncGenerateStream:
         """Reads the rest; all of the answer, with what was read before."""
         async for _ in self._chunks:
             pass
-        return self._answer.completion(self._retries.count)
+        return self._answer.completion(len(self._retries.errors))
 
     def _start(self) -> Any:
         return self._method(self._answer.next_attempt(),

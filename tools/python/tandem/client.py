@@ -21,6 +21,8 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", -1),
+    # What retries below `RetryPolicy` ends the process when trailers have no status (gRPC 1.51).
+    ("grpc.enable_retries", 0),
 )
 
 
@@ -129,8 +131,9 @@ class GenerateStream:
         return self._answer.finished
 
     @property
-    def retries(self) -> int:
-        return self._retries.count
+    def retried(self) -> List[TandemError]:
+        """After which errors it was asked again."""
+        return self._retries.errors
 
     @property
     def trailing_metadata(self) -> Tuple[Tuple[str, Union[str, bytes]], ...]:
@@ -146,7 +149,7 @@ class GenerateStream:
         """Reads the rest; all of the answer, with what was read before."""
         for _ in self._chunks:
             pass
-        return self._answer.completion(self._retries.count)
+        return self._answer.completion(len(self._retries.errors))
 
     def _start(self) -> Any:
         return self._method(self._answer.next_attempt(),

@@ -30,7 +30,7 @@ class Retries:
         self._deadline = None if timeout_s is None else now + timeout_s
         self._progress = now
         self._wait_s = policy.first_wait_s
-        self.count = 0
+        self.errors: List[TandemError] = []  # after which it was made again
 
     def time_left(self, now: float) -> Optional[float]:
         return None if self._deadline is None else max(0.0, self._deadline - now)
@@ -52,7 +52,7 @@ class Retries:
                               f"no time is left to ask again after {error}",
                               error.trailing_metadata) from error
         self._wait_s = min(2 * wait_s, self._policy.longest_wait_s)
-        self.count += 1
+        self.errors.append(error)
         return wait_s
 
 
