@@ -40,10 +40,9 @@ void Answer(std::vector<DueAnswer> due) {
 class GrpcExpertLink::Impl {
  public:
   Impl(GrpcPeer peer, GrpcExpertLinkOptions options)
-      : address_(peer.address),
+      : peer_(std::move(peer)),
         options_(options),
-        channel_(CreatePeerChannel(peer)),
-        stub_(channel_),
+        channel_(CreatePeerChannel(peer_)),
         timer_(std::make_unique<TimerThread>([this] { return Tick(); })) {}
   ~Impl();
 
@@ -65,6 +64,9 @@ class GrpcExpertLink::Impl {
                        std::vector<EncodedFrame> frames);
   void OpenStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CloseStream() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The next stream gets a connection of its own: this one's bytes cannot be trusted, and gRPC
+  // keeps it for as long as TCP does.
+  void LeaveConnection() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Ends an outstanding request; the caller gives the answer once it has let go of the lock.
   DueAnswer Finish(absl::flat_hash_map<DispatchId, Outstanding>::iterator it, ExpertReply reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -80,17 +82,18 @@ class GrpcExpertLink::Impl {
   void OnStreamDone(Stream* stream, const absl::Status& why);
   void OnStreamGone();
 
-  const std::string address_;
+  const GrpcPeer peer_;
   const GrpcExpertLinkOptions options_;
-  std::shared_ptr<grpc::Channel> channel_;
-  grpc::GenericStub stub_;
   FrameCounters frames_;
 
   mutable Mutex mu_;
   CondVar gone_;
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
   Stream* stream_ ABSL_GUARDED_BY(mu_) = nullptr;  // that new requests use; null: none, or it broke
-  int streams_live_ ABSL_GUARDED_BY(mu_) = 0;      // whose reactions may still call
+  std::shared_ptr<grpc::Channel> channel_ ABSL_GUARDED_BY(mu_);  // of the next stream
+  // Kept until their streams have gone: the last reference is not to be dropped in a reaction.
+  std::vector<std::shared_ptr<grpc::Channel>> left_channels_ ABSL_GUARDED_BY(mu_);
+  int streams_live_ ABSL_GUARDED_BY(mu_) = 0;  // whose reactions may still call
   absl::flat_hash_map<DispatchId, Outstanding> outstanding_ ABSL_GUARDED_BY(mu_);
   int64_t outstanding_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   Clock::time_point next_tick_ ABSL_GUARDED_BY(mu_) = Clock::time_point::max();
@@ -108,8 +111,8 @@ class GrpcExpertLink::Impl {
 // needs the link's lock.
 class GrpcExpertLink::Stream : public ClientReactor {
  public:
-  explicit Stream(GrpcExpertLink::Impl* link) : link_(link) {
-    link_->stub_.PrepareBidiStreamingCall(&context_, kMethod, {}, this);
+  Stream(GrpcExpertLink::Impl* link, const std::shared_ptr<grpc::Channel>& channel) : link_(link) {
+    grpc::GenericStub(channel).PrepareBidiStreamingCall(&context_, kMethod, {}, this);
     AddHold();  // until Break: other threads write
     StartRead(&read_buffer_);
     StartCall();
@@ -179,8 +182,11 @@ class GrpcExpertLink::Stream : public ClientReactor {
     read_buffer_.Clear();
     MutexLock lock(link_->mu_);
     if (!status.ok()) {
+      if (link_->stream_ == this) {
+        link_->stream_ = nullptr;
+        if (ok) link_->LeaveConnection();
+      }
       if (ok) set_reason(std::move(status));
-      if (link_->stream_ == this) link_->stream_ = nullptr;
       Break();
       return;
     }
@@ -261,8 +267,8 @@ absl::Status GrpcExpertLink::Impl::Enqueue(const std::shared_ptr<const ExpertReq
     if (closing_) return absl::UnavailableError("the link is closed");
     if (outstanding_bytes_ + bytes > options_.max_outstanding_bytes) {
       return absl::ResourceExhaustedError(
-          absl::StrCat(outstanding_bytes_, " bytes are outstanding at ", address_, ", and ", bytes,
-                       " more would be over the limit of ", options_.max_outstanding_bytes));
+          absl::StrCat(outstanding_bytes_, " bytes are outstanding at ", peer_.address, ", and ",
+                       bytes, " more would be over the limit of ", options_.max_outstanding_bytes));
     }
     if (outstanding_.contains(request->id)) {
       return absl::InvalidArgumentError("a request with the same id is outstanding");
@@ -286,13 +292,17 @@ absl::Status GrpcExpertLink::Impl::Enqueue(const std::shared_ptr<const ExpertReq
 void GrpcExpertLink::Impl::OpenStream() {
   ++streams_total_;
   ++streams_live_;
-  stream_ = new Stream(this);
+  stream_ = new Stream(this, channel_);
 }
 
 void GrpcExpertLink::Impl::CloseStream() {
   if (stream_ == nullptr) return;
   stream_->Break();
   stream_ = nullptr;
+}
+
+void GrpcExpertLink::Impl::LeaveConnection() {
+  left_channels_.push_back(std::exchange(channel_, CreatePeerChannel(peer_)));
 }
 
 DueAnswer GrpcExpertLink::Impl::Finish(absl::flat_hash_map<DispatchId, Outstanding>::iterator it,
@@ -365,7 +375,7 @@ void GrpcExpertLink::Impl::OnStreamDone(Stream* stream, const absl::Status& why)
     MutexLock lock(mu_);
     const absl::Status status = absl::UnavailableError(
         closing_ ? "the link was closed"
-                 : absl::StrCat("the connection to ", address_, " broke: ", why.ToString()));
+                 : absl::StrCat("the connection to ", peer_.address, " broke: ", why.ToString()));
     for (auto it = outstanding_.begin(); it != outstanding_.end();) {
       const auto next = std::next(it);
       if (it->second.stream == stream) due.push_back(Finish(it, {status, {}, nullptr}));
@@ -390,7 +400,7 @@ void GrpcExpertLink::Impl::CollectExpired(Clock::time_point now, std::vector<Due
       ++timeouts_total_;
       if (it->second.stream == stream_ && stream_ != nullptr) stream_->Unqueue(it->first);
       due->push_back(Finish(
-          it, {absl::DeadlineExceededError(absl::StrCat(address_, " did not answer in time")),
+          it, {absl::DeadlineExceededError(absl::StrCat(peer_.address, " did not answer in time")),
                {},
                nullptr}));
     } else {
@@ -402,9 +412,14 @@ void GrpcExpertLink::Impl::CollectExpired(Clock::time_point now, std::vector<Due
 
 Clock::time_point GrpcExpertLink::Impl::Tick() {
   std::vector<DueAnswer> due;
+  std::vector<std::shared_ptr<grpc::Channel>> unused;  // let go of without the lock
   Clock::time_point next;
   {
     MutexLock lock(mu_);
+    const auto in_use = std::partition(left_channels_.begin(), left_channels_.end(),
+                                       [](const auto& channel) { return channel.use_count() > 1; });
+    unused.assign(std::make_move_iterator(in_use), std::make_move_iterator(left_channels_.end()));
+    left_channels_.erase(in_use, left_channels_.end());
     const Clock::time_point now = Clock::now();
     next_tick_ = now + std::chrono::hours(1);
     CollectExpired(now, &due);
@@ -415,6 +430,7 @@ Clock::time_point GrpcExpertLink::Impl::Tick() {
         stream_->set_reason(absl::UnavailableError(
             absl::StrCat("it said nothing for ", absl::FormatDuration(options_.silence_limit))));
         CloseStream();
+        LeaveConnection();
       } else {
         if (stream_->idle() && now - stream_->last_write() >= keepalive) stream_->WriteKeepalive();
         const auto quiet_since = stream_->idle() ? stream_->last_write() : now;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <climits>
 #include <string>
 #include <thread>
 #include <utility>
@@ -317,6 +318,84 @@ TEST(GrpcExpertLinkTest, APeerThatTakesFramesButSaysNothingIsGivenUpLongBeforeTh
   EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(2, 1, 8))).status.code(),
             absl::StatusCode::kUnavailable);
   EXPECT_EQ(Counter(link.Counters(), "streams_total"), 2);
+}
+
+// Between a link and a worker: carries bytes, until it swallows all that come from the link on
+// connections that are there then.
+class Relay {
+ public:
+  explicit Relay(int target) : target_(target) {
+    listener_ = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = Loopback(0);
+    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    EXPECT_EQ(listen(listener_, 8), 0);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    port_ = ntohs(address.sin_port);
+    threads_.emplace_back([this] { Accept(); });
+  }
+  ~Relay() {
+    shutdown(listener_, SHUT_RDWR);
+    threads_.front().join();
+    for (const int fd : sockets_) shutdown(fd, SHUT_RDWR);
+    for (size_t i = 1; i < threads_.size(); ++i) threads_[i].join();
+    for (const int fd : sockets_) close(fd);
+    close(listener_);
+  }
+  GrpcPeer peer() const { return {absl::StrCat("127.0.0.1:", port_), nullptr}; }
+  void SwallowWhatIsThere() { swallow_below_ = connections_.load(); }
+
+ private:
+  static sockaddr_in Loopback(int port) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return address;
+  }
+  void Accept() {
+    for (int from; (from = accept(listener_, nullptr, nullptr)) >= 0;) {
+      const int to = socket(AF_INET, SOCK_STREAM, 0);
+      const sockaddr_in address = Loopback(target_);
+      EXPECT_EQ(connect(to, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+      sockets_.insert(sockets_.end(), {from, to});
+      const int number = connections_++;
+      threads_.emplace_back([=, this] { Pump(from, to, number); });
+      threads_.emplace_back([=, this] { Pump(to, from, INT_MAX); });
+    }
+  }
+  void Pump(int from, int to, int number) {
+    char bytes[4096];
+    for (ssize_t n; (n = recv(from, bytes, sizeof(bytes), 0)) > 0;) {
+      if (number >= swallow_below_) send(to, bytes, n, MSG_NOSIGNAL);
+    }
+    shutdown(to, SHUT_WR);
+  }
+
+  const int target_;
+  int listener_ = -1;
+  int port_ = 0;
+  std::atomic<int> connections_ = 0;
+  std::atomic<int> swallow_below_ = 0;
+  std::vector<int> sockets_;          // of the first thread, until it has ended
+  std::vector<std::thread> threads_;  // likewise; the first accepts
+};
+
+// gRPC itself keeps a connection for as long as TCP does.
+TEST(GrpcExpertLinkTest, ASilentConnectionIsLeftForAnother) {
+  Worker worker;
+  Relay relay(worker.port());
+  GrpcExpertLinkOptions options;
+  options.keepalive_interval = absl::Milliseconds(10);
+  options.silence_limit = absl::Milliseconds(300);
+  GrpcExpertLink link(relay.peer(), options);
+  const auto first = MakeFakeRequest(1, 4, 64);
+  ExpectAnswers(Get(SendAsync(link, first)), *first);
+  relay.SwallowWhatIsThere();
+  EXPECT_EQ(Get(SendAsync(link, MakeFakeRequest(2, 4, 64))).status.code(),
+            absl::StatusCode::kUnavailable);
+  const auto third = MakeFakeRequest(3, 4, 64);
+  ExpectAnswers(Get(SendAsync(link, third)), *third);
 }
 
 TEST(GrpcExpertLinkTest, APeerThatComputesForLongIsNotSilent) {
