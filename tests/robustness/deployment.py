@@ -95,10 +95,11 @@ class Program:
 
 
 class Deployment:
-    """A gateway with attention and expert workers. `links`: which go through proxies."""
+    """A gateway with attention and expert workers. `fewest`: how many expert workers the gateway is
+    told to wait for; `links`: which go through proxies."""
 
-    def __init__(self, options, folder, logs, links=()):
-        self.options, self.folder, self.logs, self.links = options, folder, logs, links
+    def __init__(self, options, fewest, logs, links=()):
+        self.options, self.logs, self.links = options, logs, links
         self.common = ["--model", str(options.model), "--dtype", options.dtype]
         self.computes = ["--threads", str(options.threads), *options.weights_flags]
         self.made = {"attention": 0, "expert": 0}
@@ -110,7 +111,7 @@ class Deployment:
             "gateway", "gateway",
             [self.binary("tandem-gateway"), *self.common, "--listen", address, "--registry",
              registry, "--attention-workers", str(options.attention_workers), "--expert-workers",
-             str(options.expert_workers), "--hang-limit", str(options.hang_limit),
+             str(fewest), "--hang-limit", str(options.hang_limit),
              *options.gateway_flags],
             address, logs)
 

@@ -181,7 +181,10 @@ class Run:
             options = dataclasses.replace(
                 options, weights_flags=[*options.weights_flags, "--packed-weights",
                                         str(self.disk / "packed")])
-        self.deployment = Deployment(options, options.out, logs, self.scenario.links)
+        fewest = options.expert_workers
+        if self.elastic and faults.scale in self.scenario.faults:
+            fewest = min(faults.SCALE)
+        self.deployment = Deployment(options, fewest, logs, self.scenario.links)
         self.plain = AsyncClient(self.deployment.gateway.address, retry=RetryPolicy(give_up_s=0))
         try:
             self.deployment.start()
@@ -226,7 +229,7 @@ def is_elastic(folder):
     """Whether any number of expert workers may join."""
     words = subprocess.run([str(folder / "tandem-gateway"), "--help"], capture_output=True,
                            text=True).stdout
-    return "fewest" in words or "at least" in words or "minimum" in words
+    return "--expert-copies" in words
 
 
 def mount_small_disk(run):
