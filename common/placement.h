@@ -18,8 +18,9 @@ struct PlacementVersion {
   auto operator<=>(const PlacementVersion&) const = default;
 };
 
-// A versioned map from (layer, expert) to the expert workers that hold it, one or more; the first
-// is the preferred one. Owned by the gateway, pushed to every worker. A plain value.
+// A versioned map from (layer, expert) to the expert workers that hold it, one or more, in an order
+// that means nothing: dispatchers choose. Owned by the gateway, pushed to every worker. A plain
+// value.
 struct Placement {
   struct Worker {
     WorkerId id = 0;

@@ -3,15 +3,18 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <limits>
+#include <map>
 #include <numeric>
+#include <set>
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/mutex.h"
 #include "common/transport/expert_split.h"
+#include "common/transport/holder_choice.h"
 #include "common/transport/host_rows.h"
 
 namespace tandem {
@@ -66,6 +69,14 @@ struct Counts {
   std::atomic<int64_t> parts_live{0};
 };
 
+// What all layers under way have out at each worker.
+using WorkOut = std::map<WorkerId, int64_t>;
+
+int64_t WorkOf(const ExpertRequest& request) {
+  const std::set<int32_t> experts(request.route_experts.begin(), request.route_experts.end());
+  return PartWork(request.num_routes(), static_cast<int64_t>(experts.size()));
+}
+
 bool Answers(const ExpertReply& reply, const ExpertRequest& request) {
   return reply.rows.rank == 2 && reply.rows.rows() == request.num_output_rows() &&
          reply.rows.width() == request.rows.width() && reply.rows.dtype == request.rows.dtype;
@@ -81,6 +92,7 @@ struct ExpertDispatcher::Layer {
     std::shared_ptr<const Placement> placement;
     std::shared_ptr<ExpertLink> link;  // kept, like the placement, until it is answered or given up
     std::string address;
+    int64_t work = 0;
     Clock::time_point start;
     Clock::time_point give_up;
   };
@@ -89,11 +101,14 @@ struct ExpertDispatcher::Layer {
     Clock::time_point last;
   };
 
-  Layer(std::shared_ptr<Counts> counts, std::function<void()> changed)
-      : counts(std::move(counts)), mailbox(std::make_shared<Mailbox>(std::move(changed))) {}
+  Layer(std::shared_ptr<Counts> counts, std::shared_ptr<WorkOut> work_out,
+        std::function<void()> changed)
+      : counts(std::move(counts)),
+        work_out(std::move(work_out)),
+        mailbox(std::make_shared<Mailbox>(std::move(changed))) {}
   ~Layer() {
     mailbox->Close();
-    counts->parts_live -= static_cast<int64_t>(sent.size());
+    while (!sent.empty()) Forget(sent.begin()->first);
   }
 
   int64_t num_rows() const { return batch.rows.rows(); }
@@ -120,11 +135,14 @@ struct ExpertDispatcher::Layer {
     ++counts->retries;
   }
   void Forget(uint32_t number) {
-    sent.erase(number);
+    const auto it = sent.find(number);
+    (*work_out)[it->second.part.worker] -= it->second.work;
+    sent.erase(it);
     --counts->parts_live;
   }
 
   const std::shared_ptr<Counts> counts;
+  const std::shared_ptr<WorkOut> work_out;
   RowBatch batch;  // its ids and weights are the vectors below
   std::vector<int32_t> expert_ids;
   std::vector<float> weights;
@@ -133,8 +151,8 @@ struct ExpertDispatcher::Layer {
   Clock::time_point deadline;
 
   std::vector<int32_t> waiting;  // routes that are in no part, ascending
-  absl::flat_hash_map<uint32_t, Sent> sent;
-  absl::flat_hash_map<WorkerId, Failures> failures;
+  std::map<uint32_t, Sent> sent;
+  std::map<WorkerId, Failures> failures;
   PlacementVersion placement;  // under which the waiting routes were last split
   uint32_t next_attempt = 0;
   int num_timeouts = 0;
@@ -161,13 +179,14 @@ struct ExpertDispatcher::State {
 
   mutable Mutex mutex;
   std::shared_ptr<const Placement> placement ABSL_GUARDED_BY(mutex);  // null until set
-  absl::flat_hash_map<WorkerId, Peer> peers ABSL_GUARDED_BY(mutex);
+  std::map<WorkerId, Peer> peers ABSL_GUARDED_BY(mutex);
   // All that parts which are out were sent under, oldest first.
   std::vector<std::weak_ptr<const Placement>> placements_in_use ABSL_GUARDED_BY(mutex);
   std::vector<std::weak_ptr<Mailbox>> mailboxes ABSL_GUARDED_BY(mutex);  // of layers under way
 
   // Of the thread that polls.
-  absl::flat_hash_map<WorkerId, Clock::time_point> avoid_until;
+  const std::shared_ptr<WorkOut> work_out = std::make_shared<WorkOut>();
+  std::map<WorkerId, Clock::time_point> avoid_until;
   absl::Duration least_per_route = absl::ZeroDuration();  // zero: not measured yet
   uint32_t next_part = 0;  // never repeats, whatever callers name their steps
   HostRowsPool rows_pool;
@@ -181,8 +200,10 @@ struct ExpertDispatcher::State {
     return options.attempt_timeout + 8 * num_routes * least_per_route;
   }
   void Measure(absl::Duration elapsed, int64_t num_routes);
-  std::optional<WorkerId> Choose(Layer& layer, const Placement& placement, int expert,
-                                 Clock::time_point now) const;
+  std::vector<WorkerId> UsableHolders(Layer& layer, const Placement& placement, int expert,
+                                      Clock::time_point now) const;
+  std::map<int32_t, WorkerId> Choose(Layer& layer, const Placement& placement,
+                                     Clock::time_point now) const;
   void SendWaiting(Layer& layer, const std::shared_ptr<const Placement>& current);
   void SendPart(Layer& layer, ExpertPart part, const std::shared_ptr<const Placement>& current,
                 Clock::time_point now);
@@ -210,39 +231,65 @@ void ExpertDispatcher::State::Measure(absl::Duration elapsed, int64_t num_routes
   }
 }
 
-// The holder that has failed least in this layer, then one that has not failed lately anywhere,
-// then the placement's order; none while that holder's retry delay runs.
-std::optional<WorkerId> ExpertDispatcher::State::Choose(Layer& layer, const Placement& placement,
-                                                        int expert, Clock::time_point now) const {
+// Of an expert's holders those that have failed least in this layer, and among these those that
+// have not failed lately anywhere; none while the retry delays of all of them run.
+std::vector<WorkerId> ExpertDispatcher::State::UsableHolders(Layer& layer,
+                                                             const Placement& placement, int expert,
+                                                             Clock::time_point now) const {
   if (layer.batch.layer < 0 || layer.batch.layer >= placement.num_layers || expert < 0 ||
       expert >= placement.num_experts) {
-    return std::nullopt;
+    return {};
   }
-  std::optional<WorkerId> best;
-  std::pair<int, bool> best_rank;
-  Clock::time_point ready = now;
+  std::vector<WorkerId> usable;
+  std::pair<int, bool> best(std::numeric_limits<int>::max(), true);
+  Clock::time_point ready = Clock::time_point::max();
   for (const WorkerId holder : placement.Holders(layer.batch.layer, expert)) {
     const auto failures = layer.failures.find(holder);
     const int count = failures == layer.failures.end() ? 0 : failures->second.count;
     const auto avoid = avoid_until.find(holder);
     const std::pair<int, bool> rank(count, avoid != avoid_until.end() && now < avoid->second);
-    if (best.has_value() && !(rank < best_rank)) continue;
-    best = holder;
-    best_rank = rank;
-    ready = count == 0 ? now : After(failures->second.last, options.retry_delay);
+    if (best < rank) continue;
+    if (rank < best) {
+      best = rank;
+      usable.clear();
+      ready = Clock::time_point::max();
+    }
+    const Clock::time_point holder_ready =
+        count == 0 ? now : After(failures->second.last, options.retry_delay);
+    if (now >= holder_ready) {
+      usable.push_back(holder);
+    } else {
+      ready = std::min(ready, holder_ready);
+    }
   }
-  if (now >= ready) return best;
-  layer.next_retry = std::min(layer.next_retry, ready);
-  return std::nullopt;
+  if (usable.empty()) layer.next_retry = std::min(layer.next_retry, ready);
+  return usable;
+}
+
+std::map<int32_t, WorkerId> ExpertDispatcher::State::Choose(Layer& layer,
+                                                            const Placement& placement,
+                                                            Clock::time_point now) const {
+  std::map<int32_t, ExpertDemand> by_expert;
+  for (const int32_t route : layer.waiting) ++by_expert[layer.expert_ids[route]].num_routes;
+  std::vector<ExpertDemand> demands;
+  for (auto& [expert, demand] : by_expert) {
+    demand.expert = expert;
+    demand.holders = UsableHolders(layer, placement, expert, now);
+    if (!demand.holders.empty()) demands.push_back(std::move(demand));
+  }
+  return ChooseHolders(std::move(demands), *work_out, incarnation);
 }
 
 void ExpertDispatcher::State::SendWaiting(Layer& layer,
                                           const std::shared_ptr<const Placement>& current) {
   if (layer.waiting.empty() || current == nullptr) return;
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = options.now();
   layer.next_retry = Clock::time_point::max();
-  ExpertSplit split = SplitRoutes(layer.batch, layer.waiting,
-                                  [&](int expert) { return Choose(layer, *current, expert, now); });
+  const std::map<int32_t, WorkerId> chosen = Choose(layer, *current, now);
+  ExpertSplit split = SplitRoutes(layer.batch, layer.waiting, [&](int expert) {
+    const auto it = chosen.find(expert);
+    return it == chosen.end() ? std::nullopt : std::optional(it->second);
+  });
   layer.waiting = std::move(split.unplaced);
   layer.placement = current->version;
   for (ExpertPart& part : split.parts) SendPart(layer, std::move(part), current, now);
@@ -265,8 +312,10 @@ void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part,
 
   auto [link, address] = LinkTo(part.worker);
   std::shared_ptr<const ExpertRequest> sending = part.request;
-  layer.sent.emplace(number, Layer::Sent{std::move(part), current, link, std::move(address), now,
-                                         After(now, request.time_left + options.reply_grace)});
+  const int64_t work = WorkOf(request);
+  (*work_out)[part.worker] += work;
+  layer.sent.emplace(number, Layer::Sent{std::move(part), current, link, std::move(address), work,
+                                         now, After(now, request.time_left + options.reply_grace)});
   if (link == nullptr) {
     layer.mailbox->Put(number, {absl::UnavailableError("it cannot be reached"), {}, nullptr});
     return;
@@ -282,7 +331,7 @@ void ExpertDispatcher::State::GiveUpParts(Layer& layer,
                                           const std::shared_ptr<const Placement>& current) {
   const bool changed = current != nullptr && current->version != layer.placement;
   if (changed) layer.placement = current->version;
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = options.now();
   const auto has_left = [&](WorkerId id) {
     return changed && std::none_of(current->workers.begin(), current->workers.end(),
                                    [id](const Placement::Worker& w) { return w.id == id; });
@@ -314,13 +363,13 @@ void ExpertDispatcher::State::Collect(Layer& layer) {
       status = absl::DataLossError("its reply does not answer the request");
     }
     if (!status.ok()) {
-      const Clock::time_point now = Clock::now();
+      const Clock::time_point now = options.now();
       avoid_until[part.worker] = After(now, options.avoid_failed);
       layer.Fail(arrival.part, status, now);
       continue;
     }
     avoid_until.erase(part.worker);
-    Measure(absl::FromChrono(Clock::now() - it->second.start), part.request->num_routes());
+    Measure(absl::FromChrono(options.now() - it->second.start), part.request->num_routes());
     Accept(layer, part, arrival.reply);
     layer.Forget(arrival.part);
   }
@@ -354,7 +403,7 @@ void ExpertDispatcher::State::Accept(Layer& layer, const ExpertPart& part,
 
 std::optional<absl::Status> ExpertDispatcher::State::Poll(Layer& layer) {
   Collect(layer);
-  if (!layer.done() && Clock::now() >= layer.deadline) return TimedOut(layer);
+  if (!layer.done() && options.now() >= layer.deadline) return TimedOut(layer);
   // One look for both: a placement that comes in between is seen as new by the next Poll.
   const std::shared_ptr<const Placement> current = CurrentPlacement();
   GiveUpParts(layer, current);
@@ -413,7 +462,7 @@ void ExpertDispatcher::SetPlacement(Placement placement) {
   std::vector<std::shared_ptr<Mailbox>> waiting;
   {
     MutexLock lock(state_->mutex);
-    absl::flat_hash_map<WorkerId, State::Peer> peers;
+    std::map<WorkerId, State::Peer> peers;
     for (const Placement::Worker& worker : shared->workers) {
       State::Peer peer{worker, nullptr};
       const auto it = state_->peers.find(worker.id);
@@ -436,7 +485,7 @@ void ExpertDispatcher::SetPlacement(Placement placement) {
 std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
     const RowBatch& batch, std::function<void()> changed) {
   TANDEM_CHECK(batch.top_k > 0 && batch.rows.rank == 2);
-  auto layer = std::make_unique<Layer>(state_->counts, std::move(changed));
+  auto layer = std::make_unique<Layer>(state_->counts, state_->work_out, std::move(changed));
   const int64_t num_routes = batch.rows.rows() * batch.top_k;
   layer->expert_ids.assign(batch.expert_ids, batch.expert_ids + num_routes);
   layer->weights.assign(batch.weights, batch.weights + num_routes);
@@ -447,7 +496,7 @@ std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
   if (state_->least_per_route > absl::ZeroDuration()) {
     layer->timeout = std::max(layer->timeout, 24 * num_routes * state_->least_per_route);
   }
-  layer->deadline = After(Clock::now(), layer->timeout);
+  layer->deadline = After(state_->options.now(), layer->timeout);
   layer->combined.assign(batch.rows.rows(), 0);
   layer->waiting.resize(num_routes);
   std::iota(layer->waiting.begin(), layer->waiting.end(), 0);

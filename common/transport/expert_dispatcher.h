@@ -42,13 +42,18 @@ struct ExpertRows {
 // neither may block.
 using ExpertLinkFactory = std::function<std::shared_ptr<ExpertLink>(const Placement::Worker&)>;
 
-// Time limits grow with what was measured: an attempt at n routes gets attempt_timeout plus 8 n
-// times the least time per route of any earlier part, twice that after each attempt that timed out;
-// a layer of n routes gets layer_timeout, or 24 n times that least time if that is more.
+// Everything that the dispatcher decides follows from what it is told, in the order in which it is
+// told, and from the times that `now` gives: with a clock and links of a simulation it does the
+// same again. Time limits grow with what was measured: an attempt at n routes gets attempt_timeout
+// plus 8 n times the least time per route of any earlier part, twice that after each attempt that
+// timed out; a layer of n routes gets layer_timeout, or 24 n times that least time if that is more.
 struct DispatcherOptions {
-  absl::Duration attempt_timeout = absl::Seconds(10);   // one attempt at one part
-  absl::Duration layer_timeout = absl::Seconds(60);     // all attempts of a layer together
-  absl::Duration retry_delay = absl::Milliseconds(20);  // before asking the same worker again
+  using Clock = std::chrono::steady_clock;
+
+  std::function<Clock::time_point()> now = &Clock::now;  // called from any thread
+  absl::Duration attempt_timeout = absl::Seconds(10);    // one attempt at one part
+  absl::Duration layer_timeout = absl::Seconds(60);      // all attempts of a layer together
+  absl::Duration retry_delay = absl::Milliseconds(20);   // before asking the same worker again
   absl::Duration reply_grace = absl::Seconds(1);   // a link that is later than this has lost a part
   absl::Duration avoid_failed = absl::Seconds(2);  // other holders are preferred for so long
 };
@@ -61,7 +66,7 @@ class ExpertDispatcher {
   struct State;
 
  public:
-  using Clock = std::chrono::steady_clock;
+  using Clock = DispatcherOptions::Clock;
 
   ExpertDispatcher(uint64_t incarnation, DispatcherOptions options, ExpertLinkFactory make_link);
   ~ExpertDispatcher();
@@ -94,8 +99,10 @@ class ExpertDispatcher {
     const std::unique_ptr<Layer> layer_;
   };
 
-  // Sends the rows out and returns at once. `changed` is called whenever Poll may have news: from
-  // any thread, also within Dispatch, until the result is destroyed. It must not block.
+  // Sends the rows out and returns at once: each expert's to the holder with the least work out,
+  // which is what this dispatcher's layers have out there. `changed` is called whenever Poll may
+  // have news: from any thread, also within Dispatch, until the result is destroyed. It must not
+  // block.
   std::unique_ptr<Pending> Dispatch(const RowBatch& batch, std::function<void()> changed);
 
   // dispatches_total, parts_total, retries_total (parts that failed), rows_sent_total,
