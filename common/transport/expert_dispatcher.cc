@@ -1,465 +1,535 @@
 #include "common/transport/expert_dispatcher.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
 #include <limits>
 #include <map>
-#include <numeric>
-#include <set>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/mutex.h"
+#include "common/transport/dispatch_counts.h"
+#include "common/transport/dispatched_layer.h"
 #include "common/transport/expert_split.h"
 #include "common/transport/holder_choice.h"
+#include "common/transport/holder_health.h"
 #include "common/transport/host_rows.h"
+#include "common/transport/reply_mailbox.h"
 
 namespace tandem {
 namespace {
 
 using Clock = ExpertDispatcher::Clock;
 
+constexpr int kProbeRoutes = 4;
+
 Clock::time_point After(Clock::time_point start, absl::Duration duration) {
   constexpr absl::Duration kFar = absl::Hours(24 * 365);
   return start + absl::ToChronoNanoseconds(std::min(duration, kFar));
 }
 
-// Where links leave replies. Outlives its layer as long as a reply may still come.
-struct Mailbox {
-  struct Arrival {
-    uint32_t part = 0;
-    ExpertReply reply;
-  };
-
-  explicit Mailbox(std::function<void()> on_change) : changed(std::move(on_change)) {}
-
-  void Put(uint32_t part, ExpertReply reply) {
-    MutexLock lock(mutex);
-    arrivals.push_back({part, std::move(reply)});
-    if (changed) changed();
+// Ascending.
+std::vector<int32_t> DistinctExperts(const ExpertRequest& request, int num_experts) {
+  std::vector<uint8_t> is_used(num_experts, 0);
+  for (const int32_t expert : request.route_experts) is_used[expert] = 1;
+  std::vector<int32_t> experts;
+  for (int e = 0; e < num_experts; ++e) {
+    if (is_used[e] != 0) experts.push_back(e);
   }
-  std::vector<Arrival> Take() {
-    MutexLock lock(mutex);
-    return std::exchange(arrivals, {});
-  }
-  void Notify() {
-    MutexLock lock(mutex);
-    if (changed) changed();
-  }
-  void Close() {
-    MutexLock lock(mutex);
-    changed = nullptr;
-  }
-
-  Mutex mutex;
-  std::function<void()> changed ABSL_GUARDED_BY(mutex);  // null: nobody waits any more
-  std::vector<Arrival> arrivals ABSL_GUARDED_BY(mutex);
-};
-
-struct Counts {
-  std::atomic<int64_t> dispatches{0};
-  std::atomic<int64_t> parts{0};
-  std::atomic<int64_t> retries{0};
-  std::atomic<int64_t> rows_sent{0};
-  std::atomic<int64_t> rows_received{0};
-  std::atomic<int64_t> late_replies{0};
-  std::atomic<int64_t> parts_live{0};
-};
-
-// What all layers under way have out at each worker.
-using WorkOut = std::map<WorkerId, int64_t>;
-
-int64_t WorkOf(const ExpertRequest& request) {
-  const std::set<int32_t> experts(request.route_experts.begin(), request.route_experts.end());
-  return PartWork(request.num_routes(), static_cast<int64_t>(experts.size()));
+  return experts;
 }
 
-bool Answers(const ExpertReply& reply, const ExpertRequest& request) {
-  return reply.rows.rank == 2 && reply.rows.rows() == request.num_output_rows() &&
-         reply.rows.width() == request.rows.width() && reply.rows.dtype == request.rows.dtype;
+// OK, or why the rows cannot be taken.
+absl::Status CheckReply(const ExpertReply& reply, const ExpertRequest& request) {
+  if (!reply.status.ok()) return reply.status;
+  if (reply.rows.rank == 2 && reply.rows.rows() == request.num_output_rows() &&
+      reply.rows.width() == request.rows.width() && reply.rows.dtype == request.rows.dtype) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError("its reply does not answer the request");
+}
+
+// The worker has let go of the experts, and a newer placement is on its way: no fault of its own.
+bool HasLetGo(const absl::Status& status) {
+  return status.code() == absl::StatusCode::kNotFound ||
+         status.code() == absl::StatusCode::kFailedPrecondition;
+}
+
+// A worker as the placement names it.
+Placement::Worker WorkerOf(const Placement& placement, WorkerId id) {
+  for (const Placement::Worker& worker : placement.workers) {
+    if (worker.id == id) return worker;
+  }
+  return {id, "", 0};
+}
+
+// Whether anybody but the worker holds any of the experts.
+bool OthersHold(const Placement& placement, int layer, absl::Span<const int32_t> experts,
+                WorkerId worker) {
+  return std::any_of(experts.begin(), experts.end(), [&](int32_t expert) {
+    const std::vector<WorkerId>& holders = placement.Holders(layer, expert);
+    return std::any_of(holders.begin(), holders.end(), [&](WorkerId id) { return id != worker; });
+  });
+}
+
+bool Names(const Placement& placement, const Placement::Worker& worker) {
+  return std::find(placement.workers.begin(), placement.workers.end(), worker) !=
+         placement.workers.end();
 }
 
 }  // namespace
 
-// ---- a dispatched layer -------------------------------------------------------------------------
-
-struct ExpertDispatcher::Layer {
-  struct Sent {
-    ExpertPart part;
-    std::shared_ptr<const Placement> placement;
-    std::shared_ptr<ExpertLink> link;  // kept, like the placement, until it is answered or given up
-    std::string address;
-    int64_t work = 0;
-    Clock::time_point start;
-    Clock::time_point give_up;
-  };
-  struct Failures {
-    int count = 0;
-    Clock::time_point last;
-  };
-
-  Layer(std::shared_ptr<Counts> counts, std::shared_ptr<WorkOut> work_out,
-        std::function<void()> changed)
-      : counts(std::move(counts)),
-        work_out(std::move(work_out)),
-        mailbox(std::make_shared<Mailbox>(std::move(changed))) {}
-  ~Layer() {
-    mailbox->Close();
-    while (!sent.empty()) Forget(sent.begin()->first);
-  }
-
-  int64_t num_rows() const { return batch.rows.rows(); }
-  bool done() const { return waiting.empty() && sent.empty(); }
-
-  // Takes a part that failed back, to be split again.
-  void Fail(uint32_t number, const absl::Status& status, Clock::time_point now) {
-    Sent failed = std::move(sent.at(number));
-    Forget(number);
-    Failures& failures = this->failures[failed.part.worker];
-    ++failures.count;
-    failures.last = now;
-    last_error =
-        absl::StrCat("expert worker ", failed.part.worker,
-                     failed.address.empty() ? "" : absl::StrCat(" (", failed.address, ")"), ": ",
-                     absl::StatusCodeToString(status.code()), ": ", status.message());
-    next_attempt = std::max(next_attempt, failed.part.request->id.attempt + 1);
-    if (status.code() == absl::StatusCode::kDeadlineExceeded) {
-      num_timeouts = std::min(num_timeouts + 1, 10);
-    }
-    const size_t middle = waiting.size();
-    waiting.insert(waiting.end(), failed.part.routes.begin(), failed.part.routes.end());
-    std::inplace_merge(waiting.begin(), waiting.begin() + middle, waiting.end());
-    ++counts->retries;
-  }
-  void Forget(uint32_t number) {
-    const auto it = sent.find(number);
-    (*work_out)[it->second.part.worker] -= it->second.work;
-    sent.erase(it);
-    --counts->parts_live;
-  }
-
-  const std::shared_ptr<Counts> counts;
-  const std::shared_ptr<WorkOut> work_out;
-  RowBatch batch;  // its ids and weights are the vectors below
-  std::vector<int32_t> expert_ids;
-  std::vector<float> weights;
-  const std::shared_ptr<Mailbox> mailbox;
-  absl::Duration timeout;  // of the layer
-  Clock::time_point deadline;
-
-  std::vector<int32_t> waiting;  // routes that are in no part, ascending
-  std::map<uint32_t, Sent> sent;
-  std::map<WorkerId, Failures> failures;
-  PlacementVersion placement;  // under which the waiting routes were last split
-  uint32_t next_attempt = 0;
-  int num_timeouts = 0;
-  std::string last_error;
-  Clock::time_point next_retry = Clock::time_point::max();  // of the waiting routes
-
-  std::vector<uint8_t> combined;  // [rows], 1: the worker has combined the row
-  OwnedTensor combined_rows;      // [rows, hidden]; empty until there is one
-  OwnedTensor expert_rows;        // [routes, hidden]; likewise
-};
-
-// ---- the dispatcher -----------------------------------------------------------------------------
-
+// What belongs to all layers. Those of its methods that take a layer are of the thread that polls.
 struct ExpertDispatcher::State {
+  using Layer = DispatchedLayer;
   struct Peer {
     Placement::Worker worker;
     std::shared_ptr<ExpertLink> link;  // null until first needed
   };
+  struct Probe {
+    std::shared_ptr<HolderHealth> holder;
+    std::shared_ptr<const ExpertRequest> request;
+    Clock::time_point start;
+    Clock::time_point in_time;  // until then
+  };
+  // Which holder each expert's routes are for, and when there may be one for the others.
+  struct Choice {
+    std::map<int32_t, WorkerId> holders;
+    Clock::time_point next_retry = Clock::time_point::max();
 
-  uint64_t incarnation = 0;
-  DispatcherOptions options;
-  ExpertLinkFactory make_link;
-  std::shared_ptr<Counts> counts = std::make_shared<Counts>();
+    std::optional<WorkerId> operator()(int32_t expert) const {
+      const auto it = holders.find(expert);
+      return it == holders.end() ? std::nullopt : std::optional(it->second);
+    }
+    bool Asks(WorkerId id) const {
+      return std::any_of(holders.begin(), holders.end(),
+                         [id](const auto& chosen) { return chosen.second == id; });
+    }
+  };
+
+  State(uint64_t incarnation, DispatcherOptions options, ExpertLinkFactory make_link)
+      : incarnation(incarnation),
+        options(std::move(options)),
+        make_link(std::move(make_link)),
+        holders({this->options.first_aside, this->options.longest_aside}) {}
+
+  const uint64_t incarnation;
+  const DispatcherOptions options;
+  const ExpertLinkFactory make_link;
+  const std::shared_ptr<DispatchCounts> counts = std::make_shared<DispatchCounts>();
 
   mutable Mutex mutex;
   std::shared_ptr<const Placement> placement ABSL_GUARDED_BY(mutex);  // null until set
   std::map<WorkerId, Peer> peers ABSL_GUARDED_BY(mutex);
   // All that parts which are out were sent under, oldest first.
   std::vector<std::weak_ptr<const Placement>> placements_in_use ABSL_GUARDED_BY(mutex);
-  std::vector<std::weak_ptr<Mailbox>> mailboxes ABSL_GUARDED_BY(mutex);  // of layers under way
+  std::vector<std::weak_ptr<ReplyMailbox>> mailboxes ABSL_GUARDED_BY(mutex);  // of layers under way
 
   // Of the thread that polls.
-  const std::shared_ptr<WorkOut> work_out = std::make_shared<WorkOut>();
-  std::map<WorkerId, Clock::time_point> avoid_until;
+  HolderTable holders;
   absl::Duration least_per_route = absl::ZeroDuration();  // zero: not measured yet
-  uint32_t next_part = 0;  // never repeats, whatever callers name their steps
+  uint32_t next_number =
+      0;  // of parts and probes; never repeats, whatever callers name their steps
+  std::map<uint32_t, Probe> probes;
+  // Answers to probes wait until a layer is looked at: nothing waits for them.
+  const std::shared_ptr<ReplyMailbox> probe_mailbox = std::make_shared<ReplyMailbox>(
+      options.now, [] {}, counts);
   HostRowsPool rows_pool;
 
   std::shared_ptr<const Placement> CurrentPlacement() const {
     MutexLock lock(mutex);
     return placement;
   }
-  std::pair<std::shared_ptr<ExpertLink>, std::string> LinkTo(WorkerId id);
-  absl::Duration AttemptLimit(int64_t num_routes) const {
+  std::shared_ptr<ExpertLink> LinkTo(const Placement::Worker& worker);
+
+  absl::Duration Limit(int64_t num_routes) const {
     return options.attempt_timeout + 8 * num_routes * least_per_route;
   }
-  void Measure(absl::Duration elapsed, int64_t num_routes);
-  std::vector<WorkerId> UsableHolders(Layer& layer, const Placement& placement, int expert,
-                                      Clock::time_point now) const;
-  std::map<int32_t, WorkerId> Choose(Layer& layer, const Placement& placement,
-                                     Clock::time_point now) const;
-  void SendWaiting(Layer& layer, const std::shared_ptr<const Placement>& current);
+  absl::Duration Patience(int64_t work) const;
+  void Measure(HolderHealth& holder, int64_t work, int64_t num_routes, Clock::time_point start,
+               Clock::time_point answered);
+
+  std::vector<WorkerId> UsableHolders(const Layer& layer, const Placement& current, int32_t expert,
+                                      Clock::time_point now, Clock::time_point* next_retry) const;
+  Choice Choose(const Layer& layer, const Placement& current, absl::Span<const int32_t> routes,
+                Clock::time_point now) const;
+
   void SendPart(Layer& layer, ExpertPart part, const std::shared_ptr<const Placement>& current,
                 Clock::time_point now);
-  void GiveUpParts(Layer& layer, const std::shared_ptr<const Placement>& current);
+  void SendWaiting(Layer& layer, const std::shared_ptr<const Placement>& current,
+                   Clock::time_point now);
+  void SendProbes(const Layer& layer, const std::shared_ptr<const Placement>& current,
+                  const Choice& choice, absl::Span<const int32_t> routes, Clock::time_point now);
+  void SendProbe(const Layer& layer, ExpertPart part,
+                 const std::shared_ptr<const Placement>& current, Clock::time_point now);
+
   void Collect(Layer& layer);
-  void Accept(Layer& layer, const ExpertPart& part, const ExpertReply& reply);
+  void CollectProbes(Clock::time_point now);
+  void FailPart(Layer& layer, uint32_t number, const absl::Status& status, Clock::time_point now);
+  void GiveUpParts(Layer& layer, const std::shared_ptr<const Placement>& current,
+                   Clock::time_point now);
+  void AskOthers(Layer& layer, const std::shared_ptr<const Placement>& current,
+                 Clock::time_point now);
+  void Advance(Layer& layer, Clock::time_point now);
   std::optional<absl::Status> Poll(Layer& layer);
-  absl::Status TimedOut(const Layer& layer) const;
 };
 
-std::pair<std::shared_ptr<ExpertLink>, std::string> ExpertDispatcher::State::LinkTo(WorkerId id) {
+std::shared_ptr<ExpertLink> ExpertDispatcher::State::LinkTo(const Placement::Worker& worker) {
   MutexLock lock(mutex);
-  const auto it = peers.find(id);
-  if (it == peers.end()) return {nullptr, ""};
+  const auto it = peers.find(worker.id);
+  if (it == peers.end()) return nullptr;
   Peer& peer = it->second;
   if (peer.link == nullptr) peer.link = make_link(peer.worker);
-  return {peer.link, peer.worker.address};
+  return peer.link;
 }
 
-// Times of large parts say most about the worker, and are the least per route.
-void ExpertDispatcher::State::Measure(absl::Duration elapsed, int64_t num_routes) {
+// ---- times --------------------------------------------------------------------------------------
+
+absl::Duration ExpertDispatcher::State::Patience(int64_t work) const {
+  const std::optional<absl::Duration> expected = holders.ExpectedTime(work);
+  if (!expected.has_value()) return options.first_patience;
+  return std::max(options.least_patience, 4 * *expected);
+}
+
+// Of a good answer. The least time per route is that of large parts, which say most about a worker.
+void ExpertDispatcher::State::Measure(HolderHealth& holder, int64_t work, int64_t num_routes,
+                                      Clock::time_point start, Clock::time_point answered) {
+  const absl::Duration elapsed = absl::FromChrono(answered - start);
+  const bool slow = holders.IsSlow(work, elapsed);
+  holder.Measured(work, elapsed);
+  holder.Answered(start, answered, slow);
   const absl::Duration per_route = elapsed / num_routes;
   if (least_per_route == absl::ZeroDuration() || per_route < least_per_route) {
     least_per_route = per_route;
   }
 }
 
-// Of an expert's holders those that have failed least in this layer, and among these those that
-// have not failed lately anywhere; none while the retry delays of all of them run.
-std::vector<WorkerId> ExpertDispatcher::State::UsableHolders(Layer& layer,
-                                                             const Placement& placement, int expert,
-                                                             Clock::time_point now) const {
-  if (layer.batch.layer < 0 || layer.batch.layer >= placement.num_layers || expert < 0 ||
-      expert >= placement.num_experts) {
-    return {};
-  }
+// ---- choosing -----------------------------------------------------------------------------------
+
+// Of an expert's holders who have not been asked for it already, those that have failed least in
+// this layer, and among these the least reluctant ones; none while the retry delays of all of them
+// run.
+std::vector<WorkerId> ExpertDispatcher::State::UsableHolders(const Layer& layer,
+                                                             const Placement& current,
+                                                             int32_t expert, Clock::time_point now,
+                                                             Clock::time_point* next_retry) const {
   std::vector<WorkerId> usable;
-  std::pair<int, bool> best(std::numeric_limits<int>::max(), true);
-  Clock::time_point ready = Clock::time_point::max();
-  for (const WorkerId holder : placement.Holders(layer.batch.layer, expert)) {
-    const auto failures = layer.failures.find(holder);
-    const int count = failures == layer.failures.end() ? 0 : failures->second.count;
-    const auto avoid = avoid_until.find(holder);
-    const std::pair<int, bool> rank(count, avoid != avoid_until.end() && now < avoid->second);
+  std::pair<int, int> best(std::numeric_limits<int>::max(), 0);
+  Clock::time_point next_ready = Clock::time_point::max();
+  for (const WorkerId id : current.Holders(layer.batch().layer, expert)) {
+    if (layer.IsAsked(id, expert)) continue;
+    const Layer::Failures failures = layer.FailuresOf(id);
+    const HolderHealth* health = holders.Find(id);
+    const std::pair rank(failures.count, health == nullptr ? 0 : health->reluctance());
     if (best < rank) continue;
     if (rank < best) {
       best = rank;
       usable.clear();
-      ready = Clock::time_point::max();
+      next_ready = Clock::time_point::max();
     }
-    const Clock::time_point holder_ready =
-        count == 0 ? now : After(failures->second.last, options.retry_delay);
-    if (now >= holder_ready) {
-      usable.push_back(holder);
+    const Clock::time_point ready =
+        failures.count == 0 ? now : After(failures.last, options.retry_delay);
+    if (now >= ready) {
+      usable.push_back(id);
     } else {
-      ready = std::min(ready, holder_ready);
+      next_ready = std::min(next_ready, ready);
     }
   }
-  if (usable.empty()) layer.next_retry = std::min(layer.next_retry, ready);
+  if (usable.empty()) *next_retry = std::min(*next_retry, next_ready);
   return usable;
 }
 
-std::map<int32_t, WorkerId> ExpertDispatcher::State::Choose(Layer& layer,
-                                                            const Placement& placement,
-                                                            Clock::time_point now) const {
-  std::map<int32_t, ExpertDemand> by_expert;
-  for (const int32_t route : layer.waiting) ++by_expert[layer.expert_ids[route]].num_routes;
+ExpertDispatcher::State::Choice ExpertDispatcher::State::Choose(const Layer& layer,
+                                                                const Placement& current,
+                                                                absl::Span<const int32_t> routes,
+                                                                Clock::time_point now) const {
+  Choice choice;
+  if (layer.batch().layer < 0 || layer.batch().layer >= current.num_layers) return choice;
+  std::vector<int64_t> num_routes(current.num_experts, 0);  // of each expert
+  for (const int32_t route : routes) {
+    const int32_t expert = layer.batch().expert_ids[route];
+    if (expert >= 0 && expert < current.num_experts) ++num_routes[expert];
+  }
   std::vector<ExpertDemand> demands;
-  for (auto& [expert, demand] : by_expert) {
-    demand.expert = expert;
-    demand.holders = UsableHolders(layer, placement, expert, now);
+  for (int32_t expert = 0; expert < current.num_experts; ++expert) {
+    if (num_routes[expert] == 0) continue;
+    ExpertDemand demand{expert, num_routes[expert],
+                        UsableHolders(layer, current, expert, now, &choice.next_retry)};
     if (!demand.holders.empty()) demands.push_back(std::move(demand));
   }
-  return ChooseHolders(std::move(demands), *work_out, incarnation);
+  std::map<WorkerId, int64_t> work_out;
+  for (const auto& [id, holder] : holders.all()) work_out[id] = holder->work_out();
+  choice.holders = ChooseHolders(std::move(demands), std::move(work_out), incarnation);
+  return choice;
 }
 
-void ExpertDispatcher::State::SendWaiting(Layer& layer,
-                                          const std::shared_ptr<const Placement>& current) {
-  if (layer.waiting.empty() || current == nullptr) return;
-  const Clock::time_point now = options.now();
-  layer.next_retry = Clock::time_point::max();
-  const std::map<int32_t, WorkerId> chosen = Choose(layer, *current, now);
-  ExpertSplit split = SplitRoutes(layer.batch, layer.waiting, [&](int expert) {
-    const auto it = chosen.find(expert);
-    return it == chosen.end() ? std::nullopt : std::optional(it->second);
-  });
-  layer.waiting = std::move(split.unplaced);
-  layer.placement = current->version;
-  for (ExpertPart& part : split.parts) SendPart(layer, std::move(part), current, now);
-}
+// ---- sending ------------------------------------------------------------------------------------
 
 void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part,
                                        const std::shared_ptr<const Placement>& current,
                                        Clock::time_point now) {
-  const uint32_t number = next_part++;
-  const absl::Duration layer_left = absl::FromChrono(layer.deadline - now);
+  const uint32_t number = next_number++;
   ExpertRequest& request = *part.request;
-  request.id = {incarnation, layer.batch.step, static_cast<uint32_t>(layer.batch.layer), number,
+  request.id = {incarnation, layer.batch().step, static_cast<uint32_t>(layer.batch().layer), number,
                 layer.next_attempt};
   request.placement = current->version;
-  request.time_left =
-      std::min(AttemptLimit(request.num_routes()) * (1 << layer.num_timeouts), layer_left);
+  request.time_left = std::min(Limit(request.num_routes()) * (1 << layer.num_timeouts),
+                               absl::FromChrono(layer.deadline - now));
   counts->parts += 1;
-  counts->parts_live += 1;
   counts->rows_sent += request.num_rows();
 
-  auto [link, address] = LinkTo(part.worker);
+  const std::shared_ptr<HolderHealth> holder = holders.Of(WorkerOf(*current, part.worker));
+  const std::shared_ptr<ExpertLink> link = LinkTo(holder->worker());
+  std::vector<int32_t> experts = DistinctExperts(request, current->num_experts);
+  WorkOut work(holder, PartWork(request.num_routes(), static_cast<int64_t>(experts.size())));
+  const absl::Duration patience =
+      std::min(Patience(work.in_line()) * (1 << layer.num_late), request.time_left);
+  const bool alone = !OthersHold(*current, layer.batch().layer, experts, part.worker);
   std::shared_ptr<const ExpertRequest> sending = part.request;
-  const int64_t work = WorkOf(request);
-  (*work_out)[part.worker] += work;
-  layer.sent.emplace(number, Layer::Sent{std::move(part), current, link, std::move(address), work,
-                                         now, After(now, request.time_left + options.reply_grace)});
+  layer.Add(number, {std::move(part), std::move(experts), current, link, std::move(work), now,
+                     patience, alone ? Clock::time_point::max() : After(now, patience),
+                     After(now, request.time_left + options.reply_grace)});
   if (link == nullptr) {
-    layer.mailbox->Put(number, {absl::UnavailableError("it cannot be reached"), {}, nullptr});
+    layer.mailbox()->Put(number, {absl::UnavailableError("it cannot be reached"), {}, nullptr});
     return;
   }
-  link->Send(std::move(sending), [mailbox = layer.mailbox, number](ExpertReply reply) {
+  link->Send(std::move(sending), [mailbox = layer.mailbox(), number](ExpertReply reply) {
     mailbox->Put(number, std::move(reply));
   });
+}
+
+void ExpertDispatcher::State::SendWaiting(Layer& layer,
+                                          const std::shared_ptr<const Placement>& current,
+                                          Clock::time_point now) {
+  if (layer.waiting.empty() || current == nullptr) return;
+  const Choice choice = Choose(layer, *current, layer.waiting, now);
+  const std::vector<int32_t> routes = std::exchange(layer.waiting, {});
+  ExpertSplit split = SplitRoutes(layer.batch(), routes, choice);
+  layer.waiting = std::move(split.unplaced);
+  layer.next_retry = choice.next_retry;
+  for (ExpertPart& part : split.parts) SendPart(layer, std::move(part), current, now);
+  SendProbes(layer, current, choice, routes, now);
+}
+
+// Copies of what others were just asked for: to each worker whose time is up, and that was asked
+// for nothing, some routes of the expert that it holds and that has the fewest.
+void ExpertDispatcher::State::SendProbes(const Layer& layer,
+                                         const std::shared_ptr<const Placement>& current,
+                                         const Choice& choice, absl::Span<const int32_t> routes,
+                                         Clock::time_point now) {
+  std::vector<WorkerId> due;
+  for (const auto& [id, holder] : holders.all()) {
+    if (holder->ProbeIsDue(now) && !choice.Asks(id)) due.push_back(id);
+  }
+  for (const WorkerId id : due) {
+    std::map<int32_t, std::vector<int32_t>> routes_of;  // expert
+    for (const int32_t route : routes) {
+      const int32_t expert = layer.batch().expert_ids[route];
+      const std::optional<WorkerId> asked = choice(expert);
+      if (!asked.has_value() || holders.Find(*asked)->aside()) continue;
+      const auto& named = current->Holders(layer.batch().layer, expert);
+      if (std::find(named.begin(), named.end(), id) == named.end()) continue;
+      routes_of[expert].push_back(route);
+    }
+    const auto fewest = std::min_element(
+        routes_of.begin(), routes_of.end(),
+        [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
+    if (fewest == routes_of.end()) continue;
+    fewest->second.resize(std::min<size_t>(fewest->second.size(), kProbeRoutes));
+    ExpertSplit split = SplitRoutes(layer.batch(), fewest->second, [id](int) { return id; });
+    SendProbe(layer, std::move(split.parts.front()), current, now);
+  }
+}
+
+void ExpertDispatcher::State::SendProbe(const Layer& layer, ExpertPart part,
+                                        const std::shared_ptr<const Placement>& current,
+                                        Clock::time_point now) {
+  const std::shared_ptr<HolderHealth> holder = holders.Of(WorkerOf(*current, part.worker));
+  const std::shared_ptr<ExpertLink> link = LinkTo(holder->worker());
+  if (link == nullptr) return;
+  const uint32_t number = next_number++;
+  ExpertRequest& request = *part.request;
+  request.id = {incarnation, layer.batch().step, static_cast<uint32_t>(layer.batch().layer), number,
+                0};
+  request.placement = current->version;
+  request.time_left = Patience(PartWork(request.num_routes(), 1));
+  holder->set_probing(true);
+  probes.emplace(number, Probe{holder, part.request, now, After(now, request.time_left)});
+  counts->probes += 1;
+  // The placement is in use until the link has answered, though nobody may look at a layer again.
+  link->Send(std::move(part.request),
+             [mailbox = probe_mailbox, number, in_use = current](ExpertReply reply) {
+               mailbox->Put(number, std::move(reply));
+             });
+}
+
+// ---- what comes, and what does not --------------------------------------------------------------
+
+void ExpertDispatcher::State::Collect(Layer& layer) {
+  for (ReplyMailbox::Arrival& arrival : layer.mailbox()->Take()) {
+    Layer::Sent* const sent = layer.Find(arrival.part);
+    if (sent == nullptr) {
+      ++counts->late_replies;
+      continue;
+    }
+    const ExpertRequest& request = *sent->part.request;
+    const absl::Status status = CheckReply(arrival.reply, request);
+    if (!status.ok()) {
+      FailPart(layer, arrival.part, status, arrival.when);
+      continue;
+    }
+    Measure(sent->work.holder(), sent->work.in_line(), request.num_routes(), sent->start,
+            arrival.when);
+    layer.Accept(arrival.part, arrival.reply, &rows_pool);
+  }
+}
+
+void ExpertDispatcher::State::CollectProbes(Clock::time_point now) {
+  for (ReplyMailbox::Arrival& arrival : probe_mailbox->Take()) {
+    const auto it = probes.find(arrival.part);
+    if (it == probes.end()) {
+      ++counts->late_replies;
+      continue;
+    }
+    const Probe probe = std::move(it->second);
+    probes.erase(it);
+    probe.holder->set_probing(false);
+    const absl::Status status = CheckReply(arrival.reply, *probe.request);
+    if (HasLetGo(status)) {
+      probe.holder->ProbeLater(arrival.when);
+    } else if (!status.ok() || arrival.when > probe.in_time) {
+      probe.holder->Failed(probe.start, arrival.when);
+    } else {
+      const int64_t num_routes = probe.request->num_routes();
+      Measure(*probe.holder, PartWork(num_routes, 1), num_routes, probe.start, arrival.when);
+    }
+  }
+  for (auto it = probes.begin(); it != probes.end();) {
+    if (now <= it->second.in_time) {
+      ++it;
+      continue;
+    }
+    it->second.holder->set_probing(false);
+    it->second.holder->Failed(it->second.start, now);
+    it = probes.erase(it);
+  }
+}
+
+void ExpertDispatcher::State::FailPart(Layer& layer, uint32_t number, const absl::Status& status,
+                                       Clock::time_point now) {
+  const Layer::Sent& sent = *layer.Find(number);
+  if (!HasLetGo(status)) sent.work.holder().Failed(sent.start, now);
+  layer.Fail(number, status, now, options.retry_delay);
 }
 
 // Takes back parts whose link has lost them, and those at workers that the newest placement no
 // longer names: they may be the reason for it.
 void ExpertDispatcher::State::GiveUpParts(Layer& layer,
-                                          const std::shared_ptr<const Placement>& current) {
+                                          const std::shared_ptr<const Placement>& current,
+                                          Clock::time_point now) {
   const bool changed = current != nullptr && current->version != layer.placement;
-  if (changed) layer.placement = current->version;
-  const Clock::time_point now = options.now();
-  const auto has_left = [&](WorkerId id) {
-    return changed && std::none_of(current->workers.begin(), current->workers.end(),
-                                   [id](const Placement::Worker& w) { return w.id == id; });
-  };
-  std::vector<std::pair<uint32_t, absl::Status>> lost;
-  for (const auto& [number, sent] : layer.sent) {
-    if (now >= sent.give_up) {
-      lost.emplace_back(number, absl::DeadlineExceededError("it did not answer in time"));
-    } else if (has_left(sent.part.worker)) {
-      lost.emplace_back(number, absl::UnavailableError("it has left the placement"));
+  std::vector<uint32_t> lost, left;
+  for (const auto& [number, sent] : layer.sent()) {
+    if (now >= sent.give_up_at) {
+      lost.push_back(number);
+    } else if (changed && !Names(*current, sent.worker())) {
+      left.push_back(number);
     }
   }
-  for (const auto& [number, status] : lost) {
-    avoid_until[layer.sent.at(number).part.worker] = After(now, options.avoid_failed);
-    layer.Fail(number, status, now);
+  for (const uint32_t number : lost) {
+    FailPart(layer, number, absl::DeadlineExceededError("it did not answer in time"), now);
   }
+  for (const uint32_t number : left) {
+    layer.Fail(number, absl::UnavailableError("it has left the placement"), now,
+               options.retry_delay);
+  }
+  if (!changed) return;
+  layer.placement = current->version;
+  layer.AskOthersFrom(now);
 }
 
-void ExpertDispatcher::State::Collect(Layer& layer) {
-  for (Mailbox::Arrival& arrival : layer.mailbox->Take()) {
-    const auto it = layer.sent.find(arrival.part);
-    if (it == layer.sent.end()) {
-      ++counts->late_replies;
-      continue;
-    }
-    const ExpertPart& part = it->second.part;
-    absl::Status status = arrival.reply.status;
-    if (status.ok() && !Answers(arrival.reply, *part.request)) {
-      status = absl::DataLossError("its reply does not answer the request");
-    }
-    if (!status.ok()) {
-      const Clock::time_point now = options.now();
-      avoid_until[part.worker] = After(now, options.avoid_failed);
-      layer.Fail(arrival.part, status, now);
-      continue;
-    }
-    avoid_until.erase(part.worker);
-    Measure(absl::FromChrono(options.now() - it->second.start), part.request->num_routes());
-    Accept(layer, part, arrival.reply);
-    layer.Forget(arrival.part);
+// Asks other holders as well for what is out for longer than patience has it. A worker is late only
+// if one that is not put aside can do what it should.
+void ExpertDispatcher::State::AskOthers(Layer& layer,
+                                        const std::shared_ptr<const Placement>& current,
+                                        Clock::time_point now) {
+  std::vector<uint32_t> due;
+  for (const auto& [number, sent] : layer.sent()) {
+    if (now >= sent.ask_others_at) due.push_back(number);
   }
+  std::vector<ExpertPart> parts;
+  for (const uint32_t number : due) {
+    Layer::Sent& sent = *layer.Find(number);
+    const std::vector<int32_t> missing = layer.MissingRoutes(sent);
+    const Choice choice = Choose(layer, *current, missing, now);
+    sent.ask_others_at = choice.next_retry;
+    if (choice.holders.empty()) continue;
+    layer.NoteLate(sent, now);
+    const bool others_are_well =
+        std::any_of(choice.holders.begin(), choice.holders.end(), [this](const auto& chosen) {
+          const HolderHealth* health = holders.Find(chosen.second);
+          return health == nullptr || !health->aside();
+        });
+    if (others_are_well) sent.work.holder().Failed(sent.start, now);
+    for (ExpertPart& part : SplitRoutes(layer.batch(), missing, choice).parts) {
+      parts.push_back(std::move(part));
+    }
+  }
+  if (parts.empty()) return;
+  layer.num_late = std::min(layer.num_late + 1, Layer::kMaxDoublings);
+  for (ExpertPart& part : parts) SendPart(layer, std::move(part), current, now);
 }
 
-// Puts a part's rows where they belong.
-void ExpertDispatcher::State::Accept(Layer& layer, const ExpertPart& part,
-                                     const ExpertReply& reply) {
-  const ExpertRequest& request = *part.request;
-  const Dtype dtype = reply.rows.dtype;
-  const int64_t hidden = reply.rows.width();
-  const size_t row_bytes = static_cast<size_t>(hidden) * DtypeBytes(dtype);
-  const auto ensure = [&](OwnedTensor* tensor, int64_t rows) {
-    if (tensor->view.empty()) *tensor = rows_pool.Take(dtype, {rows, hidden});
-  };
-  int64_t next = 0;
-  for (int i = 0; i < request.num_rows(); ++i) {
-    if (request.combined[i]) {
-      ensure(&layer.combined_rows, layer.num_rows());
-      std::memcpy(layer.combined_rows.view.row(part.rows[i]), reply.rows.row(next++), row_bytes);
-      layer.combined[part.rows[i]] = 1;
-      continue;
-    }
-    ensure(&layer.expert_rows, layer.num_rows() * layer.batch.top_k);
-    for (int t = request.route_offsets[i]; t < request.route_offsets[i + 1]; ++t) {
-      std::memcpy(layer.expert_rows.view.row(part.routes[t]), reply.rows.row(next++), row_bytes);
-    }
-  }
-  counts->rows_received += next;
+// Does what is due.
+void ExpertDispatcher::State::Advance(Layer& layer, Clock::time_point now) {
+  // One look for all: a placement that comes in between is seen as new by the next Poll.
+  const std::shared_ptr<const Placement> current = CurrentPlacement();
+  CollectProbes(now);
+  GiveUpParts(layer, current, now);
+  if (current != nullptr) holders.Keep(*current);
+  AskOthers(layer, current, now);
+  SendWaiting(layer, current, now);
+  counts->workers_aside = holders.num_aside();
 }
 
 std::optional<absl::Status> ExpertDispatcher::State::Poll(Layer& layer) {
   Collect(layer);
-  if (!layer.done() && options.now() >= layer.deadline) return TimedOut(layer);
-  // One look for both: a placement that comes in between is seen as new by the next Poll.
-  const std::shared_ptr<const Placement> current = CurrentPlacement();
-  GiveUpParts(layer, current);
-  SendWaiting(layer, current);
+  const Clock::time_point now = options.now();
+  if (!layer.done() && now >= layer.deadline) {
+    return absl::UnavailableError(
+        absl::StrCat("layer ", layer.batch().layer, " was not answered in ",
+                     absl::FormatDuration(layer.timeout), ": ", layer.Reason()));
+  }
+  Advance(layer, now);
   if (layer.done()) return absl::OkStatus();
   return std::nullopt;
 }
 
-absl::Status ExpertDispatcher::State::TimedOut(const Layer& layer) const {
-  std::string why = layer.last_error;
-  if (why.empty() && !layer.sent.empty()) {
-    const Layer::Sent& sent = layer.sent.begin()->second;
-    why = absl::StrCat("expert worker ", sent.part.worker,
-                       sent.address.empty() ? "" : absl::StrCat(" (", sent.address, ")"),
-                       " has not answered");
-  } else if (why.empty()) {
-    why = absl::StrCat("no expert worker holds expert ",
-                       layer.batch.expert_ids[layer.waiting.front()]);
-  }
-  return absl::UnavailableError(absl::StrCat("layer ", layer.batch.layer, " was not answered in ",
-                                             absl::FormatDuration(layer.timeout), ": ", why));
-}
-
 // ---- Pending ------------------------------------------------------------------------------------
 
-ExpertDispatcher::Pending::Pending(std::shared_ptr<State> state, std::unique_ptr<Layer> layer)
+ExpertDispatcher::Pending::Pending(std::shared_ptr<State> state,
+                                   std::unique_ptr<DispatchedLayer> layer)
     : state_(std::move(state)), layer_(std::move(layer)) {}
 ExpertDispatcher::Pending::~Pending() = default;
 
 std::optional<absl::Status> ExpertDispatcher::Pending::Poll() { return state_->Poll(*layer_); }
-
-Clock::time_point ExpertDispatcher::Pending::wake_time() const {
-  Clock::time_point time = std::min(layer_->deadline, layer_->next_retry);
-  for (const auto& [number, sent] : layer_->sent) time = std::min(time, sent.give_up);
-  return time;
-}
-
-ExpertRows ExpertDispatcher::Pending::rows() const {
-  return {layer_->combined, layer_->combined_rows.view, layer_->expert_rows.view};
-}
+Clock::time_point ExpertDispatcher::Pending::wake_time() const { return layer_->wake_time(); }
+ExpertRows ExpertDispatcher::Pending::rows() const { return layer_->rows(); }
 
 // ---- ExpertDispatcher ---------------------------------------------------------------------------
 
 ExpertDispatcher::ExpertDispatcher(uint64_t incarnation, DispatcherOptions options,
                                    ExpertLinkFactory make_link)
-    : state_(std::make_shared<State>()) {
-  state_->incarnation = incarnation;
-  state_->options = options;
-  state_->make_link = std::move(make_link);
-}
+    : state_(std::make_shared<State>(incarnation, std::move(options), std::move(make_link))) {}
 
 ExpertDispatcher::~ExpertDispatcher() = default;
 
 void ExpertDispatcher::SetPlacement(Placement placement) {
   auto shared = std::make_shared<const Placement>(std::move(placement));
-  std::vector<std::shared_ptr<Mailbox>> waiting;
+  std::vector<std::shared_ptr<ReplyMailbox>> waiting;
   {
     MutexLock lock(state_->mutex);
     std::map<WorkerId, State::Peer> peers;
@@ -485,31 +555,21 @@ void ExpertDispatcher::SetPlacement(Placement placement) {
 std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
     const RowBatch& batch, std::function<void()> changed) {
   TANDEM_CHECK(batch.top_k > 0 && batch.rows.rank == 2);
-  auto layer = std::make_unique<Layer>(state_->counts, state_->work_out, std::move(changed));
-  const int64_t num_routes = batch.rows.rows() * batch.top_k;
-  layer->expert_ids.assign(batch.expert_ids, batch.expert_ids + num_routes);
-  layer->weights.assign(batch.weights, batch.weights + num_routes);
-  layer->batch = batch;
-  layer->batch.expert_ids = layer->expert_ids.data();
-  layer->batch.weights = layer->weights.data();
-  layer->timeout = state_->options.layer_timeout;
-  if (state_->least_per_route > absl::ZeroDuration()) {
-    layer->timeout = std::max(layer->timeout, 24 * num_routes * state_->least_per_route);
-  }
-  layer->deadline = After(state_->options.now(), layer->timeout);
-  layer->combined.assign(batch.rows.rows(), 0);
-  layer->waiting.resize(num_routes);
-  std::iota(layer->waiting.begin(), layer->waiting.end(), 0);
+  State& state = *state_;
+  auto layer = std::make_unique<DispatchedLayer>(
+      batch, state.counts,
+      std::make_shared<ReplyMailbox>(state.options.now, std::move(changed), state.counts));
+  const Clock::time_point now = state.options.now();
+  const auto num_routes = static_cast<int64_t>(layer->waiting.size());
+  layer->timeout = std::max(state.options.layer_timeout, 24 * num_routes * state.least_per_route);
+  layer->deadline = After(now, layer->timeout);
   {
-    MutexLock lock(state_->mutex);
-    auto& mailboxes = state_->mailboxes;
-    mailboxes.erase(std::remove_if(mailboxes.begin(), mailboxes.end(),
-                                   [](const auto& mailbox) { return mailbox.expired(); }),
-                    mailboxes.end());
-    mailboxes.push_back(layer->mailbox);
+    MutexLock lock(state.mutex);
+    std::erase_if(state.mailboxes, [](const auto& mailbox) { return mailbox.expired(); });
+    state.mailboxes.push_back(layer->mailbox());
   }
-  ++state_->counts->dispatches;
-  state_->SendWaiting(*layer, state_->CurrentPlacement());
+  ++state.counts->dispatches;
+  state.Advance(*layer, now);
   return std::unique_ptr<Pending>(new Pending(state_, std::move(layer)));
 }
 
@@ -521,15 +581,6 @@ PlacementVersion ExpertDispatcher::oldest_in_use() const {
   return {};
 }
 
-CounterSnapshot ExpertDispatcher::Counters() const {
-  const Counts& counts = *state_->counts;
-  return {{"dispatches_total", counts.dispatches.load()},
-          {"parts_total", counts.parts.load()},
-          {"retries_total", counts.retries.load()},
-          {"rows_sent_total", counts.rows_sent.load()},
-          {"rows_received_total", counts.rows_received.load()},
-          {"late_replies_total", counts.late_replies.load()},
-          {"parts_live", counts.parts_live.load()}};
-}
+CounterSnapshot ExpertDispatcher::Counters() const { return state_->counts->Snapshot(); }
 
 }  // namespace tandem

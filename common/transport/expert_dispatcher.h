@@ -42,11 +42,17 @@ struct ExpertRows {
 // neither may block.
 using ExpertLinkFactory = std::function<std::shared_ptr<ExpertLink>(const Placement::Worker&)>;
 
-// Everything that the dispatcher decides follows from what it is told, in the order in which it is
-// told, and from the times that `now` gives: with a clock and links of a simulation it does the
-// same again. Time limits grow with what was measured: an attempt at n routes gets attempt_timeout
-// plus 8 n times the least time per route of any earlier part, twice that after each attempt that
-// timed out; a layer of n routes gets layer_timeout, or 24 n times that least time if that is more.
+// An attempt at a part has two limits. *Patience* is how long other holders are left alone: 4 times
+// what such a part is measured to take at most, nearly always, at the middle one of the workers
+// that are well, and never less than least_patience. Then the part is asked of others as well, and
+// the first answer is taken; so a worker that stops costs a layer its patience and the time of the
+// others, and no later layer anything, since it is put aside. One that is slow costs at most 4
+// answers within patience before it is. Without another holder, patience has no effect.
+//
+// The *limit* ends the attempt: attempt_timeout plus 8 n times the least time per route of any
+// earlier part, for n routes. Each of the two is twice as long after it has run out in the layer,
+// so that a machine which is slow as a whole gets there. A layer of n routes gets layer_timeout, or
+// 24 n times that least time if that is more; with no holder left it waits for a placement so long.
 struct DispatcherOptions {
   using Clock = std::chrono::steady_clock;
 
@@ -54,15 +60,32 @@ struct DispatcherOptions {
   absl::Duration attempt_timeout = absl::Seconds(10);    // one attempt at one part
   absl::Duration layer_timeout = absl::Seconds(60);      // all attempts of a layer together
   absl::Duration retry_delay = absl::Milliseconds(20);   // before asking the same worker again
-  absl::Duration reply_grace = absl::Seconds(1);   // a link that is later than this has lost a part
-  absl::Duration avoid_failed = absl::Seconds(2);  // other holders are preferred for so long
+  absl::Duration reply_grace = absl::Seconds(1);  // a link that is later than this has lost a part
+  absl::Duration first_patience = absl::Milliseconds(500);  // before anything has been answered
+  absl::Duration least_patience = absl::Milliseconds(100);
+  absl::Duration first_aside = absl::Milliseconds(500);  // twice that after each further failure
+  absl::Duration longest_aside = absl::Seconds(16);
 };
 
+class DispatchedLayer;
+
+// Which holder is asked: of an expert's holders those that have failed least in the layer; of these
+// those that are well, or, with none, those that have been put aside least often in a row; of these
+// the one with the least work out (holder_choice.h). The choice never shows in a result's bits.
+//
+// A worker is put aside (holder_health.h) when it answers with an error or with what is no answer,
+// or is late, or slow four times in a row. When its time is up, a copy of a few of the next layer's
+// rows is sent there as a probe, while a worker that is well is asked for them; only a good answer
+// in time, to that or to what nobody else could do, brings it back. A worker that has left the
+// placement, or has let go of an expert (NOT_FOUND, FAILED_PRECONDITION), is not put aside.
+//
+// Everything here follows from what the dispatcher is told, in the order in which it is told, and
+// from the times that `now` gives: with a clock and links of a simulation it happens again.
+//
 // Thread-safe: SetPlacement and Counters may come from any thread at any time; Dispatch and what it
 // returns belong to one thread, which none of it ever blocks.
 class ExpertDispatcher {
  private:
-  struct Layer;
   struct State;
 
  public:
@@ -83,8 +106,9 @@ class ExpertDispatcher {
     Pending(const Pending&) = delete;
     Pending& operator=(const Pending&) = delete;
 
-    // Takes what has arrived, and sends a failed part again: to another holder, or to the same one
-    // after retry_delay, under the newest placement. Nothing yet: rows are still unanswered.
+    // Takes what has arrived, sends a failed part again, to another holder, or to the same one
+    // after retry_delay, and asks others for what is late, under the newest placement. Nothing yet:
+    // rows are still unanswered.
     //   UNAVAILABLE  layer_timeout has passed; names worker and layer
     std::optional<absl::Status> Poll();
     // When Poll has something to do although nothing has changed.
@@ -94,19 +118,24 @@ class ExpertDispatcher {
 
    private:
     friend class ExpertDispatcher;
-    Pending(std::shared_ptr<State> state, std::unique_ptr<Layer> layer);
+    Pending(std::shared_ptr<State> state, std::unique_ptr<DispatchedLayer> layer);
     const std::shared_ptr<State> state_;
-    const std::unique_ptr<Layer> layer_;
+    const std::unique_ptr<DispatchedLayer> layer_;
   };
 
-  // Sends the rows out and returns at once: each expert's to the holder with the least work out,
-  // which is what this dispatcher's layers have out there. `changed` is called whenever Poll may
-  // have news: from any thread, also within Dispatch, until the result is destroyed. It must not
-  // block.
+  // Sends the rows out and returns at once. `changed` is called whenever Poll may have news: from
+  // any thread, also within Dispatch, until the result is destroyed. It must not block.
   std::unique_ptr<Pending> Dispatch(const RowBatch& batch, std::function<void()> changed);
 
-  // dispatches_total, parts_total, retries_total (parts that failed), rows_sent_total,
-  // rows_received_total, late_replies_total, parts_live
+  // dispatches_total    layers
+  // parts_total         requests sent, probes aside
+  // retries_total       of these, failed: error, no answer, its limit, or a placement without it
+  // hedged_parts_total  of these, asked of others as well when its patience had run out
+  // probes_total        requests sent to see whether a worker that was put aside is well again
+  // rows_sent_total, rows_received_total  rows of parts; of answers, those that were still missing
+  // late_replies_total  answers that nobody waited for any more, errors among them
+  // parts_live          parts that are out now
+  // workers_aside       workers that are put aside now, as of the last layer that was looked at
   CounterSnapshot Counters() const;
 
  private:

@@ -18,56 +18,10 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// A dispatcher and the workers 1 to num_workers.
-class Simulation {
- public:
-  explicit Simulation(int num_workers, uint64_t incarnation = 9) {
-    for (int w = 1; w <= num_workers; ++w) {
-      links_[w] = std::make_shared<SimulatedExpertLink>(&time_);
-    }
-    options_.now = [this] { return time_.now(); };
-    dispatcher_ = std::make_unique<ExpertDispatcher>(
-        incarnation, options_, [this](const Placement::Worker& worker) {
-          const auto it = links_.find(worker.id);
-          return it == links_.end() ? nullptr : it->second;
-        });
-  }
-
-  SimulatedTime& time() { return time_; }
-  ExpertDispatcher& dispatcher() { return *dispatcher_; }
-  SimulatedExpertLink& link(WorkerId id) { return *links_.at(id); }
-  int64_t Count(const std::string& name) const { return Counter(dispatcher_->Counters(), name); }
-  // Experts that a worker has been asked for by its latest request.
-  std::set<int32_t> Asked(WorkerId id) const {
-    const auto& experts = links_.at(id)->requests().back().experts;
-    return std::set<int32_t>(experts.begin(), experts.end());
-  }
-  std::unique_ptr<SimulatedDispatch> Dispatch(const Routed& routed) {
-    return std::make_unique<SimulatedDispatch>(&time_, dispatcher_.get(), routed.batch());
-  }
-  // Runs a layer, whose rows must be as if nothing had happened. Returns how long it took.
-  std::chrono::nanoseconds RunLayer(const Routed& routed) {
-    const auto start = time_.now();
-    const auto layer = Dispatch(routed);
-    const absl::Status status = layer->Run();
-    EXPECT_TRUE(status.ok()) << status;
-    if (status.ok()) {
-      EXPECT_EQ(layer->Rows(routed), routed.Expected());
-    }
-    return time_.now() - start;
-  }
-
- private:
-  SimulatedTime time_;
-  DispatcherOptions options_;
-  std::map<WorkerId, std::shared_ptr<SimulatedExpertLink>> links_;
-  std::unique_ptr<ExpertDispatcher> dispatcher_;
-};
-
 TEST(ExpertDispatcherSimulationTest, HoldersOfTheSameExpertsShareThem) {
   for (const int num_rows : {1, 4, 64}) {
     const Routed routed(num_rows);
-    Simulation simulation(2);
+    DispatcherSimulation simulation(2);
     simulation.dispatcher().SetPlacement(MakePlacement(2, 2));
     simulation.RunLayer(routed);
     const std::set<int32_t> used(routed.ids.begin(), routed.ids.end());
@@ -80,7 +34,7 @@ TEST(ExpertDispatcherSimulationTest, HoldersOfTheSameExpertsShareThem) {
 
 TEST(ExpertDispatcherSimulationTest, WorkOfOtherLayersCountsUntilItIsAnswered) {
   const Routed routed(1);
-  Simulation simulation(2);
+  DispatcherSimulation simulation(2);
   // Until now all is at worker 1, for which the first layer waits.
   simulation.dispatcher().SetPlacement(MakePlacement(1));
   const auto first = simulation.Dispatch(routed);
@@ -98,7 +52,7 @@ TEST(ExpertDispatcherSimulationTest, WorkOfOtherLayersCountsUntilItIsAnswered) {
 
 TEST(ExpertDispatcherSimulationTest, WorkOfALayerThatIsGivenUpCountsNoMore) {
   const Routed routed(1);
-  Simulation simulation(2);
+  DispatcherSimulation simulation(2);
   simulation.dispatcher().SetPlacement(MakePlacement(1));
   simulation.Dispatch(routed).reset();
   simulation.dispatcher().SetPlacement(MakePlacement(2, 2, 1, 2));
@@ -111,7 +65,7 @@ TEST(ExpertDispatcherSimulationTest, SendersOfOneRowTakeDifferentHolders) {
   Placement placement = MakePlacement(2, 2);
   std::set<std::set<int32_t>> of_first;
   for (uint64_t incarnation = 0; incarnation < 2; ++incarnation) {
-    Simulation simulation(2, incarnation);
+    DispatcherSimulation simulation(2, incarnation);
     simulation.dispatcher().SetPlacement(placement);
     simulation.RunLayer(routed);
     of_first.insert(simulation.Asked(1));
@@ -122,7 +76,7 @@ TEST(ExpertDispatcherSimulationTest, SendersOfOneRowTakeDifferentHolders) {
 TEST(ExpertDispatcherSimulationTest, TheSameHappensAgain) {
   const auto run = [](uint64_t seed) {
     std::mt19937_64 random(seed);
-    Simulation simulation(4);
+    DispatcherSimulation simulation(4);
     for (WorkerId w = 1; w <= 4; ++w) {
       simulation.link(w).set_fates([&random](const ExpertRequest&) {
         SimulatedFate fate;
@@ -144,7 +98,7 @@ TEST(ExpertDispatcherSimulationTest, TheSameHappensAgain) {
 
 TEST(ExpertDispatcherSimulationTest, AsksTheSameHolderAgainOnlyAfterTheRetryDelay) {
   const Routed routed(3);
-  Simulation simulation(1);
+  DispatcherSimulation simulation(1);
   simulation.link(1).set_fates([&](const ExpertRequest&) {
     SimulatedFate fate;
     fate.time = milliseconds(1);
@@ -159,7 +113,7 @@ TEST(ExpertDispatcherSimulationTest, AsksTheSameHolderAgainOnlyAfterTheRetryDela
 
 TEST(ExpertDispatcherSimulationTest, AnotherHolderIsAskedAtOnce) {
   const Routed routed(3);
-  Simulation simulation(2);
+  DispatcherSimulation simulation(2);
   SimulatedFate failing;
   failing.time = milliseconds(1);
   failing.status = absl::UnavailableError("not now");
@@ -170,7 +124,7 @@ TEST(ExpertDispatcherSimulationTest, AnotherHolderIsAskedAtOnce) {
 
 TEST(ExpertDispatcherSimulationTest, TheLayersLimitIsOfTheInjectedTime) {
   const Routed routed(2);
-  Simulation simulation(1);
+  DispatcherSimulation simulation(1);
   Placement placement = MakePlacement(1);
   for (auto& holders : placement.holders) holders.clear();
   simulation.dispatcher().SetPlacement(placement);

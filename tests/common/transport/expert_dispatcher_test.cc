@@ -43,7 +43,7 @@ DispatcherOptions QuickOptions() {
   options.layer_timeout = absl::Seconds(30);
   options.retry_delay = absl::Milliseconds(1);
   options.reply_grace = absl::Milliseconds(50);
-  options.avoid_failed = absl::Milliseconds(50);
+  options.first_aside = options.longest_aside = absl::Milliseconds(50);
   return options;
 }
 
@@ -129,7 +129,7 @@ TEST(ExpertDispatcherTest, AsksAnotherHolderAfterAFailureAndAvoidsTheFirstForAWh
   Placement placement = MakePlacement(2, 2);
   for (int e = 0; e < kExperts; ++e) placement.holders[kLayer * kExperts + e] = {1, 2};
   DispatcherOptions options = QuickOptions();
-  options.avoid_failed = absl::Hours(1);
+  options.first_aside = absl::Hours(1);
   auto dispatcher = MakeDispatcher({{1, bad}, {2, good}}, options);
   dispatcher->SetPlacement(placement);
   for (int round = 0; round < 3; ++round) {

@@ -11,6 +11,8 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,7 @@
 #include "common/transport/expert_dispatcher.h"
 #include "common/transport/expert_link.h"
 #include "tests/common/transport/fake_expert.h"
+#include "tests/common/transport/link_checks.h"
 #include "tests/common/transport/routed_rows.h"
 
 namespace tandem {
@@ -117,24 +120,42 @@ class SimulatedDispatch {
   SimulatedDispatch(SimulatedTime* time, ExpertDispatcher* dispatcher, const RowBatch& batch)
       : time_(*time) {
     pending_ = dispatcher->Dispatch(batch, [this] { changed_ = true; });
+    changed_ = true;
   }
 
-  // Until `limit`; nothing: it is not done by then.
-  std::optional<absl::Status> RunUntil(SimulatedTime::Clock::time_point limit) {
-    while (true) {
+  // Polls until there is nothing to do, or it is done.
+  void Look() {
+    while (!status_.has_value() && (changed_ || time_.now() >= pending_->wake_time())) {
       TANDEM_CHECK(++polls_ < 100'000);
       changed_ = false;
-      if (auto status = pending_->Poll(); status.has_value()) return status;
-      while (!changed_ && time_.now() < pending_->wake_time()) {
-        if (time_.now() >= limit) return std::nullopt;
-        time_.Advance(std::min(limit, pending_->wake_time()));
-      }
+      status_ = pending_->Poll();
     }
   }
-  // Until it is done; one that never is ends by its layer's limit.
-  absl::Status Run() { return *RunUntil(SimulatedTime::Clock::time_point::max()); }
+  // Until it is done; what never is ends by its layer's limit.
+  absl::Status Run() {
+    RunAll(&time_, {this});
+    return *status_;
+  }
+  static void RunAll(
+      SimulatedTime* time, const std::vector<SimulatedDispatch*>& layers,
+      SimulatedTime::Clock::time_point limit = SimulatedTime::Clock::time_point::max()) {
+    while (true) {
+      auto next = SimulatedTime::Clock::time_point::max();
+      bool all_done = true;
+      for (SimulatedDispatch* layer : layers) {
+        layer->Look();
+        if (layer->done()) continue;
+        all_done = false;
+        next = std::min(next, layer->pending_->wake_time());
+      }
+      if (all_done || time->now() >= limit) return;
+      time->Advance(std::min(next, limit));
+    }
+  }
 
-  // The layer's rows, once it is done.
+  bool done() const { return status_.has_value(); }
+  // Once it is done.
+  const absl::Status& status() const { return *status_; }
   std::vector<float> Rows(const Routed& routed) const {
     const ExpertRows rows = pending_->rows();
     Output out(routed);
@@ -148,14 +169,79 @@ class SimulatedDispatch {
     }
     return out.values;
   }
-  ExpertDispatcher::Pending& pending() { return *pending_; }
   int polls() const { return polls_; }
 
  private:
   SimulatedTime& time_;
   bool changed_ = false;
   int polls_ = 0;
+  std::optional<absl::Status> status_;
   std::unique_ptr<ExpertDispatcher::Pending> pending_;  // first to go
+};
+
+// A dispatcher and the workers 1 to num_workers.
+class DispatcherSimulation {
+ public:
+  explicit DispatcherSimulation(int num_workers, uint64_t incarnation = 9,
+                                DispatcherOptions options = {})
+      : options_(std::move(options)) {
+    for (int w = 1; w <= num_workers; ++w) {
+      links_[w] = std::make_shared<SimulatedExpertLink>(&time_);
+    }
+    options_.now = [this] { return time_.now(); };
+    dispatcher_ = std::make_unique<ExpertDispatcher>(
+        incarnation, options_, [this](const Placement::Worker& worker) {
+          const auto it = links_.find(worker.id);
+          return it == links_.end() ? nullptr : it->second;
+        });
+  }
+
+  // Runs layers for so long. Returns how much longer the longest took than `usual`, and all
+  // together.
+  struct Stall {
+    std::chrono::nanoseconds longest{0};
+    std::chrono::nanoseconds total{0};
+  };
+  Stall RunLayersFor(std::chrono::nanoseconds duration, const Routed& routed,
+                     std::chrono::nanoseconds usual) {
+    Stall stall;
+    for (const auto end = time_.now() + duration; time_.now() < end;) {
+      const auto extra = std::max(RunLayer(routed) - usual, std::chrono::nanoseconds(0));
+      stall.longest = std::max(stall.longest, extra);
+      stall.total += extra;
+    }
+    return stall;
+  }
+
+  SimulatedTime& time() { return time_; }
+  ExpertDispatcher& dispatcher() { return *dispatcher_; }
+  SimulatedExpertLink& link(WorkerId id) { return *links_.at(id); }
+  int64_t Count(const std::string& name) const { return Counter(dispatcher_->Counters(), name); }
+  // Experts that a worker has been asked for by its latest request.
+  std::set<int32_t> Asked(WorkerId id) const {
+    const auto& experts = links_.at(id)->requests().back().experts;
+    return std::set<int32_t>(experts.begin(), experts.end());
+  }
+  std::unique_ptr<SimulatedDispatch> Dispatch(const Routed& routed) {
+    return std::make_unique<SimulatedDispatch>(&time_, dispatcher_.get(), routed.batch());
+  }
+  // Runs a layer, whose rows must be as if nothing had happened. Returns how long it took.
+  std::chrono::nanoseconds RunLayer(const Routed& routed) {
+    const auto start = time_.now();
+    const auto layer = Dispatch(routed);
+    const absl::Status status = layer->Run();
+    EXPECT_TRUE(status.ok()) << status;
+    if (status.ok()) {
+      EXPECT_EQ(layer->Rows(routed), routed.Expected());
+    }
+    return time_.now() - start;
+  }
+
+ private:
+  SimulatedTime time_;
+  DispatcherOptions options_;
+  std::map<WorkerId, std::shared_ptr<SimulatedExpertLink>> links_;
+  std::unique_ptr<ExpertDispatcher> dispatcher_;
 };
 
 }  // namespace tandem
