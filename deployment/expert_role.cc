@@ -64,7 +64,7 @@ class ExpertRole : public WorkerRole {
   absl::Status Load(const Placement& placement, WorkerId self,
                     const std::function<bool()>& superseded,
                     const std::function<void(float)>& progress) override {
-    const absl::Status loaded =
+    absl::Status loaded =
         experts_->Load(placement, self, progress, [&] { return MayLoadAnother(superseded); });
     MutexLock lock(mutex_);
     if (absl::IsResourceExhausted(loaded)) {

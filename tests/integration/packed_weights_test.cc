@@ -49,6 +49,7 @@ class PackedWeightsTest : public testing::TestWithParam<std::string> {
     options.dtype = "bf16";
     options.attention_workers = workers > 0 ? 1 : 0;
     options.expert_workers = workers;
+    if (workers > 0) options.gateway_flags = {"--expert-copies", "1"};  // each unit at one of them
     options.weights_flags = {"--weights", GetParam(), "--packed-weights", packed};
     return options;
   }
