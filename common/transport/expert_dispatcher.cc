@@ -10,21 +10,23 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
-#include "common/mutex.h"
 #include "common/transport/dispatch_counts.h"
 #include "common/transport/dispatched_layer.h"
 #include "common/transport/expert_split.h"
 #include "common/transport/holder_choice.h"
 #include "common/transport/holder_health.h"
 #include "common/transport/host_rows.h"
+#include "common/transport/placed_links.h"
+#include "common/transport/reply_check.h"
 #include "common/transport/reply_mailbox.h"
+#include "common/transport/worker_probes.h"
 
 namespace tandem {
 namespace {
 
 using Clock = ExpertDispatcher::Clock;
 
-constexpr int kProbeRoutes = 4;
+constexpr int kProbeRoutes = 4;  // at most: what a probe costs is the reading of an expert
 
 Clock::time_point After(Clock::time_point start, absl::Duration duration) {
   constexpr absl::Duration kFar = absl::Hours(24 * 365);
@@ -40,22 +42,6 @@ std::vector<int32_t> DistinctExperts(const ExpertRequest& request, int num_exper
     if (is_used[e] != 0) experts.push_back(e);
   }
   return experts;
-}
-
-// OK, or why the rows cannot be taken.
-absl::Status CheckReply(const ExpertReply& reply, const ExpertRequest& request) {
-  if (!reply.status.ok()) return reply.status;
-  if (reply.rows.rank == 2 && reply.rows.rows() == request.num_output_rows() &&
-      reply.rows.width() == request.rows.width() && reply.rows.dtype == request.rows.dtype) {
-    return absl::OkStatus();
-  }
-  return absl::DataLossError("its reply does not answer the request");
-}
-
-// The worker has let go of the experts, and a newer placement is on its way: no fault of its own.
-bool HasLetGo(const absl::Status& status) {
-  return status.code() == absl::StatusCode::kNotFound ||
-         status.code() == absl::StatusCode::kFailedPrecondition;
 }
 
 // A worker as the placement names it.
@@ -82,19 +68,10 @@ bool Names(const Placement& placement, const Placement::Worker& worker) {
 
 }  // namespace
 
-// What belongs to all layers. Those of its methods that take a layer are of the thread that polls.
+// What belongs to all layers. Its methods are of the thread that polls.
 struct ExpertDispatcher::State {
   using Layer = DispatchedLayer;
-  struct Peer {
-    Placement::Worker worker;
-    std::shared_ptr<ExpertLink> link;  // null until first needed
-  };
-  struct Probe {
-    std::shared_ptr<HolderHealth> holder;
-    std::shared_ptr<const ExpertRequest> request;
-    Clock::time_point start;
-    Clock::time_point in_time;  // until then
-  };
+
   // Which holder each expert's routes are for, and when there may be one for the others.
   struct Choice {
     std::map<int32_t, WorkerId> holders;
@@ -113,44 +90,27 @@ struct ExpertDispatcher::State {
   State(uint64_t incarnation, DispatcherOptions options, ExpertLinkFactory make_link)
       : incarnation(incarnation),
         options(std::move(options)),
-        make_link(std::move(make_link)),
-        holders({this->options.first_aside, this->options.longest_aside}) {}
+        placed(std::move(make_link)),
+        holders({this->options.first_aside, this->options.longest_aside}),
+        probes(this->options.now, &holders, counts) {}
 
   const uint64_t incarnation;
   const DispatcherOptions options;
-  const ExpertLinkFactory make_link;
   const std::shared_ptr<DispatchCounts> counts = std::make_shared<DispatchCounts>();
-
-  mutable Mutex mutex;
-  std::shared_ptr<const Placement> placement ABSL_GUARDED_BY(mutex);  // null until set
-  std::map<WorkerId, Peer> peers ABSL_GUARDED_BY(mutex);
-  // All that parts which are out were sent under, oldest first.
-  std::vector<std::weak_ptr<const Placement>> placements_in_use ABSL_GUARDED_BY(mutex);
-  std::vector<std::weak_ptr<ReplyMailbox>> mailboxes ABSL_GUARDED_BY(mutex);  // of layers under way
+  PlacedLinks placed;
 
   // Of the thread that polls.
   HolderTable holders;
   absl::Duration least_per_route = absl::ZeroDuration();  // zero: not measured yet
-  uint32_t next_number =
-      0;  // of parts and probes; never repeats, whatever callers name their steps
-  std::map<uint32_t, Probe> probes;
-  // Answers to probes wait until a layer is looked at: nothing waits for them.
-  const std::shared_ptr<ReplyMailbox> probe_mailbox = std::make_shared<ReplyMailbox>(
-      options.now, [] {}, counts);
+  uint32_t next_part = 0;  // probes too; never repeats, whatever callers name their steps
+  WorkerProbes probes;
   HostRowsPool rows_pool;
-
-  std::shared_ptr<const Placement> CurrentPlacement() const {
-    MutexLock lock(mutex);
-    return placement;
-  }
-  std::shared_ptr<ExpertLink> LinkTo(const Placement::Worker& worker);
 
   absl::Duration Limit(int64_t num_routes) const {
     return options.attempt_timeout + 8 * num_routes * least_per_route;
   }
   absl::Duration Patience(int64_t work) const;
-  void Measure(HolderHealth& holder, int64_t work, int64_t num_routes, Clock::time_point start,
-               Clock::time_point answered);
+  void NoteTime(int64_t num_routes, absl::Duration time);
 
   std::vector<WorkerId> UsableHolders(const Layer& layer, const Placement& current, int32_t expert,
                                       Clock::time_point now, Clock::time_point* next_retry) const;
@@ -167,7 +127,6 @@ struct ExpertDispatcher::State {
                  const std::shared_ptr<const Placement>& current, Clock::time_point now);
 
   void Collect(Layer& layer);
-  void CollectProbes(Clock::time_point now);
   void FailPart(Layer& layer, uint32_t number, const absl::Status& status, Clock::time_point now);
   void GiveUpParts(Layer& layer, const std::shared_ptr<const Placement>& current,
                    Clock::time_point now);
@@ -177,15 +136,6 @@ struct ExpertDispatcher::State {
   std::optional<absl::Status> Poll(Layer& layer);
 };
 
-std::shared_ptr<ExpertLink> ExpertDispatcher::State::LinkTo(const Placement::Worker& worker) {
-  MutexLock lock(mutex);
-  const auto it = peers.find(worker.id);
-  if (it == peers.end()) return nullptr;
-  Peer& peer = it->second;
-  if (peer.link == nullptr) peer.link = make_link(peer.worker);
-  return peer.link;
-}
-
 // ---- times --------------------------------------------------------------------------------------
 
 absl::Duration ExpertDispatcher::State::Patience(int64_t work) const {
@@ -194,14 +144,9 @@ absl::Duration ExpertDispatcher::State::Patience(int64_t work) const {
   return std::max(options.least_patience, 4 * *expected);
 }
 
-// Of a good answer. The least time per route is that of large parts, which say most about a worker.
-void ExpertDispatcher::State::Measure(HolderHealth& holder, int64_t work, int64_t num_routes,
-                                      Clock::time_point start, Clock::time_point answered) {
-  const absl::Duration elapsed = absl::FromChrono(answered - start);
-  const bool slow = holders.IsSlow(work, elapsed);
-  holder.Measured(work, elapsed);
-  holder.Answered(start, answered, slow);
-  const absl::Duration per_route = elapsed / num_routes;
+// The least is that of large parts, which say most about a worker.
+void ExpertDispatcher::State::NoteTime(int64_t num_routes, absl::Duration time) {
+  const absl::Duration per_route = time / num_routes;
   if (least_per_route == absl::ZeroDuration() || per_route < least_per_route) {
     least_per_route = per_route;
   }
@@ -271,7 +216,7 @@ ExpertDispatcher::State::Choice ExpertDispatcher::State::Choose(const Layer& lay
 void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part,
                                        const std::shared_ptr<const Placement>& current,
                                        Clock::time_point now) {
-  const uint32_t number = next_number++;
+  const uint32_t number = next_part++;
   ExpertRequest& request = *part.request;
   request.id = {incarnation, layer.batch().step, static_cast<uint32_t>(layer.batch().layer), number,
                 layer.next_attempt};
@@ -282,7 +227,7 @@ void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part,
   counts->rows_sent += request.num_rows();
 
   const std::shared_ptr<HolderHealth> holder = holders.Of(WorkerOf(*current, part.worker));
-  const std::shared_ptr<ExpertLink> link = LinkTo(holder->worker());
+  const std::shared_ptr<ExpertLink> link = placed.LinkTo(part.worker);
   std::vector<int32_t> experts = DistinctExperts(request, current->num_experts);
   WorkOut work(holder, PartWork(request.num_routes(), static_cast<int64_t>(experts.size())));
   const absl::Duration patience =
@@ -348,22 +293,14 @@ void ExpertDispatcher::State::SendProbe(const Layer& layer, ExpertPart part,
                                         const std::shared_ptr<const Placement>& current,
                                         Clock::time_point now) {
   const std::shared_ptr<HolderHealth> holder = holders.Of(WorkerOf(*current, part.worker));
-  const std::shared_ptr<ExpertLink> link = LinkTo(holder->worker());
+  const std::shared_ptr<ExpertLink> link = placed.LinkTo(part.worker);
   if (link == nullptr) return;
-  const uint32_t number = next_number++;
   ExpertRequest& request = *part.request;
-  request.id = {incarnation, layer.batch().step, static_cast<uint32_t>(layer.batch().layer), number,
-                0};
+  request.id = {incarnation, layer.batch().step, static_cast<uint32_t>(layer.batch().layer),
+                next_part++, 0};
   request.placement = current->version;
   request.time_left = Patience(PartWork(request.num_routes(), 1));
-  holder->set_probing(true);
-  probes.emplace(number, Probe{holder, part.request, now, After(now, request.time_left)});
-  counts->probes += 1;
-  // The placement is in use until the link has answered, though nobody may look at a layer again.
-  link->Send(std::move(part.request),
-             [mailbox = probe_mailbox, number, in_use = current](ExpertReply reply) {
-               mailbox->Put(number, std::move(reply));
-             });
+  probes.Send(*link, std::move(part.request), holder, current, now);
 }
 
 // ---- what comes, and what does not --------------------------------------------------------------
@@ -381,40 +318,9 @@ void ExpertDispatcher::State::Collect(Layer& layer) {
       FailPart(layer, arrival.part, status, arrival.when);
       continue;
     }
-    Measure(sent->work.holder(), sent->work.in_line(), request.num_routes(), sent->start,
-            arrival.when);
+    holders.Answered(sent->work.holder(), sent->work.in_line(), sent->start, arrival.when);
+    NoteTime(request.num_routes(), absl::FromChrono(arrival.when - sent->start));
     layer.Accept(arrival.part, arrival.reply, &rows_pool);
-  }
-}
-
-void ExpertDispatcher::State::CollectProbes(Clock::time_point now) {
-  for (ReplyMailbox::Arrival& arrival : probe_mailbox->Take()) {
-    const auto it = probes.find(arrival.part);
-    if (it == probes.end()) {
-      ++counts->late_replies;
-      continue;
-    }
-    const Probe probe = std::move(it->second);
-    probes.erase(it);
-    probe.holder->set_probing(false);
-    const absl::Status status = CheckReply(arrival.reply, *probe.request);
-    if (HasLetGo(status)) {
-      probe.holder->ProbeLater(arrival.when);
-    } else if (!status.ok() || arrival.when > probe.in_time) {
-      probe.holder->Failed(probe.start, arrival.when);
-    } else {
-      const int64_t num_routes = probe.request->num_routes();
-      Measure(*probe.holder, PartWork(num_routes, 1), num_routes, probe.start, arrival.when);
-    }
-  }
-  for (auto it = probes.begin(); it != probes.end();) {
-    if (now <= it->second.in_time) {
-      ++it;
-      continue;
-    }
-    it->second.holder->set_probing(false);
-    it->second.holder->Failed(it->second.start, now);
-    it = probes.erase(it);
   }
 }
 
@@ -486,8 +392,8 @@ void ExpertDispatcher::State::AskOthers(Layer& layer,
 // Does what is due.
 void ExpertDispatcher::State::Advance(Layer& layer, Clock::time_point now) {
   // One look for all: a placement that comes in between is seen as new by the next Poll.
-  const std::shared_ptr<const Placement> current = CurrentPlacement();
-  CollectProbes(now);
+  const std::shared_ptr<const Placement> current = placed.Current();
+  probes.Collect(now);
   GiveUpParts(layer, current, now);
   if (current != nullptr) holders.Keep(*current);
   AskOthers(layer, current, now);
@@ -528,28 +434,7 @@ ExpertDispatcher::ExpertDispatcher(uint64_t incarnation, DispatcherOptions optio
 ExpertDispatcher::~ExpertDispatcher() = default;
 
 void ExpertDispatcher::SetPlacement(Placement placement) {
-  auto shared = std::make_shared<const Placement>(std::move(placement));
-  std::vector<std::shared_ptr<ReplyMailbox>> waiting;
-  {
-    MutexLock lock(state_->mutex);
-    std::map<WorkerId, State::Peer> peers;
-    for (const Placement::Worker& worker : shared->workers) {
-      State::Peer peer{worker, nullptr};
-      const auto it = state_->peers.find(worker.id);
-      if (it != state_->peers.end() && it->second.worker == worker) {
-        peer.link = std::move(it->second.link);
-      }
-      peers.emplace(worker.id, std::move(peer));
-    }
-    state_->peers = std::move(peers);
-    std::erase_if(state_->placements_in_use, [](const auto& used) { return used.expired(); });
-    state_->placements_in_use.push_back(shared);
-    state_->placement = std::move(shared);
-    for (const auto& mailbox : state_->mailboxes) {
-      if (auto alive = mailbox.lock()) waiting.push_back(std::move(alive));
-    }
-  }
-  for (const auto& mailbox : waiting) mailbox->Notify();
+  state_->placed.Set(std::move(placement));
 }
 
 std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
@@ -563,23 +448,13 @@ std::unique_ptr<ExpertDispatcher::Pending> ExpertDispatcher::Dispatch(
   const auto num_routes = static_cast<int64_t>(layer->waiting.size());
   layer->timeout = std::max(state.options.layer_timeout, 24 * num_routes * state.least_per_route);
   layer->deadline = After(now, layer->timeout);
-  {
-    MutexLock lock(state.mutex);
-    std::erase_if(state.mailboxes, [](const auto& mailbox) { return mailbox.expired(); });
-    state.mailboxes.push_back(layer->mailbox());
-  }
+  state.placed.Tell(layer->mailbox());
   ++state.counts->dispatches;
   state.Advance(*layer, now);
   return std::unique_ptr<Pending>(new Pending(state_, std::move(layer)));
 }
 
-PlacementVersion ExpertDispatcher::oldest_in_use() const {
-  MutexLock lock(state_->mutex);
-  for (const auto& used : state_->placements_in_use) {
-    if (const auto placement = used.lock()) return placement->version;
-  }
-  return {};
-}
+PlacementVersion ExpertDispatcher::oldest_in_use() const { return state_->placed.OldestInUse(); }
 
 CounterSnapshot ExpertDispatcher::Counters() const { return state_->counts->Snapshot(); }
 

@@ -101,6 +101,14 @@ std::optional<absl::Duration> HolderTable::ExpectedTime(int64_t work) const {
   return *middle;
 }
 
+void HolderTable::Answered(HolderHealth& holder, int64_t work, HolderHealth::TimePoint sent,
+                           HolderHealth::TimePoint answered) const {
+  const absl::Duration time = absl::FromChrono(answered - sent);
+  const bool slow = IsSlow(work, time);
+  holder.Measured(work, time);
+  holder.Answered(sent, answered, slow);
+}
+
 bool HolderTable::IsSlow(int64_t work, absl::Duration time) const {
   const std::optional<absl::Duration> expected = ExpectedTime(work);
   return expected.has_value() && time > std::max(4 * *expected, absl::Milliseconds(5));

@@ -127,6 +127,9 @@ class HolderTable {
   // What the middle one of the workers that are not aside, or else of all, takes at most for so
   // much work, or nearly always; of two the quicker. Nothing: no worker has answered yet.
   std::optional<absl::Duration> ExpectedTime(int64_t work) const;
+  // A good answer, and how much work was in line when it was sent.
+  void Answered(HolderHealth& holder, int64_t work, HolderHealth::TimePoint sent,
+                HolderHealth::TimePoint answered) const;
   // Whether an answer took more than 4 times that. What is there within 5 ms is never slow.
   bool IsSlow(int64_t work, absl::Duration time) const;
   int64_t num_aside() const;
