@@ -366,13 +366,14 @@ void ExpertDispatcher::State::AskOthers(Layer& layer,
   for (const auto& [number, sent] : layer.sent()) {
     if (now >= sent.ask_others_at) due.push_back(number);
   }
-  std::vector<ExpertPart> parts;
+  const int num_late = std::min(layer.num_late + 1, Layer::kMaxDoublings);
   for (const uint32_t number : due) {
     Layer::Sent& sent = *layer.Find(number);
     const std::vector<int32_t> missing = layer.MissingRoutes(sent);
     const Choice choice = Choose(layer, *current, missing, now);
     sent.ask_others_at = choice.next_retry;
     if (choice.holders.empty()) continue;
+    layer.num_late = num_late;
     layer.NoteLate(sent, now);
     const bool others_are_well =
         std::any_of(choice.holders.begin(), choice.holders.end(), [this](const auto& chosen) {
@@ -380,13 +381,10 @@ void ExpertDispatcher::State::AskOthers(Layer& layer,
           return health == nullptr || !health->aside();
         });
     if (others_are_well) sent.work.holder().Failed(sent.start, now);
-    for (ExpertPart& part : SplitRoutes(layer.batch(), missing, choice).parts) {
-      parts.push_back(std::move(part));
-    }
+    // At once: nobody is asked for the same by two that are late.
+    ExpertSplit split = SplitRoutes(layer.batch(), missing, choice);
+    for (ExpertPart& part : split.parts) SendPart(layer, std::move(part), current, now);
   }
-  if (parts.empty()) return;
-  layer.num_late = std::min(layer.num_late + 1, Layer::kMaxDoublings);
-  for (ExpertPart& part : parts) SendPart(layer, std::move(part), current, now);
 }
 
 // Does what is due.

@@ -268,6 +268,30 @@ TEST(ExpertDispatcherFaultsTest, ANewHolderIsAskedForWhatIsOutAtOneThatHasStoppe
   EXPECT_EQ(simulation.link(2).received(), asked);
 }
 
+TEST(ExpertDispatcherFaultsTest, NobodyIsAskedForTheSameTwiceAtATime) {
+  WellKnown simulation(3);
+  // Nobody answers, so whatever a worker is asked for within the limits is out there.
+  for (WorkerId id = 1; id <= 3; ++id) simulation.link(id).set_fate(Lost());
+  const auto start = simulation.time().now();
+  const auto layer = simulation.Dispatch(simulation.routed);
+  // A new placement, by which the first may ask a third, comes when the second is late too.
+  simulation.time().After(milliseconds(300),
+                          [&] { simulation.dispatcher().SetPlacement(MakePlacement(3, 3, 1, 2)); });
+  SimulatedDispatch::RunAll(&simulation.time(), {layer.get()}, start + seconds(9));
+  for (WorkerId id = 1; id <= 3; ++id) {
+    std::set<int32_t> experts;
+    for (const auto& request : simulation.link(id).requests()) {
+      if (request.time < start) continue;
+      for (const int32_t expert :
+           std::set<int32_t>(request.experts.begin(), request.experts.end())) {
+        EXPECT_TRUE(experts.insert(expert).second) << "expert " << expert << " at " << id;
+      }
+    }
+    EXPECT_EQ(experts,
+              std::set<int32_t>(simulation.routed.ids.begin(), simulation.routed.ids.end()));
+  }
+}
+
 TEST(ExpertDispatcherFaultsTest, AHolderThatFailsInPlaceOfALateOneIsAskedAgain) {
   WellKnown simulation(2);
   simulation.link(1).set_fate(Lost());
