@@ -45,9 +45,10 @@ using ExpertLinkFactory = std::function<std::shared_ptr<ExpertLink>(const Placem
 // An attempt at a part has two limits. *Patience* is how long other holders are left alone: 4 times
 // what such a part is measured to take at most, nearly always, at the middle one of the workers
 // that are well, and never less than least_patience. Then the part is asked of others as well, and
-// the first answer is taken; so a worker that stops costs a layer its patience and the time of the
-// others, and no later layer anything, since it is put aside. One that is slow costs at most 4
-// answers within patience before it is. Without another holder, patience has no effect.
+// the first answer is taken; so a worker that stops costs the layers then under way, at the same
+// time, their patience and the time of the others, and later ones nothing, since it is put aside.
+// One that is slow costs at most 4 answers within patience before it is. That holds while another
+// holder of what it has is well. Without another holder, patience has no effect.
 //
 // The *limit* ends the attempt: attempt_timeout plus 8 n times the least time per route of any
 // earlier part, for n routes. Each of the two is twice as long after it has run out in the layer,
