@@ -66,6 +66,13 @@ struct ModelConfig {
   bool IsMoeLayer(int32_t layer) const {
     return num_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;
   }
+  // Over all layers.
+  int64_t num_routed_experts() const {
+    int64_t experts = 0;
+    for (int32_t layer = 0; layer < num_layers; ++layer)
+      experts += IsMoeLayer(layer) ? num_experts : 0;
+    return experts;
+  }
   // qk_head_dim^-1/2, times g(factor, mscale_all_dim)^2 where YaRN asks for it.
   float SoftmaxScale() const;
   // What cosines and sines are multiplied by: g(factor, mscale) / g(factor, mscale_all_dim).

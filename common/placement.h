@@ -2,6 +2,7 @@
 #ifndef TANDEM_COMMON_PLACEMENT_H_
 #define TANDEM_COMMON_PLACEMENT_H_
 
+#include <algorithm>
 #include <compare>
 #include <cstdint>
 #include <string>
@@ -35,6 +36,14 @@ struct Placement {
   std::vector<Worker> workers;
   std::vector<std::vector<WorkerId>> holders;  // [num_layers * num_experts]; empty in dense layers
 
+  // Of [num_layers * num_experts], those that `worker` holds.
+  std::vector<bool> GivenTo(WorkerId worker) const {
+    std::vector<bool> given(holders.size());
+    for (size_t i = 0; i < holders.size(); ++i) {
+      given[i] = std::find(holders[i].begin(), holders[i].end(), worker) != holders[i].end();
+    }
+    return given;
+  }
   const std::vector<WorkerId>& Holders(int layer, int expert) const {
     return holders[static_cast<size_t>(layer) * num_experts + expert];
   }

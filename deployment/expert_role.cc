@@ -23,14 +23,6 @@ constexpr int kBeatsPerReport = 10;
 // Of the memory that there is: activations, the program, its threads, others on the machine.
 constexpr int64_t kOtherShare = 20;
 
-int64_t NumExperts(const ModelConfig& config) {
-  int64_t experts = 0;
-  for (int layer = 0; layer < config.num_layers; ++layer) {
-    if (config.IsMoeLayer(layer)) experts += config.num_experts;
-  }
-  return experts;
-}
-
 class ExpertRole : public WorkerRole {
  public:
   ExpertRole(const WorkerParts& parts, std::unique_ptr<LoadedExperts> experts)
@@ -64,16 +56,22 @@ class ExpertRole : public WorkerRole {
   absl::Status Load(const Placement& placement, WorkerId self,
                     const std::function<bool()>& superseded,
                     const std::function<void(float)>& progress) override {
-    absl::Status loaded =
-        experts_->Load(placement, self, progress, [&] { return MayLoadAnother(superseded); });
-    MutexLock lock(mutex_);
+    int64_t looked_at_bytes = 0;
+    absl::Status loaded = experts_->Load(placement, self, progress, [&] {
+      return superseded() ? absl::AbortedError("there is a newer order")
+                          : CheckRoom(&looked_at_bytes);
+    });
     if (absl::IsResourceExhausted(loaded)) {
-      capacity_ = experts_->num_loaded();
+      const int64_t fit = experts_->num_loaded();
+      experts_->DropUnwanted();
+      MutexLock lock(mutex_);
+      capacity_ = fit;
       const std::string why =
           absl::StrCat("there is memory for ", capacity_, " experts only: ", loaded.message());
       spdlog::warn("{}", why);
       return absl::AbortedError(why);
     }
+    MutexLock lock(mutex_);
     if (loaded.ok()) placement_ = placement.version;
     return loaded;
   }
@@ -113,7 +111,7 @@ class ExpertRole : public WorkerRole {
  private:
   // How many experts memory holds, which may be more than there are, and whose memory it is.
   void MeasureCapacity(int64_t wanted_bytes) {
-    const int64_t experts = NumExperts(checkpoint_.config());
+    const int64_t experts = checkpoint_.config().num_routed_experts();
     if (experts == 0) return;
     const int64_t bytes_each = std::max<int64_t>(ExpertBytes(checkpoint_, format_) / experts, 1);
     const MachineLimits limits = LimitsOf(backend_);
@@ -131,10 +129,13 @@ class ExpertRole : public WorkerRole {
                  wanted_bytes > 0 ? "--expert-memory" : limits.memory_from);
   }
 
-  absl::Status MayLoadAnother(const std::function<bool()>& superseded) const {
-    if (superseded()) return absl::AbortedError("there is a newer order");
+  // `looked_at_bytes` are those of experts when memory was last looked at; 0: not yet.
+  absl::Status CheckRoom(int64_t* looked_at_bytes) const {
     if (backend_.MemoryBytes().has_value()) return absl::OkStatus();  // it says so itself
-    constexpr int64_t kLeast = int64_t{256} << 20;
+    constexpr int64_t kLeast = int64_t{256} << 20, kBetweenLooks = int64_t{64} << 20;
+    const int64_t bytes = experts_->bytes();
+    if (*looked_at_bytes > 0 && bytes - *looked_at_bytes < kBetweenLooks) return absl::OkStatus();
+    *looked_at_bytes = bytes;
     if (ReadAvailableMemory() >= kLeast) return absl::OkStatus();
     return absl::ResourceExhaustedError("less than 256 MiB are left");
   }

@@ -27,13 +27,6 @@ namespace {
 
 constexpr absl::Duration kLookInterval = absl::Seconds(2);
 
-bool HasExperts(const ModelConfig& config) {
-  for (int layer = 0; layer < config.num_layers; ++layer) {
-    if (config.IsMoeLayer(layer)) return true;
-  }
-  return false;
-}
-
 // Everything that a gateway is made of, in the order in which it comes up.
 class Gateway {
  public:
@@ -105,7 +98,7 @@ class Gateway {
         LoadServedModel(*checkpoint, dir, options_.embedded.dtype, options_.embedded.served_name,
                         [this](float share) { digest_progress_.Report(share); }));
     model_ = std::move(loaded);
-    if (options_.expert_workers == 0 && HasExperts(model_.config)) {
+    if (options_.expert_workers == 0 && model_.config.num_routed_experts() > 0) {
       return absl::InvalidArgumentError("--expert-workers is 0, but the model has experts");
     }
     progress_.Report(1);
@@ -201,6 +194,7 @@ class Gateway {
     v1::WorkerStatus& self = *status.add_workers();
     self.set_kind("gateway");
     self.set_loaded(progress_.share());
+    self.set_build(TANDEM_VERSION);
     AddCounters(Counters(), &self);
     MutexLock lock(mutex_);
     self.set_address(address_);

@@ -86,7 +86,8 @@ absl::Status WorkerHost::Serve() {
   TANDEM_ASSIGN_OR_RETURN(
       metrics_, MetricsHost::Start(options_.listen, names.metrics, [this] { return Counters(); }));
   std::thread loading([this] { RunLoads(); });
-  if (WaitForEnd([this] { return failed_ || released_; }) == SIGTERM) Drain();
+  const int signal = WaitForEnd([this] { return failed_ || drain_asked_; });
+  if (signal == SIGTERM || drain_asked_) Drain();
   stopping_ = true;
   std::unique_ptr<RegistryClient> registry;
   {
@@ -173,14 +174,18 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
     *self = id;
     MutexLock lock(mutex_);
     is_member_ = true;
+    ++memberships_;
   };
   callbacks.on_lost = [this] {
     {
       MutexLock lock(mutex_);
       is_member_ = false;
+      ++memberships_;
+      next_.reset();
     }
     wake_.NotifyAll();
   };
+  callbacks.on_drain = [this] { drain_asked_ = true; };
   callbacks.on_released = [this] {
     {
       MutexLock lock(mutex_);
@@ -191,7 +196,7 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
   callbacks.on_load = [this, self](Placement placement) {
     {
       MutexLock lock(mutex_);
-      next_ = LoadOrder{std::move(placement), *self};
+      next_ = LoadOrder{std::move(placement), *self, memberships_};
     }
     wake_.NotifyAll();
   };
@@ -223,10 +228,6 @@ CounterSnapshot WorkerHost::Counters() const {
 
 void WorkerHost::RunLoads() {
   const auto report = [this](float share) { progress_->Report(share); };
-  const auto superseded = [this] {
-    MutexLock lock(mutex_);
-    return next_.has_value() || ended_;
-  };
   absl::Status status = Join();
   if (status.ok()) status = role_->LoadAtStart(report);
   while (true) {
@@ -251,15 +252,22 @@ void WorkerHost::RunLoads() {
     // First what goes, then what comes: there may be room for one of them only.
     if (in_use.has_value()) role_->Retire(*in_use);
     if (order.has_value()) {
+      const auto superseded = [this, membership = order->membership] {
+        MutexLock lock(mutex_);
+        return next_.has_value() || ended_ || memberships_ != membership;
+      };
       status = role_->Load(order->placement, order->self, superseded, report);
     }
   }
 }
 
 void WorkerHost::Fail(const absl::Status& status) {
-  MutexLock lock(mutex_);
-  error_.Update(status);
-  failed_ = true;
+  {
+    MutexLock lock(mutex_);
+    error_.Update(status);
+    failed_ = true;
+  }
+  wake_.NotifyAll();
 }
 
 }  // namespace tandem

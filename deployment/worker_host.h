@@ -119,7 +119,7 @@ class WorkerHost {
   WorkerHost(WorkerOptions options, WorkerRoleFactory make_role);
   ~WorkerHost();
 
-  // Lives until SIGTERM or SIGINT, or until the gateway needs it no more (OK), or the worker fails
+  // Lives until SIGTERM or SIGINT, or until the gateway drains it (OK), or the worker fails
   // to start or load, or the registry refuses it: one sentence. After SIGTERM a worker that drains
   // goes on until the gateway says that nobody needs it, is gone, or the drain limit has passed; a
   // second signal ends it at once. At most once. Requires BlockEndSignals.
@@ -129,6 +129,7 @@ class WorkerHost {
   struct LoadOrder {
     Placement placement;
     WorkerId self = 0;
+    uint64_t membership = 0;
   };
 
   absl::Status Join();
@@ -143,9 +144,9 @@ class WorkerHost {
   const WorkerOptions options_;
   const WorkerRoleFactory make_role_;
 
-  std::atomic<bool> failed_ = false;    // error_ is set
-  std::atomic<bool> released_ = false;  // nobody needs it any more; set under mutex_
-  std::atomic<bool> stopping_ = false;  // what loads is to end
+  std::atomic<bool> failed_ = false;       // error_ is set
+  std::atomic<bool> drain_asked_ = false;  // by the gateway
+  std::atomic<bool> stopping_ = false;     // what loads is to end
   mutable Mutex mutex_;
   CondVar wake_;
   std::optional<LoadOrder> next_ ABSL_GUARDED_BY(mutex_);  // only the newest is carried out
@@ -153,6 +154,8 @@ class WorkerHost {
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   bool is_member_ ABSL_GUARDED_BY(mutex_) = false;  // of a deployment whose gateway is there
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool released_ ABSL_GUARDED_BY(mutex_) = false;     // nobody needs it any more
+  uint64_t memberships_ ABSL_GUARDED_BY(mutex_) = 0;  // so far; an order ends with its membership
   std::string digest_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<RegistryClient> registry_ ABSL_GUARDED_BY(mutex_);  // once the digest is known
   absl::Status error_ ABSL_GUARDED_BY(mutex_);                        // the first

@@ -41,17 +41,6 @@ absl::StatusOr<std::unique_ptr<LoadedExperts>> LoadedExperts::Create(const Check
   return experts;
 }
 
-std::vector<bool> LoadedExperts::Given(const Placement& placement, WorkerId self) const {
-  std::vector<bool> given(placement.holders.size());
-  for (size_t i = 0; i < given.size(); ++i) {
-    const std::vector<WorkerId>& holders = placement.holders[i];
-    const int layer = static_cast<int>(i / config_.num_experts);
-    given[i] = config_.IsMoeLayer(layer) &&
-               std::find(holders.begin(), holders.end(), self) != holders.end();
-  }
-  return given;
-}
-
 absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
                                  const std::function<void(float)>& progress,
                                  const std::function<absl::Status()>& may_go_on) {
@@ -62,13 +51,14 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
         "the placement is for ", placement.num_layers, " layers of ", placement.num_experts,
         " experts, the checkpoint has ", config_.num_layers, " of ", config_.num_experts));
   }
-  std::vector<bool> given = Given(placement, self);
+  std::vector<bool> given = placement.GivenTo(self);
   std::vector<Id> missing;
   int64_t total_bytes = 0;
   for (size_t i = 0; i < given.size(); ++i) {
-    if (!given[i] || loaded_[i]) continue;
     const Id id{static_cast<int>(i / config_.num_experts),
                 static_cast<int>(i % config_.num_experts)};
+    given[i] = given[i] && config_.IsMoeLayer(id.layer);
+    if (!given[i] || loaded_[i]) continue;
     missing.push_back(id);
     for (const char* projection : kProjections) {
       const auto& tensor = checkpoint_->tensors().at(TensorName(id.layer, id.expert, projection));
@@ -76,6 +66,14 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
     }
   }
   in_use_versions_[placement.version] = std::move(given);
+  const absl::Status status = LoadThese(missing, total_bytes, progress, may_go_on);
+  if (!status.ok()) in_use_versions_.erase(placement.version);
+  return status;
+}
+
+absl::Status LoadedExperts::LoadThese(const std::vector<Id>& missing, int64_t total_bytes,
+                                      const std::function<void(float)>& progress,
+                                      const std::function<absl::Status()>& may_go_on) {
   CheckpointLoader loader(checkpoint_, format_, total_bytes, progress);
   for (const Id& id : missing) {
     if (may_go_on) TANDEM_RETURN_IF_ERROR(may_go_on());
@@ -112,8 +110,20 @@ void LoadedExperts::Retire(PlacementVersion oldest_in_use) {
   };
   if (std::none_of(in_use_versions_.begin(), in_use_versions_.end(), in_use)) return;
   std::erase_if(in_use_versions_, [&](const auto& version) { return !in_use(version); });
+  {
+    std::unique_lock<std::shared_mutex> nobody(in_use_);
+    floor_ = oldest_in_use;
+  }
+  UnloadUnwanted();
+}
+
+void LoadedExperts::DropUnwanted() {
+  MutexLock lock(changing_);
+  UnloadUnwanted();
+}
+
+void LoadedExperts::UnloadUnwanted() {
   std::unique_lock<std::shared_mutex> nobody(in_use_);
-  floor_ = oldest_in_use;
   for (size_t i = 0; i < bytes_of_.size(); ++i) {
     const bool wanted = std::any_of(in_use_versions_.begin(), in_use_versions_.end(),
                                     [i](const auto& version) { return version.second[i]; });

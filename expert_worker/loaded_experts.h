@@ -32,7 +32,8 @@ class LoadedExperts {
   // Prepares the weights of every expert that `placement` gives to `self` and that is not loaded,
   // and nothing else; reports the share done. From then on the placement's version is in use.
   // Blocks. Before each expert `may_go_on` is asked; what it says ends the loading, and what was
-  // loaded by then stays. Either function may be null.
+  // loaded by then stays until the next Retire or DropUnwanted; the version is not in use then.
+  // Either function may be null.
   //   INVALID_ARGUMENT    the placement is for a model of another shape
   //   RESOURCE_EXHAUSTED  the device has no memory for them
   absl::Status Load(const Placement& placement, WorkerId self,
@@ -44,6 +45,9 @@ class LoadedExperts {
   // is refused. Does nothing unless one is loaded that is not below. Waits until nobody uses any
   // (Use), so for one call of an op at most.
   void Retire(PlacementVersion oldest_in_use);
+
+  // Lets go of what no version in use gives to this worker. Waits likewise.
+  void DropUnwanted();
 
   // While it lives, no expert is let go. Not for long.
   std::shared_lock<std::shared_mutex> Use() const {
@@ -74,8 +78,11 @@ class LoadedExperts {
 
   LoadedExperts(const Checkpoint* checkpoint, WeightFormat format);
 
-  // Of a placement, those given to `self`, by index (IndexOf).
-  std::vector<bool> Given(const Placement& placement, WorkerId self) const;
+  absl::Status LoadThese(const std::vector<Id>& missing, int64_t total_bytes,
+                         const std::function<void(float)>& progress,
+                         const std::function<absl::Status()>& may_go_on)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(changing_);
+  void UnloadUnwanted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(changing_);
   size_t IndexOf(int64_t layer, int64_t expert) const {
     return static_cast<size_t>(layer * config_.num_experts + expert);
   }

@@ -197,7 +197,6 @@ class Coordinator::Impl {
   absl::Status Drain(WorkerId worker) {
     MutexLock lock(mutex_);
     TANDEM_RETURN_IF_ERROR(membership_.Drain(worker));
-    spdlog::info("expert worker {} is drained", worker);
     changed_ = true;
     wake_.NotifyAll();
     return absl::OkStatus();
@@ -287,6 +286,13 @@ class Coordinator::Impl {
     }
   }
 
+  // Encoded once for all workers.
+  const v1::PlacementOrder& OrderOf(const Placement& placement)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (order_.counter() != placement.version.counter) order_ = PlacementToProto(placement);
+    return order_;
+  }
+
   // Lets go of the mutex while it waits for others.
   void CarryOut(const MembershipAction& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     using Kind = MembershipAction::Kind;
@@ -297,8 +303,15 @@ class Coordinator::Impl {
         if (stream == streams_.end()) return;
         v1::WorkerOrder order;
         *(action.kind == Kind::kLoad ? order.mutable_load() : order.mutable_use()) =
-            PlacementToProto(action.kind == Kind::kLoad ? membership_.target()
-                                                        : membership_.placement());
+            OrderOf(action.kind == Kind::kLoad ? membership_.target() : membership_.placement());
+        stream->second->Send(std::move(order));
+        return;
+      }
+      case Kind::kDrain: {
+        if (stream == streams_.end()) return;
+        spdlog::info("expert worker {} is told to drain", action.worker);
+        v1::WorkerOrder order;
+        order.mutable_drain();
         stream->second->Send(std::move(order));
         return;
       }
@@ -341,6 +354,7 @@ class Coordinator::Impl {
   CondVar wake_;
   Membership membership_ ABSL_GUARDED_BY(mutex_);
   std::map<WorkerId, Stream*> streams_ ABSL_GUARDED_BY(mutex_);
+  v1::PlacementOrder order_ ABSL_GUARDED_BY(mutex_);  // the last that was encoded
   int live_streams_ ABSL_GUARDED_BY(mutex_) = 0;
   bool changed_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;

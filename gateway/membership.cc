@@ -83,6 +83,7 @@ absl::StatusOr<WorkerId> Membership::Join(const JoinRequest& request, absl::Time
   member.id = next_id_++;
   member.join = request;
   member.last_seen = now;
+  member.health.expert_capacity = request.expert_capacity;
   member.held = request.held;
   member.held.resize(static_cast<size_t>(config_->num_layers) * config_->num_experts);
   member.join.held.clear();
@@ -112,7 +113,15 @@ void Membership::Heartbeat(WorkerId worker, MemberHealth health, absl::Time now)
     member.draining = true;
     plan_due_ = true;
   }
-  if (health.expert_capacity != member.health.expert_capacity) plan_due_ = true;
+  if (health.expert_capacity != member.health.expert_capacity) {
+    plan_due_ = true;
+    if (health.expert_capacity < member.health.expert_capacity) {
+      // It has let go of what it could not load whole.
+      member.held = placement_.GivenTo(worker);
+      member.held.resize(load_.size());
+      order_again_ = true;
+    }
+  }
   member.health = std::move(health);
   member.heard = true;
   member.last_seen = now;
@@ -128,6 +137,7 @@ void Membership::Leave(WorkerId worker) {
   members_.erase(it);
   load_sent_.erase(worker);
   use_sent_.erase(worker);
+  UpdateCovered();
 }
 
 absl::Status Membership::Drain(WorkerId worker) {
@@ -145,7 +155,8 @@ absl::Status Membership::Drain(WorkerId worker) {
     return absl::FailedPreconditionError(
         absl::StrCat("the others cannot take what worker ", worker, " has: ", possible.message()));
   }
-  plan_due_ = true;
+  it->second.draining = was_draining;
+  if (!was_draining) departures_.push_back({MembershipAction::Kind::kDrain, worker, "", ""});
   return absl::OkStatus();
 }
 
@@ -175,7 +186,10 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
   if (plan_due_ && MayPlan(now)) Replan();
   Rebalance(now);
   if (target_.version.counter == 0) return actions;
-  if (placement_.version != target_.version && TargetLoaded()) placement_ = target_;
+  if (placement_.version != target_.version && TargetLoaded()) {
+    placement_ = target_;
+    UpdateCovered();
+  }
   const uint64_t in_use = placement_.version.counter;
   for (auto& [id, member] : members_) {
     if (member.join.kind == WorkerKind::kExpert) {
@@ -205,25 +219,27 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
 void Membership::LetGoOfOld(std::vector<MembershipAction>& actions) {
   using Kind = MembershipAction::Kind;
   const uint64_t in_use = placement_.version.counter;
-  for (auto& [id, member] : members_) {
-    if (member.join.kind != WorkerKind::kExpert) continue;
-    const bool has_it = std::any_of(placement_.workers.begin(), placement_.workers.end(),
-                                    [id = id](const auto& worker) { return worker.id == id; });
-    const std::vector<bool> given = Given(placement_, id);
-    if (has_it && std::exchange(use_sent_[id], in_use) != in_use) {
-      actions.push_back({Kind::kUse, id, "", ""});
-      member.held = Given(target_, id);
-      for (size_t i = 0; i < given.size(); ++i) member.held[i] = member.held[i] || given[i];
+  const bool settled = placement_.version == target_.version;
+  if (std::exchange(let_go_of_, in_use) != in_use) {
+    for (const Placement::Worker& worker : placement_.workers) {
+      const auto it = members_.find(worker.id);
+      if (it == members_.end()) continue;
+      actions.push_back({Kind::kUse, worker.id, "", ""});
+      // What it was told to load for a target that never came into use stays until the next time.
+      if (settled) it->second.held = placement_.GivenTo(worker.id);
     }
-    const bool needed = std::find(given.begin(), given.end(), true) != given.end();
-    if (member.draining && !needed && placement_.version == target_.version && !plan_due_ &&
-        !std::exchange(member.released, true)) {
-      actions.push_back({Kind::kRelease, id, "", ""});
+    constexpr int kMaxRounds = 8;
+    if (settled && std::exchange(plan_deferred_, false) && rounds_ < kMaxRounds) {
+      plan_due_ = true;
+      next_round_ = true;
     }
   }
-  if (plan_deferred_ && placement_.version == target_.version) {
-    plan_deferred_ = false;
-    plan_due_ = true;
+  if (!settled || plan_due_) return;
+  for (auto& [id, member] : members_) {
+    if (!member.draining || member.released) continue;
+    const std::vector<bool> given = placement_.GivenTo(id);
+    member.released = std::find(given.begin(), given.end(), true) == given.end();
+    if (member.released) actions.push_back({Kind::kRelease, id, "", ""});
   }
 }
 
@@ -236,7 +252,7 @@ MemberState Membership::StateOf(const Member& member) const {
 }
 
 bool Membership::serving() const {
-  if (!complete_ || !EveryExpertHasALiveHolder()) return false;
+  if (!complete_ || !covered_) return false;
   return std::any_of(members_.begin(), members_.end(),
                      [](const auto& m) { return m.second.serving; });
 }
@@ -252,7 +268,7 @@ std::string Membership::Detail() const {
   }
   std::string lost;
   for (const auto& [address, let_go] : let_go_) absl::StrAppend(&lost, "; ", let_go.why);
-  const bool too_few_experts = !EveryExpertHasALiveHolder();
+  const bool too_few_experts = !covered_;
   if (attention < (complete_ ? 1 : options_.attention_workers) ||
       (too_few_experts && expert < options_.expert_workers)) {
     return absl::StrCat(attention, " of ", options_.attention_workers, " attention, ", expert,
@@ -279,19 +295,16 @@ int Membership::Count(WorkerKind kind) const {
   }));
 }
 
-bool Membership::EveryExpertHasALiveHolder() const {
-  if (placement_.version.counter == 0) return false;
-  for (int layer = 0; layer < config_->num_layers; ++layer) {
+void Membership::UpdateCovered() {
+  covered_ = placement_.version.counter > 0;
+  for (int layer = 0; covered_ && layer < config_->num_layers; ++layer) {
     if (!config_->IsMoeLayer(layer)) continue;
-    for (int expert = 0; expert < config_->num_experts; ++expert) {
+    for (int expert = 0; covered_ && expert < config_->num_experts; ++expert) {
       const std::vector<WorkerId>& holders = placement_.Holders(layer, expert);
-      if (std::none_of(holders.begin(), holders.end(),
-                       [this](WorkerId id) { return members_.contains(id); })) {
-        return false;
-      }
+      covered_ = std::any_of(holders.begin(), holders.end(),
+                             [this](WorkerId id) { return members_.contains(id); });
     }
   }
-  return true;
 }
 
 bool Membership::TargetLoaded() const {
@@ -310,35 +323,31 @@ bool Membership::PlacementUsed() const {
   });
 }
 
-std::vector<bool> Membership::Given(const Placement& placement, WorkerId worker) const {
-  std::vector<bool> given(static_cast<size_t>(config_->num_layers) * config_->num_experts);
-  for (size_t i = 0; i < placement.holders.size(); ++i) {
-    const std::vector<WorkerId>& holders = placement.holders[i];
-    given[i] = std::find(holders.begin(), holders.end(), worker) != holders.end();
-  }
-  return given;
-}
-
-int64_t Membership::CapacityOf(const Member& member) const {
-  int64_t capacity = member.join.expert_capacity;
+// Those that share a memory and stay have equal parts of it.
+ExpertHost Membership::MakeHost(const Member& member) const {
+  ExpertHost host;
+  host.worker = {member.id, member.join.address, member.join.incarnation};
+  host.held = member.held;
+  host.leaving = member.draining;
+  host.capacity = member.join.expert_capacity;
   if (!member.join.memory.empty()) {
-    capacity /= std::count_if(members_.begin(), members_.end(), [&](const auto& other) {
-      return other.second.join.kind == WorkerKind::kExpert &&
+    host.memory = member.join.memory;
+    host.memory_capacity = member.join.expert_capacity;
+    const auto sharers = std::count_if(members_.begin(), members_.end(), [&](const auto& other) {
+      return other.second.join.kind == WorkerKind::kExpert && !other.second.draining &&
              other.second.join.memory == member.join.memory;
     });
+    host.capacity /= std::max<int64_t>(sharers, 1);
   }
-  return std::min(capacity, member.health.expert_capacity);
+  host.capacity = std::min(host.capacity, member.health.expert_capacity);
+  return host;
 }
 
 PlanRequest Membership::MakePlanRequest(uint64_t counter) const {
   PlanRequest request;
   request.config = config_;
   for (const auto& [id, member] : members_) {
-    if (member.join.kind != WorkerKind::kExpert) continue;
-    request.hosts.push_back({{id, member.join.address, member.join.incarnation},
-                             CapacityOf(member),
-                             member.held,
-                             member.draining});
+    if (member.join.kind == WorkerKind::kExpert) request.hosts.push_back(MakeHost(member));
   }
   request.load = load_;
   request.current = &target_;
@@ -361,14 +370,21 @@ bool Membership::MayPlan(absl::Time now) const {
 // a lost one's place.
 void Membership::Replan() {
   plan_due_ = false;
-  absl::StatusOr<Plan> plan = PlanPlacement(MakePlanRequest(target_.version.counter + 1));
+  rounds_ = std::exchange(next_round_, false) ? rounds_ + 1 : 0;
+  PlanRequest request = MakePlanRequest(target_.version.counter + 1);
+  // What steps wait for comes first.
+  request.repair = placement_.version.counter > 0 && !covered_;
+  if (request.repair) request.current = &placement_;
+  absl::StatusOr<Plan> plan = PlanPlacement(request);
   plan_error_ = plan.ok() ? "" : std::string(plan.status().message());
   if (!plan.ok()) return;
-  if (target_.version.counter > 0 && plan->placement.holders == target_.holders &&
-      plan->placement.workers == target_.workers) {
-    plan_deferred_ = plan->deferred && placement_.version != target_.version;
+  const bool same = target_.version.counter > 0 && plan->placement.holders == target_.holders &&
+                    plan->placement.workers == target_.workers;
+  if (same && !std::exchange(order_again_, false)) {
+    plan_deferred_ = plan->deferred && let_go_of_ != target_.version.counter;
     return;
   }
+  order_again_ = false;
   SetTarget(*std::move(plan));
 }
 
@@ -377,7 +393,7 @@ void Membership::SetTarget(Plan plan) {
   plan_deferred_ = plan.deferred;
   for (auto& [id, member] : members_) {
     if (member.join.kind != WorkerKind::kExpert) continue;
-    const std::vector<bool> given = Given(target_, id);
+    const std::vector<bool> given = target_.GivenTo(id);
     for (size_t i = 0; i < given.size(); ++i) member.held[i] = member.held[i] || given[i];
   }
 }
@@ -397,7 +413,7 @@ void Membership::Rebalance(absl::Time now) {
   Placement end = plan->placement;
   for (int round = 0; round < 3; ++round) {
     request.current = &end;
-    for (ExpertHost& host : request.hosts) host.held = Given(end, host.worker.id);
+    for (ExpertHost& host : request.hosts) host.held = end.GivenTo(host.worker.id);
     absl::StatusOr<Plan> next = PlanPlacement(request);
     if (!next.ok()) return;
     end = std::move(next->placement);

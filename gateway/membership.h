@@ -66,7 +66,7 @@ struct Member {
   absl::Time last_seen;
   bool heard = false;     // its first heartbeat has come
   bool serving = false;   // attention only: the step driver has it
-  bool draining = false;  // by its own wish or by Drain
+  bool draining = false;  // its heartbeats say so
   bool released = false;  // was told that it may end
   // Experts only, [num_layers * num_experts]: loaded, or told to load, and not yet told to let go.
   std::vector<bool> held;
@@ -97,6 +97,7 @@ struct MembershipAction {
     kLoad,            // send expert worker `worker` the target()
     kUse,             // tell `worker` that placement() is in use: an attention worker, so that it
                       // uses it; an expert worker, once all attention workers do
+    kDrain,           // tell expert worker `worker` to end once nobody needs it
     kRelease,         // tell `worker`, which drains, that nobody needs it any more
     kStartAttention,  // dial `worker` at `address` and give it steps
     kStopAttention,   // it is gone: give it no more steps
@@ -121,7 +122,7 @@ class Membership {
   absl::StatusOr<WorkerId> Join(const JoinRequest& request, absl::Time now);
   void Heartbeat(WorkerId worker, MemberHealth health, absl::Time now);
   void Leave(WorkerId worker);
-  // Moves everything away from an expert worker, and lets it end.
+  // Has an expert worker told to drain, as if it had been sent SIGTERM.
   //   NOT_FOUND            there is no such worker
   //   FAILED_PRECONDITION  it is an attention worker, or the memory of the others does not suffice
   absl::Status Drain(WorkerId worker);
@@ -148,18 +149,17 @@ class Membership {
 
  private:
   int Count(WorkerKind kind) const;
-  bool EveryExpertHasALiveHolder() const;
+  void UpdateCovered();
   bool TargetLoaded() const;
   // By all attention workers that were told of any.
   bool PlacementUsed() const;
-  std::vector<bool> Given(const Placement& placement, WorkerId worker) const;
-  int64_t CapacityOf(const Member& member) const;
+  ExpertHost MakeHost(const Member& member) const;
   PlanRequest MakePlanRequest(uint64_t counter) const;
   bool MayPlan(absl::Time now) const;
   void Replan();
   void Rebalance(absl::Time now);
   void SetTarget(Plan plan);
-  // What experts and their loads are told once `placement_` is in use everywhere.
+  // What expert workers are told once `placement_` is in use everywhere.
   void LetGoOfOld(std::vector<MembershipAction>& actions);
 
   const ModelConfig* const config_;
@@ -169,9 +169,14 @@ class Membership {
   Placement placement_;
   Placement target_;
   bool plan_due_ = true;        // something has changed since target_ was planned
+  int rounds_ = 0;              // of plans since something changed, each put off by the one before
+  bool next_round_ = false;     // the plan that is due is one of them
   bool plan_deferred_ = false;  // target_ is to be planned again once it is in use everywhere
-  std::string plan_error_;      // why there is no better target_; empty: no reason
-  bool complete_ = false;       // once there were attention workers enough
+  bool order_again_ = false;    // the next target_ is new though it may be the same
+  bool covered_ = false;        // every expert of placement_ has a holder that is a member
+  uint64_t let_go_of_ = 0;  // counter of the placement_ for which all workers let go of old ones
+  std::string plan_error_;  // why there is no better target_; empty: no reason
+  bool complete_ = false;   // once there were attention workers enough
   absl::Time last_join_ = absl::InfinitePast();
   absl::Time last_rebalance_ = absl::InfinitePast();
   std::vector<double> load_;                // tokens by expert, of old ones less and less

@@ -5,6 +5,7 @@
 #include <map>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -43,7 +44,7 @@ class Planner {
     for (int layer = 0; layer < config_.num_layers; ++layer) {
       if (config_.IsMoeLayer(layer)) moe_layers_.push_back(layer);
     }
-    total_ = static_cast<int64_t>(moe_layers_.size()) * config_.num_experts;
+    total_ = config_.num_routed_experts();
   }
 
   absl::StatusOr<Plan> Run() {
@@ -55,6 +56,10 @@ class Planner {
     if (total_ == 0) return std::move(plan_);
     if (const absl::Status fits = CheckCapacity(); !fits.ok()) return fits;
     Prepare();
+    if (request_.repair) {
+      Repair();
+      return std::move(plan_);
+    }
     for (const int layer : moe_layers_) ChooseOwners(layer);
     for (int copies = 2; copies <= request_.max_copies; ++copies) AddCopies(copies);
     return std::move(plan_);
@@ -79,11 +84,15 @@ class Planner {
   }
   // Whether its memory takes the expert now.
   bool HasRoom(int host, size_t i) const {
-    return Holds(host, i) || hosts_[host].in_memory < In(host).capacity;
+    return Holds(host, i) || (hosts_[host].in_memory < In(host).capacity &&
+                              (In(host).memory.empty() ||
+                               in_shared_memory_.at(In(host).memory) < In(host).memory_capacity));
   }
   void Give(int host, size_t i) {
     plan_.placement.holders[i].push_back(In(host).worker.id);
-    if (!Holds(host, i)) ++hosts_[host].in_memory;
+    if (Holds(host, i)) return;
+    ++hosts_[host].in_memory;
+    if (!In(host).memory.empty()) ++in_shared_memory_[In(host).memory];
   }
 
   absl::Status CheckCapacity() const {
@@ -109,6 +118,7 @@ class Planner {
     for (Host& host : hosts_) host.layer_copies.assign(config_.num_layers, 0);
     for (int host = 0; host < num_hosts_; ++host) {
       hosts_[host].in_memory = std::count(In(host).held.begin(), In(host).held.end(), true);
+      if (!In(host).memory.empty()) in_shared_memory_[In(host).memory] += hosts_[host].in_memory;
     }
     // Equal shares; who cannot hold so much has what it can hold, the others share the rest.
     std::vector<int> order;
@@ -209,18 +219,49 @@ class Planner {
     for (const int expert : homeless) GiveHome(IndexOf(layer, expert));
   }
 
+  void Repair() {
+    plan_.deferred = true;
+    for (const int layer : moe_layers_) {
+      for (Host& host : hosts_) host.layer_work = 0;
+      std::vector<size_t> missing;
+      for (int expert = 0; expert < config_.num_experts; ++expert) {
+        const size_t i = IndexOf(layer, expert);
+        for (const WorkerId id : request_.current->holders[i]) {
+          for (int host = 0; host < num_hosts_; ++host) {
+            if (In(host).worker.id != id) continue;
+            if (plan_.placement.holders[i].empty()) CountOwned(host, i);
+            Give(host, i);
+          }
+        }
+        if (plan_.placement.holders[i].empty()) missing.push_back(i);
+      }
+      for (const size_t i : missing) {
+        const auto holder = LeastWork(i, [&](int host) { return Holds(host, i); });
+        if (holder.has_value()) {
+          Own(*holder, i);
+        } else {
+          GiveHome(i);
+        }
+      }
+    }
+  }
+
   void GiveHome(size_t i) {
     const auto may_own = [&](int host) {
       return Stays(host) && hosts_[host].owned < In(host).capacity;
     };
-    auto owner = LeastWork(i, [&](int host) { return may_own(host) && HasRoom(host, i); });
-    if (owner.has_value()) return Own(*owner, i);
-    // There will be room once what goes is gone: until then it stays where it is.
+    const auto best = LeastWork(i, may_own);
+    if (best.has_value() && HasRoom(*best, i)) return Own(*best, i);
+    // There will be room once what goes is gone. Until then it stays where it is, or goes where
+    // there is some.
     plan_.deferred = true;
-    owner = LeastWork(i, may_own);
-    if (owner.has_value()) CountOwned(*owner, i);
-    if (const auto holder = LeastWork(i, [&](int host) { return Holds(host, i); }))
+    if (const auto holder = LeastWork(i, [&](int host) { return Holds(host, i); })) {
       Give(*holder, i);
+    } else if (const auto other =
+                   LeastWork(i, [&](int host) { return may_own(host) && HasRoom(host, i); })) {
+      return Own(*other, i);
+    }
+    if (best.has_value()) CountOwned(*best, i);
   }
 
   // Of the hosts that qualify, the one with least of its share in this layer, then who holds the
@@ -292,6 +333,7 @@ class Planner {
   std::vector<int> moe_layers_;
   int64_t total_ = 0;  // experts of all layers
   std::vector<Host> hosts_;
+  std::map<std::string, int64_t> in_shared_memory_;  // held or given, by the memory's name
   std::vector<double> work_;     // of each expert; kMeanWork on average, but for roundings
   std::vector<int> holders_of_;  // how many hosts hold each expert
   std::vector<int> owner_now_;   // host; -1: none of these

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,6 +18,10 @@ struct ExpertHost {
   Placement::Worker worker;
   // How many experts its memory holds, over all layers.
   int64_t capacity = std::numeric_limits<int64_t>::max();
+  // Names memory that several hosts share, and says how many it holds of all of them together.
+  // Empty: it is the host's own.
+  std::string memory;
+  int64_t memory_capacity = std::numeric_limits<int64_t>::max();
   // [num_layers * num_experts], or empty for none: what is in its memory or on the way there, and
   // stays until the next placement is in use everywhere.
   std::vector<bool> held;
@@ -31,12 +36,16 @@ struct PlanRequest {
   const Placement* current = nullptr;  // null: none
   int max_copies = 1;                  // of one expert, itself included
   PlacementVersion version;            // of the new placement
+  // Only what nobody holds any more goes to somebody, all else stays as `current` says: what steps
+  // wait for is not to wait for what is merely better. The plan is deferred.
+  bool repair = false;
 };
 
 struct Plan {
   Placement placement;  // its workers are all hosts, in the order of the request
   // Something could not be put where it belongs for want of memory that is free once this placement
-  // is in use everywhere: plan again then. An expert that nobody has any more may have no holder
+  // is in use everywhere: plan again then, some times only, since copies for which memory is tight
+  // may go to and fro. An expert that nobody has any more may have no holder
   // meanwhile.
   bool deferred = false;
 };
@@ -48,7 +57,8 @@ struct Plan {
 //   * Memory that is left goes to further copies, up to max_copies, hot experts first.
 //   * An expert stays with the owner that `current` names, then goes to who holds it already, as
 //     far as that is fair: so little is moved, and nothing when nothing has changed.
-//   * No host has to hold more than its capacity at any time, what it still holds counted.
+//   * No host, and none that share a memory together, have to hold more than their capacity at any
+//     time, what they still hold counted.
 // Costs about (experts * hosts) steps.
 //   INVALID_ARGUMENT    there is no host that stays, but the model has experts
 //   RESOURCE_EXHAUSTED  the hosts that stay cannot hold all experts; says how many each side is

@@ -172,6 +172,8 @@ class RegistryClient::Impl {
           callbacks_.on_load(PlacementFromProto(order.load()));
         } else if (order.has_use() && callbacks_.on_use) {
           callbacks_.on_use(PlacementFromProto(order.use()));
+        } else if (order.has_drain() && callbacks_.on_drain) {
+          callbacks_.on_drain();
         } else if (order.has_released() && callbacks_.on_released) {
           callbacks_.on_released();
         }
@@ -185,11 +187,13 @@ class RegistryClient::Impl {
     if (beats.joinable()) beats.join();
     const grpc::Status status = stream->Finish();
     if (accepted && callbacks_.on_lost) callbacks_.on_lost();
-    MutexLock lock(mutex_);
-    context_ = nullptr;
-    if (ended_) return accepted;
+    {
+      MutexLock lock(mutex_);
+      context_ = nullptr;
+      if (ended_) return accepted;
+      refused_ = IsRefusal(status);
+    }
     if (IsRefusal(status)) {
-      refused_ = true;
       callbacks_.on_refused(FromGrpc(status));
     } else if (accepted || status.error_message() != last_reason_) {
       spdlog::warn("not a member of the deployment with the registry at {}, trying again: {}",

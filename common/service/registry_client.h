@@ -48,6 +48,7 @@ class RegistryClient {
     std::function<void(Placement)> on_load;  // expert workers
     // Attention workers: use it from now on. Expert workers: no attention worker uses an older one.
     std::function<void(Placement)> on_use;
+    std::function<void()> on_drain;     // it is to do as on SIGTERM
     std::function<void()> on_released;  // nobody needs this worker any more, which drains
     std::function<void()> on_lost;      // the membership that on_accepted began is over
     // The registry will not have this worker: wrong checkpoint, mode or numerics class. Final.

@@ -287,16 +287,13 @@ void BlockEndSignals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
-int WaitForEnd(const std::function<bool()>& failed) {
+int WaitForEnd(const std::function<bool()>& over) {
   const sigset_t set = EndSignals();
   const timespec interval = {0, 50'000'000};
-  while (!failed()) {
-    if (const int signal = sigtimedwait(&set, nullptr, &interval); signal > 0) {
-      pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-      return signal;
-    }
-  }
-  return 0;
+  int signal = 0;
+  while (signal == 0 && !over()) signal = std::max(sigtimedwait(&set, nullptr, &interval), 0);
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  return signal;
 }
 
 uint64_t NewIncarnation() {

@@ -101,9 +101,9 @@ int ExitCode(const absl::Status& status);
 // WaitForEnd, and writing to a closed pipe is an error rather than a death.
 void BlockEndSignals();
 
-// Returns when SIGTERM or SIGINT arrives (true), or when `failed()` turns true (false). A second
-// signal ends the process at once.
-int WaitForEnd(const std::function<bool()>& failed);
+// Returns which of SIGTERM and SIGINT has arrived, or 0 when `over()` turns true. One that arrives
+// later ends the process at once.
+int WaitForEnd(const std::function<bool()>& over);
 
 // A random number that names this process's life.
 uint64_t NewIncarnation();

@@ -102,7 +102,8 @@ void DispatchedLayer::Fail(uint32_t number, const absl::Status& status, TimePoin
                              ": ", status.message());
   next_attempt = std::max(next_attempt, failed.part.request->id.attempt + 1);
   if (status.code() == absl::StatusCode::kDeadlineExceeded) {
-    num_timeouts = std::min(num_timeouts + 1, kMaxDoublings);
+    // Once for all parts that were out together.
+    num_timeouts = std::clamp(failed.num_timeouts + 1, num_timeouts, kMaxDoublings);
   }
   ++counts_->retries;
   Forget(number);

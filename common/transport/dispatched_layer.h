@@ -42,6 +42,7 @@ class DispatchedLayer {
     absl::Duration patience;  // while others could be asked as well
     TimePoint ask_others_at;  // max: nobody else can be asked
     TimePoint give_up_at;
+    int num_timeouts = 0;  // of the layer, when it was sent
 
     const Placement::Worker& worker() const { return work.holder().worker(); }
   };

@@ -236,7 +236,7 @@ void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part,
   std::shared_ptr<const ExpertRequest> sending = part.request;
   layer.Add(number, {std::move(part), std::move(experts), current, link, std::move(work), now,
                      patience, alone ? Clock::time_point::max() : After(now, patience),
-                     After(now, request.time_left + options.reply_grace)});
+                     After(now, request.time_left + options.reply_grace), layer.num_timeouts});
   if (link == nullptr) {
     layer.mailbox()->Put(number, {absl::UnavailableError("it cannot be reached"), {}, nullptr});
     return;

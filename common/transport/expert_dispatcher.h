@@ -74,11 +74,12 @@ class DispatchedLayer;
 // those that are well, or, with none, those that have been put aside least often in a row; of these
 // the one with the least work out (holder_choice.h). The choice never shows in a result's bits.
 //
-// A worker is put aside (holder_health.h) when it answers with an error or with what is no answer,
-// or is late, or slow four times in a row. When its time is up, a copy of a few of the next layer's
-// rows is sent there as a probe, while a worker that is well is asked for them; only a good answer
-// in time, to that or to what nobody else could do, brings it back. A worker that has left the
-// placement, or has let go of an expert (NOT_FOUND, FAILED_PRECONDITION), is not put aside.
+// A worker is put aside (holder_health.h) when it, or the link to it, answers with an error or with
+// what is no answer, or is late, or slow four times in a row. When its time is up, a copy of a few
+// of the next layer's rows is sent there as a probe, while a worker that is well is asked for them;
+// only a good answer in time, to that or to what nobody else could do, brings it back. A worker
+// that has left the placement, or has let go of an expert (NOT_FOUND, FAILED_PRECONDITION), is not
+// put aside.
 //
 // Everything here follows from what the dispatcher is told, in the order in which it is told, and
 // from the times that `now` gives: with a clock and links of a simulation it happens again.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 #include <vector>
 
 #include "common/check.h"
@@ -69,6 +70,7 @@ void HolderHealth::Answered(TimePoint sent, TimePoint now, bool slow) {
 // ---- HolderTable --------------------------------------------------------------------------------
 
 void HolderTable::Keep(const Placement& placement) {
+  if (std::exchange(kept_, placement.version) == placement.version) return;
   std::erase_if(holders_, [&](const auto& entry) {
     return std::find(placement.workers.begin(), placement.workers.end(), entry.second->worker()) ==
            placement.workers.end();

@@ -139,6 +139,7 @@ class HolderTable {
  private:
   const AsideTimes aside_times_;
   std::map<WorkerId, std::shared_ptr<HolderHealth>> holders_;
+  std::optional<PlacementVersion> kept_;  // of the placement that holders_ was last cut to
 };
 
 }  // namespace tandem

@@ -333,6 +333,8 @@ class ElasticTest : public MembershipTest {
           worker.told = membership_->placement().version;
         }
         if (action.kind == Kind::kUse && worker.kind == WorkerKind::kExpert) ++retirements_;
+        if (action.kind == Kind::kDrain) worker.draining = true;
+        if (action.kind == Kind::kLoad) ++orders_;
         if (action.kind == Kind::kRelease) released_.push_back(action.worker);
       }
     }
@@ -356,6 +358,7 @@ class ElasticTest : public MembershipTest {
   std::map<WorkerId, Worker> workers_;
   std::vector<WorkerId> released_;
   int retirements_ = 0;
+  int orders_ = 0;  // to load
   absl::Time now_ = kStart;
 };
 
@@ -485,6 +488,43 @@ TEST_F(ElasticTest, AWorkerThatFindsLessMemoryGetsFewerExperts) {
   Settle();
   EXPECT_LE(NumHeld(small), 3);
   EXPECT_TRUE(membership_->serving());
+}
+
+// What it had loaded of an order that it could not carry out is gone: it is told once more, even if
+// the same.
+TEST_F(ElasticTest, AWorkerThatCouldNotLoadIsToldAnew) {
+  Start(1, 1);
+  const WorkerId first = Join(WorkerKind::kExpert, "e:0");
+  Settle();
+  const WorkerId second = Join(WorkerKind::kExpert, "e:1");
+  workers_[second].slow = true;
+  Settle();
+  const int orders = orders_;
+  workers_[second].capacity = kExperts / 2;  // as many as it is to have
+  Settle();
+  EXPECT_GT(orders_, orders);
+  EXPECT_EQ(NumHeld(first), kExperts);
+  workers_[second].slow = false;
+  Settle();
+  EXPECT_EQ(NumHeld(second), kExperts / 2);
+}
+
+// Those that stay hold more than their parts until what nobody had is back in use.
+TEST_F(ElasticTest, WhatNobodyHoldsComesBeforeWhatIsBetter) {
+  Start(1, 1);
+  std::vector<WorkerId> experts;
+  for (int i = 0; i < 4; ++i) experts.push_back(Join(WorkerKind::kExpert, absl::StrCat("e:", i)));
+  Settle();
+  const Placement before = membership_->placement();
+  Join(WorkerKind::kExpert, "e:4");
+  Kill(experts[0]);
+  membership_->Advance(now_);
+  for (size_t i = 0; i < before.holders.size(); ++i) {
+    if (before.holders[i].empty() || before.holders[i].front() == experts[0]) continue;
+    EXPECT_EQ(membership_->target().holders[i], before.holders[i]);
+  }
+  Settle();
+  for (size_t i = 1; i < experts.size(); ++i) EXPECT_EQ(NumHeld(experts[i]), kExperts / 4);
 }
 
 TEST_F(ElasticTest, TooLittleMemoryIsSaid) {

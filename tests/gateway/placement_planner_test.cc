@@ -264,6 +264,52 @@ TEST_F(PlacementPlannerTest, CopiesMakeRoomForExpertsThatNobodyHas) {
   }
 }
 
+// One that joins on the machine of one that is full gets its part as fast as that lets go.
+TEST_F(PlacementPlannerTest, HostsThatShareAMemoryNeverHoldMoreThanItTogether) {
+  const int64_t all = 26 * 64, room = all + 200;
+  request_.hosts = {Host(1, room)};
+  PlanAndSettle();
+  request_.hosts.push_back(Host(2));
+  for (ExpertHost& host : request_.hosts) {
+    host.capacity = room / 2;
+    host.memory = "a machine";
+    host.memory_capacity = room;
+  }
+  for (int round = 0; round < 20; ++round) {
+    Placement current = current_;
+    request_.current = &current;
+    const auto plan = PlanPlacement(request_);
+    ASSERT_TRUE(plan.ok());
+    EXPECT_LE(all + Moves(plan->placement, request_.hosts), room);
+    Settle(plan->placement, request_.hosts);
+    current_ = plan->placement;
+    if (!plan->deferred) break;
+    EXPECT_LT(round, 19);
+  }
+  EXPECT_EQ(Held(request_.hosts[0]), all / 2);
+  EXPECT_EQ(Held(request_.hosts[1]), all / 2);
+}
+
+TEST_F(PlacementPlannerTest, ARepairAddsWhatIsMissingAndMovesNothing) {
+  for (int n = 1; n <= 4; ++n) request_.hosts.push_back(Host(n));
+  PlanAndSettle();
+  request_.hosts.erase(request_.hosts.begin());
+  Placement current = current_;
+  request_.current = &current;
+  request_.repair = true;
+  const auto plan = PlanPlacement(request_);
+  ASSERT_TRUE(plan.ok());
+  EXPECT_TRUE(plan->deferred);
+  EXPECT_EQ(Moves(plan->placement, request_.hosts), 26 * 16);
+  for (size_t i = 0; i < current.holders.size(); ++i) {
+    if (current.holders[i].empty()) continue;
+    ASSERT_EQ(plan->placement.holders[i].size(), 1);
+    if (current.holders[i].front() != 1) {
+      EXPECT_EQ(plan->placement.holders[i], current.holders[i]);
+    }
+  }
+}
+
 TEST_F(PlacementPlannerTest, PlacementOfOneGivesAllToOne) {
   const Placement placement = PlacementOfOne(config_, {7, "x", 9}, {1, 1});
   EXPECT_EQ(placement.workers, (std::vector<Placement::Worker>{{7, "x", 9}}));
@@ -334,23 +380,29 @@ TEST_F(PlacementPlannerTest, HoldsItsPromisesWhateverHappens) {
       current = plan->placement;
       request.hosts = std::move(after);
     }
-    // Left alone it comes to rest, and at rest every expert has a holder that stays.
-    for (int round = 0; round < 30; ++round) {
+    // Left alone, in a few rounds every expert has a holder that stays.
+    bool feasible = true;
+    for (int round = 0; feasible && round < 8; ++round) {
       request.current = &current;
       const auto plan = PlanPlacement(request);
-      if (!plan.ok()) break;
-      const bool same = plan->placement.holders == current.holders;
+      feasible = plan.ok();
+      if (!feasible) break;
       Settle(plan->placement, request.hosts);
       current = plan->placement;
-      if (same && !plan->deferred) {
-        for (const int layer : {2, 4}) {
-          for (int expert = 0; expert < config.num_experts; ++expert) {
-            EXPECT_FALSE(current.Holders(layer, expert).empty());
-          }
-        }
-        break;
+      if (!plan->deferred) break;
+    }
+    for (const int layer : {2, 4}) {
+      for (int expert = 0; feasible && expert < config.num_experts; ++expert) {
+        const auto& holders = current.Holders(layer, expert);
+        EXPECT_TRUE(std::any_of(holders.begin(), holders.end(),
+                                [&](WorkerId id) {
+                                  return std::any_of(request.hosts.begin(), request.hosts.end(),
+                                                     [id](const ExpertHost& host) {
+                                                       return host.worker.id == id && !host.leaving;
+                                                     });
+                                }))
+            << layer << " " << expert;
       }
-      EXPECT_LT(round, 29) << "it does not come to rest";
     }
   }
 }

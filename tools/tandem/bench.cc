@@ -168,8 +168,10 @@ absl::Status WaitForMovedWeights(Client& client) {
 absl::Status Run(const Options& options) {
   if (options.ceilings) return BenchCeilings(options.connect.backend.threads, options.connect.json);
   TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
-  TANDEM_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, client->GetStatus());
-  if (options.connect.made_up_weights) std::cerr << "bench: " << status.detail() << "\n";
+  if (options.connect.made_up_weights) {
+    TANDEM_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, client->GetStatus());
+    std::cerr << "bench: " << status.detail() << "\n";
+  }
   v1::GetModelResponse model;
   const auto context = client->NewContext();
   TANDEM_RETURN_IF_ERROR(client->Explain(client->stub().GetModel(context.get(), {}, &model)));

@@ -10,6 +10,7 @@
 #include "common/service/grpc_status.h"
 #include "common/service/service_host.h"
 #include "common/status.h"
+#include "common/transport/grpc_peer.h"
 #include "proto/registry.grpc.pb.h"
 
 namespace tandem::tool {
@@ -22,8 +23,7 @@ struct Options {
 
 absl::Status Run(const Options& options) {
   TANDEM_RETURN_IF_ERROR(CheckDialAddress(options.registry));
-  const auto stub = v1::Registry::NewStub(
-      grpc::CreateChannel(options.registry, grpc::InsecureChannelCredentials()));
+  const auto stub = v1::Registry::NewStub(CreatePeerChannel({options.registry, nullptr}));
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
   v1::DrainRequest request;

@@ -44,6 +44,10 @@ absl::Status Run(const Options& options) {
     std::printf("%-9s %3u  %-8s %3.0f%%  %s %s\n", worker.kind().c_str(), worker.id(),
                 worker.state().c_str(), 100.0 * worker.loaded(), worker.address().c_str(),
                 worker.device().c_str());
+    if (!worker.build().empty() && worker.build() != status.workers(0).build()) {
+      std::printf("    its program is version %s, the gateway's %s\n", worker.build().c_str(),
+                  status.workers(0).build().c_str());
+    }
     if (!options.counters) continue;
     const std::map<std::string, int64_t> sorted(worker.counters().begin(), worker.counters().end());
     for (const auto& [name, value] : sorted) {
