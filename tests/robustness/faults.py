@@ -63,30 +63,26 @@ async def kill_gateway(run):
         run.deployment.gateway.start()
 
 
-async def stop_expert(run, kind="expert"):
-    worker, seconds = pick(run, kind), run.draw.choice([0.5, 2, 5, 8])
-    async with during(run, f"stop-{kind}", f"{worker.name} for {seconds} s"):
-        worker.signal(signal.SIGSTOP)
+async def stop(run, program, seconds):
+    async with during(run, f"stop-{program.kind}", f"{program.name} for {seconds} s"):
+        program.signal(signal.SIGSTOP)
         try:
             await run.sleep(seconds)
         finally:
-            worker.signal(signal.SIGCONT)
+            program.signal(signal.SIGCONT)
+
+
+async def stop_expert(run):
+    await stop(run, pick(run, "expert"), run.draw.choice([0.5, 2, 5, 8]))
 
 
 async def stop_attention(run):
-    await stop_expert(run, "attention")
+    await stop(run, pick(run, "attention"), run.draw.choice([0.5, 2, 5, 8]))
 
 
 async def stop_gateway(run):
     """Streams pause; workers may take it for lost."""
-    seconds = run.draw.choice([0.5, 2, 5])
-    gateway = run.deployment.gateway
-    async with during(run, "stop-gateway", f"for {seconds} s"):
-        gateway.signal(signal.SIGSTOP)
-        try:
-            await run.sleep(seconds)
-        finally:
-            gateway.signal(signal.SIGCONT)
+    await stop(run, run.deployment.gateway, run.draw.choice([0.5, 2, 5]))
 
 
 async def slow_expert(run):
@@ -265,8 +261,6 @@ SCALE = [1, 2, 4, 2, 1]
 
 async def scale(run):
     """To the next number of expert workers, by starting some, or ending some by SIGTERM."""
-    if not run.elastic:
-        raise Skip("the number of expert workers is fixed in this version of the programs")
     experts = run.deployment.of("expert")
     run.scale_step += 1
     wanted = SCALE[run.scale_step % len(SCALE)]

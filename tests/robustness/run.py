@@ -66,7 +66,6 @@ class Run:
         self.seconds = 0.0
         self.zero = time.monotonic()
         self.disk, self.why_no_disk = None, "not asked for"
-        self.elastic = is_elastic(options.bin)
 
     def now(self):
         return time.monotonic() - self.zero
@@ -182,7 +181,7 @@ class Run:
                 options, weights_flags=[*options.weights_flags, "--packed-weights",
                                         str(self.disk / "packed")])
         fewest = options.expert_workers
-        if self.elastic and faults.scale in self.scenario.faults:
+        if faults.scale in self.scenario.faults:
             fewest = min(faults.SCALE)
         self.deployment = Deployment(options, fewest, logs, self.scenario.links)
         self.plain = AsyncClient(self.deployment.gateway.address, retry=RetryPolicy(give_up_s=0))
@@ -223,13 +222,6 @@ class Run:
 
     def failed(self):
         return bool(self.defects) or any(e.error or e.difference for e in self.load.ended)
-
-
-def is_elastic(folder):
-    """Whether any number of expert workers may join."""
-    words = subprocess.run([str(folder / "tandem-gateway"), "--help"], capture_output=True,
-                           text=True).stdout
-    return "--expert-copies" in words
 
 
 def mount_small_disk(run):
