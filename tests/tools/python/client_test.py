@@ -2,6 +2,7 @@
 """The Python client, and one generated from the public proto, with a real gateway. Skipped where
 Python has no gRPC. Usage: client_test.py PACKAGE_FOLDER BIN_FOLDER"""
 import asyncio
+import dataclasses
 import importlib.util
 import pathlib
 import shutil
@@ -22,9 +23,9 @@ PACKAGE, BIN = sys.argv[1], pathlib.Path(sys.argv[2])
 sys.path.insert(0, PACKAGE)
 import grpc  # noqa: E402
 import tandem  # noqa: E402
-from tandem import GenerateRequest, RetryPolicy, Sampling, TandemError  # noqa: E402
+from tandem import GenerateRequest, RetryPolicy, Sampling, TandemError, messages  # noqa: E402
 from tandem.resume import Answer, Retries  # noqa: E402
-from tandem.wire import METHODS  # noqa: E402
+from tandem.wire import METHODS, read  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 LIMIT_S = 60
@@ -67,10 +68,57 @@ def wait_until(condition):
         time.sleep(0.005)
 
 
+def answers_class(method):
+    """Of the messages that it answers, from the bound method that reads them."""
+    return type(METHODS[method].deserialize(b""))
+
+
+class MessagesTest(unittest.TestCase):
+    def test_dataclasses_have_the_fields_of_the_messages(self):
+        pool = METHODS["Generate"].request.DESCRIPTOR.file.pool
+        answer = "GenerateResponse."
+        other_names = {"Started": answer + "Started", "Chunk": answer + "Chunk",
+                       "Finished": answer + "Finished", "Score": "ScoreResponse",
+                       "ScoreRow": "ScoreResponse.Row", "Model": "GetModelResponse",
+                       "Status": "GetStatusResponse"}
+        found = {name: cls for name, cls in vars(messages).items()
+                 if dataclasses.is_dataclass(cls) and cls is not tandem.Completion}
+        self.assertLessEqual(set(other_names), set(found))
+        for name, cls in found.items():
+            with self.subTest(name):
+                message = pool.FindMessageTypeByName("tandem.v1." + other_names.get(name, name))
+                self.assertEqual({field.name for field in dataclasses.fields(cls)},
+                                 set(message.fields_by_name))
+
+    def test_enums_have_the_values_of_the_messages(self):
+        pool = METHODS["Generate"].request.DESCRIPTOR.file.pool
+        for cls, name, prefix in (
+                (tandem.FinishReason, "GenerateResponse.FinishReason", "FINISH_REASON_"),
+                (tandem.ScorePath, "ScorePath", "SCORE_PATH_")):
+            values = pool.FindEnumTypeByName("tandem.v1." + name).values
+            self.assertEqual([(prefix + value.name, value.value) for value in cls],
+                             [(value.name, value.number) for value in values])
+
+    def test_every_kind_of_field_is_read(self):
+        proto = answers_class("GetStatus")(
+            state="serving", workers=[{"id": 3, "counters": {"steps": 5}, "build": "1.2"}],
+            default_sampling={"top_k": 0})
+        status = read(tandem.Status, proto)
+        self.assertEqual(status, tandem.Status(
+            "serving", "", "", [tandem.WorkerStatus(3, "", "", "", 0.0, {"steps": 5}, "", "1.2")],
+            0, 0, Sampling(top_k=0)))
+        self.assertIs(type(status.workers[0].counters), dict)
+        proto.ClearField("default_sampling")
+        self.assertIsNone(read(tandem.Status, proto).default_sampling)
+        finished = read(tandem.Finished, answers_class("Generate")(finished={"reason": 2}).finished)
+        self.assertIs(finished.reason, tandem.FinishReason.LENGTH)
+        chunk = read(tandem.Chunk, answers_class("Generate")(chunk={"token_ids": [1, 2]}).chunk)
+        self.assertEqual(chunk, tandem.Chunk("", (1, 2), ()))
+
+
 class ResumeTest(unittest.TestCase):
     def event(self, **fields):
-        return METHODS["Generate"].deserialize(
-            generate_response()(**fields).SerializeToString())
+        return answers_class("Generate")(**fields)
 
     def answer(self):
         answer = Answer(GenerateRequest(text="x", max_tokens=3))
@@ -120,11 +168,6 @@ class ResumeTest(unittest.TestCase):
         self.assertEqual(raised.exception.code, grpc.StatusCode.INTERNAL)
 
 
-def generate_response():
-    """The class of Generate's answers, from the bound method that reads them."""
-    return type(METHODS["Generate"].deserialize(b""))
-
-
 class GatewayTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -162,7 +205,9 @@ class GatewayTest(unittest.TestCase):
         self.assertEqual(len(score.rows[0].logits), 4 * model.vocab_size)
         self.assertEqual(score.prompt_tokens, len(ids))
         self.assertIsNone(model.default_sampling.seed)
-        self.assertEqual(self.client.get_status().workers[0].kind, "gateway")
+        status = self.client.get_status()
+        self.assertEqual(status.workers[0].kind, "gateway")
+        self.assertEqual(status.default_sampling, model.default_sampling)
 
     def test_a_refusal_has_code_and_sentence(self):
         with self.assertRaises(TandemError) as raised:
@@ -291,6 +336,27 @@ class GatewayTest(unittest.TestCase):
                 client.complete(long_request())
         self.assertEqual(raised.exception.code, grpc.StatusCode.UNAVAILABLE)
         self.assertLess(time.monotonic() - start, 10)
+
+    def test_cancel_ends_the_wait_for_a_gateway_that_is_away(self):
+        address, retry = f"127.0.0.1:{free_port()}", RetryPolicy(first_wait_s=LIMIT_S / 2)
+        with tandem.Client(address, retry=retry) as client:
+            stream = client.generate(long_request())
+            cancel = threading.Timer(0.3, stream.cancel)
+            cancel.start()
+            with self.assertRaises(TandemError) as raised:
+                stream.result()
+            cancel.join()
+        self.assertEqual(raised.exception.message, "cancelled by its caller")
+
+        async def cancelled():
+            async with tandem.AsyncClient(address, retry=retry) as client:
+                stream = client.generate(long_request())
+                asyncio.get_running_loop().call_later(0.3, stream.cancel)
+                await stream.result()
+        with self.assertRaises(TandemError) as raised:
+            asyncio.run(asyncio.wait_for(cancelled(), LIMIT_S / 3))
+        self.assertEqual(raised.exception.message, "cancelled by its caller")
+        self.assertEqual(raised.exception.__cause__.code, grpc.StatusCode.UNAVAILABLE)
 
 
 if __name__ == "__main__":

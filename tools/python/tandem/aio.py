@@ -2,7 +2,6 @@
 import asyncio
 import time
 from typing import Any, AsyncIterator, Awaitable, Callable, List, Optional, Sequence, Tuple, TypeVar
-from typing import Union
 
 import grpc
 import grpc.aio
@@ -10,26 +9,20 @@ import grpc.aio
 from . import messages as m
 from . import wire
 from .client import CHANNEL_OPTIONS
-from .errors import TandemError, from_rpc_error
-from .resume import Answer, Retries, RetryPolicy
+from .errors import from_rpc_error
+from .resume import AnswerStream, Retries, RetryPolicy
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(wire.Stubs):
     """A connection to a gateway, for the tasks of one event loop. A timeout is of the whole call,
     retries included; None: none."""
 
     def __init__(self, address: str = "127.0.0.1:8470", *, retry: RetryPolicy = RetryPolicy(),
                  options: Sequence[Tuple[str, Any]] = ()) -> None:
+        super().__init__(grpc.aio.insecure_channel(address, [*CHANNEL_OPTIONS, *options]))
         self._retry = retry
-        self._channel = grpc.aio.insecure_channel(address, [*CHANNEL_OPTIONS, *options])
-        self._unary = {name: self._channel.unary_unary(method.path, method.serialize,
-                                                       method.deserialize)
-                       for name, method in wire.METHODS.items()}
-        self._stream = {name: self._channel.unary_stream(method.path, method.serialize,
-                                                         method.deserialize)
-                        for name, method in wire.METHODS.items()}
 
     async def close(self) -> None:
         await self._channel.close()
@@ -71,12 +64,12 @@ class AsyncClient:
         return str((await self._ask("Detokenize", proto, timeout_s)).text)
 
     async def get_model(self, *, timeout_s: Optional[float] = None) -> m.Model:
-        return wire.model(await self._ask("GetModel", wire.METHODS["GetModel"].request(),
-                                          timeout_s))
+        return wire.read(m.Model, await self._ask(
+            "GetModel", wire.METHODS["GetModel"].request(), timeout_s))
 
     async def get_status(self, *, timeout_s: Optional[float] = None) -> m.Status:
-        return wire.status(await self._ask("GetStatus", wire.METHODS["GetStatus"].request(),
-                                           timeout_s))
+        return wire.read(m.Status, await self._ask(
+            "GetStatus", wire.METHODS["GetStatus"].request(), timeout_s))
 
     async def _ask(self, name: str, proto: Any, timeout_s: Optional[float]) -> Any:
         async def attempt(left: Optional[float]) -> Any:
@@ -93,16 +86,12 @@ class AsyncClient:
                 await asyncio.sleep(retries.on_error(from_rpc_error(error), time.monotonic()))
 
 
-class AsyncGenerateStream:
+class AsyncGenerateStream(AnswerStream[asyncio.Event]):
     """An answer, chunk by chunk, for one task. A task that is cancelled while it reads cancels it."""
 
-    def __init__(self, method: Any, request: m.GenerateRequest, retries: Retries) -> None:
-        self._method = method
-        self._answer = Answer(request)
-        self._retries = retries
-        self._cancelled = asyncio.Event()
-        self._trailing: Tuple[Tuple[str, Union[str, bytes]], ...] = ()
-        self._call = self._start()
+    def __init__(self, method: Callable[..., Any], request: m.GenerateRequest,
+                 retries: Retries) -> None:
+        super().__init__(method, request, retries, asyncio.Event())
         self._chunks = self._read()
 
     def __aiter__(self) -> AsyncIterator[m.Chunk]:
@@ -117,51 +106,18 @@ class AsyncGenerateStream:
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
 
-    @property
-    def started(self) -> Optional[m.Started]:
-        """There before the first chunk."""
-        return self._answer.started
-
-    @property
-    def finished(self) -> Optional[m.Finished]:
-        """There after the last chunk."""
-        return self._answer.finished
-
-    @property
-    def retried(self) -> List[TandemError]:
-        """After which errors it was asked again."""
-        return self._retries.errors
-
-    @property
-    def trailing_metadata(self) -> Tuple[Tuple[str, Union[str, bytes]], ...]:
-        """Of the last attempt, after its end."""
-        return self._trailing
-
-    def cancel(self) -> None:
-        """Reading then ends with CANCELLED, unless the answer was there."""
-        self._cancelled.set()
-        self._call.cancel()
-
     async def result(self) -> m.Completion:
         """Reads the rest; all of the answer, with what was read before."""
         async for _ in self._chunks:
             pass
-        return self._answer.completion(len(self._retries.errors))
-
-    def _start(self) -> Any:
-        return self._method(self._answer.next_attempt(),
-                            timeout=self._retries.time_left(time.monotonic()))
-
-    def _was_cancelled(self) -> TandemError:
-        return TandemError(grpc.StatusCode.CANCELLED, "cancelled by its caller")
+        return self._completion()
 
     async def _read(self) -> AsyncIterator[m.Chunk]:
         while True:
             try:
                 async for proto in self._call:
-                    chunk = self._answer.take(proto)
+                    chunk = self._take(proto)
                     if chunk is not None:
-                        self._retries.on_progress(time.monotonic())
                         yield chunk
                 self._trailing = tuple(await self._call.trailing_metadata() or ())
                 return
@@ -172,14 +128,12 @@ class AsyncGenerateStream:
                 self._call.cancel()
                 raise
             except grpc.RpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-            self._trailing = error.trailing_metadata
-            if self._answer.finished is not None:
-                return  # all of it came; what broke was the goodbye
-            wait_s = self._retries.on_error(error, time.monotonic())
+                wait_s = self._broke(rpc_error)
+            if wait_s is None:
+                return
             try:
                 await asyncio.wait_for(self._cancelled.wait(), wait_s)
             except asyncio.TimeoutError:
-                self._call = self._start()
+                self._start()
             else:
-                raise self._was_cancelled() from error
+                raise self._was_cancelled() from self.retried[-1]

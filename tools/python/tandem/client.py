@@ -1,14 +1,14 @@
 """The synchronous client."""
 import threading
 import time
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 import grpc
 
 from . import messages as m
 from . import wire
-from .errors import TandemError, from_rpc_error
-from .resume import Answer, Retries, RetryPolicy
+from .errors import from_rpc_error
+from .resume import AnswerStream, Retries, RetryPolicy
 
 T = TypeVar("T")
 
@@ -26,20 +26,14 @@ CHANNEL_OPTIONS = (
 )
 
 
-class Client:
+class Client(wire.Stubs):
     """A connection to a gateway. Any number of threads may use it at once. A timeout is of the whole
     call, retries included; None: none."""
 
     def __init__(self, address: str = "127.0.0.1:8470", *, retry: RetryPolicy = RetryPolicy(),
                  options: Sequence[Tuple[str, Any]] = ()) -> None:
+        super().__init__(grpc.insecure_channel(address, [*CHANNEL_OPTIONS, *options]))
         self._retry = retry
-        self._channel = grpc.insecure_channel(address, [*CHANNEL_OPTIONS, *options])
-        self._unary = {name: self._channel.unary_unary(method.path, method.serialize,
-                                                       method.deserialize)
-                       for name, method in wire.METHODS.items()}
-        self._stream = {name: self._channel.unary_stream(method.path, method.serialize,
-                                                         method.deserialize)
-                        for name, method in wire.METHODS.items()}
 
     def close(self) -> None:
         self._channel.close()
@@ -78,10 +72,12 @@ class Client:
         return str(self._ask("Detokenize", proto, timeout_s).text)
 
     def get_model(self, *, timeout_s: Optional[float] = None) -> m.Model:
-        return wire.model(self._ask("GetModel", wire.METHODS["GetModel"].request(), timeout_s))
+        return wire.read(m.Model, self._ask("GetModel", wire.METHODS["GetModel"].request(),
+                                            timeout_s))
 
     def get_status(self, *, timeout_s: Optional[float] = None) -> m.Status:
-        return wire.status(self._ask("GetStatus", wire.METHODS["GetStatus"].request(), timeout_s))
+        return wire.read(m.Status, self._ask("GetStatus", wire.METHODS["GetStatus"].request(),
+                                             timeout_s))
 
     def _ask(self, name: str, proto: Any, timeout_s: Optional[float]) -> Any:
         return self._call(lambda left: self._unary[name](proto, timeout=left), timeout_s)
@@ -95,17 +91,13 @@ class Client:
                 time.sleep(retries.on_error(from_rpc_error(error), time.monotonic()))
 
 
-class GenerateStream:
+class GenerateStream(AnswerStream[threading.Event]):
     """An answer, chunk by chunk. Read by one thread; any may cancel it. Who stops reading early leaves
     a `with` or cancels: the gateway computes on until then."""
 
-    def __init__(self, method: Any, request: m.GenerateRequest, retries: Retries) -> None:
-        self._method = method
-        self._answer = Answer(request)
-        self._retries = retries
-        self._cancelled = threading.Event()
-        self._trailing: Tuple[Tuple[str, Union[str, bytes]], ...] = ()
-        self._call = self._start()
+    def __init__(self, method: Callable[..., Any], request: m.GenerateRequest,
+                 retries: Retries) -> None:
+        super().__init__(method, request, retries, threading.Event())
         self._chunks = self._read()
 
     def __iter__(self) -> Iterator[m.Chunk]:
@@ -120,58 +112,25 @@ class GenerateStream:
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
-    @property
-    def started(self) -> Optional[m.Started]:
-        """There before the first chunk."""
-        return self._answer.started
-
-    @property
-    def finished(self) -> Optional[m.Finished]:
-        """There after the last chunk."""
-        return self._answer.finished
-
-    @property
-    def retried(self) -> List[TandemError]:
-        """After which errors it was asked again."""
-        return self._retries.errors
-
-    @property
-    def trailing_metadata(self) -> Tuple[Tuple[str, Union[str, bytes]], ...]:
-        """Of the last attempt, after its end."""
-        return self._trailing
-
-    def cancel(self) -> None:
-        """Reading then ends with CANCELLED, unless the answer was there."""
-        self._cancelled.set()
-        self._call.cancel()
-
     def result(self) -> m.Completion:
         """Reads the rest; all of the answer, with what was read before."""
         for _ in self._chunks:
             pass
-        return self._answer.completion(len(self._retries.errors))
-
-    def _start(self) -> Any:
-        return self._method(self._answer.next_attempt(),
-                            timeout=self._retries.time_left(time.monotonic()))
+        return self._completion()
 
     def _read(self) -> Iterator[m.Chunk]:
         while True:
             try:
                 for proto in self._call:
-                    chunk = self._answer.take(proto)
+                    chunk = self._take(proto)
                     if chunk is not None:
-                        self._retries.on_progress(time.monotonic())
                         yield chunk
                 self._trailing = tuple(self._call.trailing_metadata() or ())
                 return
             except grpc.RpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-            self._trailing = error.trailing_metadata
-            if self._answer.finished is not None:
-                return  # all of it came; what broke was the goodbye
-            if self._cancelled.wait(self._retries.on_error(error, time.monotonic())):
-                raise TandemError(grpc.StatusCode.CANCELLED, "cancelled by its caller") from error
-            self._call = self._start()
-            if self._cancelled.is_set():  # meanwhile: then that was the earlier call's cancel
-                self._call.cancel()
+                wait_s = self._broke(rpc_error)
+            if wait_s is None:
+                return
+            if self._cancelled.wait(wait_s):
+                raise self._was_cancelled() from self.retried[-1]
+            self._start()

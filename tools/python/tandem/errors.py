@@ -3,12 +3,14 @@ from typing import Tuple, Union
 
 import grpc
 
+Metadata = Tuple[Tuple[str, Union[str, bytes]], ...]
+
 
 class TandemError(Exception):
     """A call's status that is not OK. `code` is gRPC's, `message` the server's sentence."""
 
     def __init__(self, code: grpc.StatusCode, message: str,
-                 trailing_metadata: Tuple[Tuple[str, Union[str, bytes]], ...] = ()) -> None:
+                 trailing_metadata: Metadata = ()) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
         self.message = message

@@ -1,4 +1,4 @@
-"""The messages of proto/inference.proto as dataclasses; None is a field that is not set."""
+"""Messages of proto/inference.proto as dataclasses, field by field; None: not set."""
 import dataclasses
 import enum
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -69,6 +69,7 @@ class Finished:
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    text: str  # the rest that was held back; the last chunk has it too
     queue_us: int
     prefill_us: int
     decode_us: int
@@ -76,7 +77,7 @@ class Finished:
 
 @dataclasses.dataclass
 class Completion:
-    """A whole answer."""
+    """A whole answer: made of its events, no message."""
     started: Started
     finished: Finished
     text: str
@@ -138,6 +139,7 @@ class WorkerStatus:
     loaded: float
     counters: Dict[str, int]
     device: str
+    build: str  # version of its program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,3 +150,4 @@ class Status:
     workers: List[WorkerStatus]
     placement_epoch: int
     placement_counter: int
+    default_sampling: Optional[Sampling]  # as Model's, once it is loaded

@@ -1,13 +1,18 @@
 """What both clients do when a call fails: whether and when to ask again, and how an answer that broke
-off goes on. Without I/O and clock: time comes in from the caller."""
+off goes on. Without I/O; without clock, but for `AnswerStream`: time comes in from the caller."""
+import asyncio
 import dataclasses
-from typing import Any, List, Optional
+import threading
+import time
+from typing import Any, Callable, Generic, List, Optional, TypeVar
 
 import grpc
 
 from . import messages as m
 from . import wire
-from .errors import ChangedAnswerError, TandemError
+from .errors import ChangedAnswerError, Metadata, TandemError, from_rpc_error
+
+AnyEvent = TypeVar("AnyEvent", threading.Event, asyncio.Event)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +82,12 @@ class Answer:
 
     def take(self, proto: Any) -> Optional[m.Chunk]:
         """What the event adds to what there was, if anything."""
-        event, text = wire.generate_event(proto)
+        event = wire.generate_event(proto)
         if isinstance(event, m.Started):
             self._take_started(event)
             return None
-        chunk = event if isinstance(event, m.Chunk) else m.Chunk(text, (), ())
-        fresh = self._take_chunk(chunk)
+        fresh = self._take_chunk(event if isinstance(event, m.Chunk)
+                                 else m.Chunk(event.text, (), ()))
         if isinstance(event, m.Finished):
             if self._ids_seen < len(self.token_ids) or self._text_seen < len(self.text):
                 raise ChangedAnswerError(
@@ -125,3 +130,68 @@ class Answer:
         assert self.started is not None and self.finished is not None
         return m.Completion(self.started, self.finished, self.text, list(self.token_ids),
                             list(self.log_probs), retries)
+
+
+class AnswerStream(Generic[AnyEvent]):
+    """An answer that comes in; how it is read is the clients'."""
+
+    def __init__(self, method: Callable[..., Any], request: m.GenerateRequest, retries: Retries,
+                 cancelled: AnyEvent) -> None:
+        self._method = method
+        self._answer = Answer(request)
+        self._retries = retries
+        self._cancelled: AnyEvent = cancelled
+        self._trailing: Metadata = ()
+        self._start()
+
+    @property
+    def started(self) -> Optional[m.Started]:
+        """There before the first chunk."""
+        return self._answer.started
+
+    @property
+    def finished(self) -> Optional[m.Finished]:
+        """There after the last chunk."""
+        return self._answer.finished
+
+    @property
+    def retried(self) -> List[TandemError]:
+        """After which errors it was asked again."""
+        return self._retries.errors
+
+    @property
+    def trailing_metadata(self) -> Metadata:
+        """Of the last attempt, after its end."""
+        return self._trailing
+
+    def cancel(self) -> None:
+        """Reading then ends with CANCELLED, unless the answer was there."""
+        self._cancelled.set()
+        self._call.cancel()
+
+    def _start(self) -> None:
+        self._call = self._method(self._answer.next_attempt(),
+                                  timeout=self._retries.time_left(time.monotonic()))
+        if self._cancelled.is_set():  # meanwhile: then that was the earlier call's cancel
+            self._call.cancel()
+
+    def _take(self, proto: Any) -> Optional[m.Chunk]:
+        chunk = self._answer.take(proto)
+        if chunk is not None:
+            self._retries.on_progress(time.monotonic())
+        return chunk
+
+    def _was_cancelled(self) -> TandemError:
+        return TandemError(grpc.StatusCode.CANCELLED, "cancelled by its caller")
+
+    def _broke(self, rpc_error: grpc.RpcError) -> Optional[float]:
+        """How long to wait before the next attempt; None: all of it came, what broke was the
+        goodbye. Raises the error if there is no next one."""
+        error = from_rpc_error(rpc_error)
+        self._trailing = error.trailing_metadata
+        if self._answer.finished is not None:
+            return None
+        return self._retries.on_error(error, time.monotonic())
+
+    def _completion(self) -> m.Completion:
+        return self._answer.completion(len(self._retries.errors))

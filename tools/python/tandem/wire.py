@@ -1,11 +1,15 @@
 """Between dataclasses and protobuf. Classes of messages are made here from the proto's descriptors,
 in a pool of their own: whoever also imports code generated from the same proto is not disturbed."""
+import dataclasses
 import pathlib
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Union
+import typing
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Type, TypeVar, Union
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from . import messages as m
+
+T = TypeVar("T")
 
 
 class Method(NamedTuple):
@@ -38,6 +42,18 @@ def _load() -> Dict[str, Method]:
 
 
 METHODS = _load()
+
+
+class Stubs:
+    """Every method of a channel, of either of gRPC's APIs, by how many messages answer it."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._unary = {name: channel.unary_unary(method.path, method.serialize, method.deserialize)
+                       for name, method in METHODS.items()}
+        self._stream = {name: channel.unary_stream(method.path, method.serialize,
+                                                   method.deserialize)
+                        for name, method in METHODS.items()}
 
 
 def _fill(target: Any, name: str, value: Any) -> None:
@@ -103,43 +119,40 @@ def tokenize_request(text: Optional[str], chat: Optional[Sequence[m.ChatMessage]
     return proto
 
 
+def _value(kind: Type[Any], value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return read(kind, value)
+    made = typing.get_origin(kind) or kind
+    if made in (list, tuple):
+        return made(_value(typing.get_args(kind)[0], item) for item in value)
+    return made(value)
+
+
+def _field(kind: Any, proto: Any, name: str) -> Any:
+    if typing.get_origin(kind) is Union:  # Optional
+        if not proto.HasField(name):
+            return None
+        kind = typing.get_args(kind)[0]
+    return _value(kind, getattr(proto, name))
+
+
+def read(cls: Type[T], proto: Any) -> T:
+    """A message as a dataclass, whose fields are named as the message's."""
+    described: Any = cls
+    return cls(**{field.name: _field(field.type, proto, field.name)
+                  for field in dataclasses.fields(described)})
+
+
 Event = Union[m.Started, m.Chunk, m.Finished]
+EVENTS: Dict[str, Type[Event]] = {"started": m.Started, "chunk": m.Chunk, "finished": m.Finished}
 
 
-def generate_event(proto: Any) -> "tuple[Event, str]":
-    """An event of an answer, and the text that it brings."""
+def generate_event(proto: Any) -> Event:
     kind = proto.WhichOneof("event")
-    if kind == "started":
-        s = proto.started
-        return m.Started(s.model, s.prompt_tokens, s.seed), ""
-    if kind == "chunk":
-        c = proto.chunk
-        return m.Chunk(c.text, tuple(c.token_ids), tuple(c.log_probs)), c.text
-    f = proto.finished
-    return m.Finished(m.FinishReason(f.reason), f.prompt_tokens, f.completion_tokens, f.queue_us,
-                      f.prefill_us, f.decode_us), f.text
-
-
-def _sampling(proto: Any) -> m.Sampling:
-    return m.Sampling(**{name: getattr(proto, name) if proto.HasField(name) else None
-                         for name in ("temperature", "top_k", "top_p", "seed")})
+    return read(EVENTS[kind], getattr(proto, kind))
 
 
 def score(protos: Sequence[Any]) -> m.Score:
-    return m.Score(protos[0].prompt_tokens if protos else 0,
-                   [m.ScoreRow(r.position, r.target, r.log_prob, r.logits)
-                    for proto in protos for r in proto.rows])
-
-
-def model(proto: Any) -> m.Model:
-    return m.Model(proto.name, proto.dtype, proto.context_tokens, proto.vocab_size,
-                   proto.num_layers, proto.has_tokenizer, proto.has_chat_template,
-                   tuple(proto.eos_ids), proto.bos_id if proto.HasField("bos_id") else None,
-                   proto.digest, proto.parameters, _sampling(proto.default_sampling))
-
-
-def status(proto: Any) -> m.Status:
-    workers = [m.WorkerStatus(w.id, w.kind, w.address, w.state, w.loaded, dict(w.counters),
-                              w.device) for w in proto.workers]
-    return m.Status(proto.state, proto.detail, proto.model, workers, proto.placement_epoch,
-                    proto.placement_counter)
+    parts = [read(m.Score, proto) for proto in protos]
+    return m.Score(parts[0].prompt_tokens if parts else 0,
+                   [row for part in parts for row in part.rows])
