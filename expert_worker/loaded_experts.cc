@@ -66,7 +66,7 @@ absl::Status LoadedExperts::Load(const Placement& placement, WorkerId self,
     }
   }
   in_use_versions_[placement.version] = std::move(given);
-  const absl::Status status = LoadThese(missing, total_bytes, progress, may_go_on);
+  absl::Status status = LoadThese(missing, total_bytes, progress, may_go_on);
   if (!status.ok()) in_use_versions_.erase(placement.version);
   return status;
 }
