@@ -5,25 +5,18 @@
 #ifndef TANDEM_ATTENTION_WORKER_ENGINE_H_
 #define TANDEM_ATTENTION_WORKER_ENGINE_H_
 
-#include <cstdint>
 #include <memory>
-#include <vector>
+#include <thread>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "attention_worker/engine_core.h"
 #include "common/counters.h"
+#include "common/mutex.h"
 #include "common/transport/attention_link.h"
 #include "kernels/backend.h"
 
 namespace tandem {
-
-class AttentionModel;  // attention_worker/model.h: weights and the forward pass
-class RoutedExperts;   // attention_worker/routed_experts.h
-
-struct AttentionEngineOptions {
-  int total_pages = 1024;               // of kPageTokens tokens, over all layers
-  std::vector<uint8_t> ids_with_token;  // [vocab], 1: the tokenizer has a token; empty: all
-};
 
 // Thread-safe. Several sessions may be open at once; their rows share GEMMs.
 class AttentionEngine {
@@ -49,10 +42,16 @@ class AttentionEngine {
   absl::Duration busy_for() const;
 
  private:
-  class Impl;
-  class Link;
-  explicit AttentionEngine(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  AttentionEngine() = default;
+  void Wake();
+  void RunThread();
+
+  Mutex mutex_;
+  CondVar changed_;
+  bool woken_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::unique_ptr<AttentionEngineCore> core_;
+  std::thread thread_;  // turns the core
 };
 
 }  // namespace tandem

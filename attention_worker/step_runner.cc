@@ -18,12 +18,14 @@ int64_t Microseconds(StepRunner::Clock::duration duration) {
 
 StepRunner::StepRunner(const AttentionModel* model, ModelContext context, LatentCache* cache,
                        kernels::DeviceTensor ids_with_token, EngineCounts* counts,
-                       std::function<void()> experts_changed)
+                       std::function<void()> experts_changed,
+                       std::function<Clock::time_point()> now)
     : model_(*model),
       context_(context),
       cache_(*cache),
       ids_with_token_(ids_with_token),
-      counts_(*counts) {
+      counts_(*counts),
+      now_(std::move(now)) {
   for (size_t i = 0; i < kMaxWalks; ++i) {
     free_walks_.push_back(std::make_unique<LayerWalk>(model, &context_, counts, experts_changed));
   }
@@ -91,7 +93,7 @@ void StepRunner::Start(std::vector<StepJob> jobs) {
   Running running;
   running.walk = std::move(free_walks_.back());
   free_walks_.pop_back();
-  running.start = Clock::now();
+  running.start = now_();
   running.waited_at_start = waited_;
   std::vector<LayerWalk::Active> active;
   for (const StepJob& job : jobs) {
@@ -139,7 +141,7 @@ std::optional<StepRunner::Clock::time_point> StepRunner::wake_time() const {
 
 std::vector<StepJob> StepRunner::Finish(Running running) {
   FinishRows(&running);
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = now_();
   const bool overlapped = running.start < last_end_;
   const auto busy = now - std::max(running.start, last_end_);
   const auto waited = waited_ - (overlapped ? waited_at_last_end_ : running.waited_at_start);

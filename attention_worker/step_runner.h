@@ -35,10 +35,10 @@ class StepRunner {
   static constexpr size_t kMaxWalks = AttentionLink::kMaxOutstandingSteps;
 
   // `ids_with_token` [vocab] u8 or empty: what masked draws may take. All pointers must outlive the
-  // runner. `experts_changed`: see RoutedExperts::Begin.
+  // runner. `experts_changed`: see RoutedExperts::Begin. `now`: for what results say of times.
   StepRunner(const AttentionModel* model, ModelContext context, LatentCache* cache,
              kernels::DeviceTensor ids_with_token, EngineCounts* counts,
-             std::function<void()> experts_changed);
+             std::function<void()> experts_changed, std::function<Clock::time_point()> now);
 
   // Whether a step can be begun beside what is under way: there is a free walk, and no sequence of
   // the step is in another.
@@ -85,6 +85,7 @@ class StepRunner {
   LatentCache& cache_;
   const kernels::DeviceTensor ids_with_token_;
   EngineCounts& counts_;
+  const std::function<Clock::time_point()> now_;
   std::vector<std::unique_ptr<LayerWalk>> free_walks_;
   std::vector<Running> running_;  // oldest first
   uint64_t next_order_ = 1;

@@ -4,21 +4,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/model_config.h"
+#include "common/mutex.h"
 #include "common/transport/expert_link.h"
+#include "expert_worker/engine_core.h"
 #include "expert_worker/loaded_experts.h"
 #include "kernels/backend.h"
 
 namespace tandem {
-
-struct ExpertEngineOptions {
-  Dtype dtype = Dtype::kBF16;  // mode
-  int64_t max_waiting_bytes = int64_t{1} << 30;
-};
 
 // Stateless but for weights. As an ExpertLink it is the in-process peer; the gRPC service calls the
 // same interface. One thread computes; what waits for the same layer, from any sender, is merged
@@ -41,8 +39,14 @@ class ExpertEngine : public ExpertLink {
   absl::Duration busy_for() const;
 
  private:
-  class Impl;
-  std::unique_ptr<Impl> impl_;
+  void RunThread();
+
+  Mutex mutex_;
+  CondVar changed_;
+  bool woken_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  ExpertEngineCore core_;
+  std::thread thread_;  // turns the core
 };
 
 }  // namespace tandem
