@@ -44,6 +44,17 @@ struct Placement {
     }
     return given;
   }
+  // Null if it names no worker of that id.
+  const Worker* Find(WorkerId id) const {
+    const auto it = std::find_if(workers.begin(), workers.end(),
+                                 [id](const Worker& worker) { return worker.id == id; });
+    return it != workers.end() ? &*it : nullptr;
+  }
+  // In this life of the worker's process.
+  bool Names(const Worker& worker) const {
+    const Worker* const named = Find(worker.id);
+    return named != nullptr && *named == worker;
+  }
   const std::vector<WorkerId>& Holders(int layer, int expert) const {
     return holders[static_cast<size_t>(layer) * num_experts + expert];
   }

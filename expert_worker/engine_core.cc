@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "common/time_after.h"
 #include "common/transport/host_rows.h"
 #include "common/work_clock.h"
 
@@ -115,9 +116,7 @@ absl::Status ExpertEngineCore::Impl::Validate(const ExpertRequest& request) cons
 void ExpertEngineCore::Impl::Send(std::shared_ptr<const ExpertRequest> request, Done done) {
   ++requests_total_;
   absl::Status status = Validate(*request);
-  const Clock::time_point deadline =
-      now_() + absl::ToChronoNanoseconds(
-                   std::clamp(request->time_left, -absl::Hours(1), absl::Hours(24 * 365)));
+  const Clock::time_point deadline = After(now_(), request->time_left);
   if (status.ok()) status = Enqueue(std::move(request), &done, deadline);
   if (!status.ok()) done({std::move(status), {}, nullptr});
 }

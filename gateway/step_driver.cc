@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/mutex.h"
+#include "common/time_after.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
@@ -230,11 +231,11 @@ int StepDriver::Impl::num_workers() const {
 }
 
 bool StepDriver::Impl::Drain(absl::Duration grace) {
-  const absl::Duration limit = std::min(grace, absl::Hours(24 * 365));
+  const auto deadline = After(std::chrono::steady_clock::now(), grace);
   MutexLock lock(mutex_);
   draining_ = true;
   const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_jobs_ == 0; };
-  if (ended_.WaitFor(lock, absl::ToChronoNanoseconds(limit), idle)) return true;
+  if (ended_.WaitUntil(lock, deadline, idle)) return true;
   stopping_ = true;
   wake_.NotifyAll();
   ended_.Wait(lock, idle);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/mutex.h"
+#include "common/service/grpc_channel.h"
 #include "common/service/grpc_status.h"
 #include "proto/registry.grpc.pb.h"
 #include "spdlog/spdlog.h"
@@ -35,17 +36,6 @@ v1::WorkerReport HeartbeatReport(const WorkerHealth& health, int64_t number) {
   for (const auto& [name, value] : health.counters) (*heartbeat.mutable_counters())[name] = value;
   (*heartbeat.mutable_counters())["reports_total"] = number;
   return report;
-}
-
-// gRPC's own pauses grow to two minutes, which is too long for a gateway that is back.
-std::shared_ptr<grpc::Channel> CreateRegistryChannel(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kFirstPause.count());
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kLongestPause.count());
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kLongestPause.count());
-  // What would retry calls by itself ends the process when a peer's trailers have no status.
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
 bool IsRefusal(const grpc::Status& status) {
@@ -107,7 +97,8 @@ class RegistryClient::Impl {
  public:
   Impl(std::string address, Callbacks callbacks)
       : address_(std::move(address)), callbacks_(std::move(callbacks)) {
-    stub_ = v1::Registry::NewStub(CreateRegistryChannel(address_));
+    stub_ = v1::Registry::NewStub(grpc::CreateCustomChannel(
+        address_, grpc::InsecureChannelCredentials(), ClientChannelArguments()));
     thread_ = std::thread([this] { Run(); });
   }
 

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/time_after.h"
 #include "common/transport/dispatch_counts.h"
 #include "common/transport/dispatched_layer.h"
 #include "common/transport/expert_split.h"
@@ -28,11 +29,6 @@ using Clock = ExpertDispatcher::Clock;
 
 constexpr int kProbeRoutes = 4;  // at most: what a probe costs is the reading of an expert
 
-Clock::time_point After(Clock::time_point start, absl::Duration duration) {
-  constexpr absl::Duration kFar = absl::Hours(24 * 365);
-  return start + absl::ToChronoNanoseconds(std::min(duration, kFar));
-}
-
 // Ascending.
 std::vector<int32_t> DistinctExperts(const ExpertRequest& request, int num_experts) {
   std::vector<uint8_t> is_used(num_experts, 0);
@@ -46,10 +42,8 @@ std::vector<int32_t> DistinctExperts(const ExpertRequest& request, int num_exper
 
 // A worker as the placement names it.
 Placement::Worker WorkerOf(const Placement& placement, WorkerId id) {
-  for (const Placement::Worker& worker : placement.workers) {
-    if (worker.id == id) return worker;
-  }
-  return {id, "", 0};
+  const Placement::Worker* const worker = placement.Find(id);
+  return worker != nullptr ? *worker : Placement::Worker{id, "", 0};
 }
 
 // Whether anybody but the worker holds any of the experts.
@@ -59,11 +53,6 @@ bool OthersHold(const Placement& placement, int layer, absl::Span<const int32_t>
     const std::vector<WorkerId>& holders = placement.Holders(layer, expert);
     return std::any_of(holders.begin(), holders.end(), [&](WorkerId id) { return id != worker; });
   });
-}
-
-bool Names(const Placement& placement, const Placement::Worker& worker) {
-  return std::find(placement.workers.begin(), placement.workers.end(), worker) !=
-         placement.workers.end();
 }
 
 }  // namespace
@@ -341,7 +330,7 @@ void ExpertDispatcher::State::GiveUpParts(Layer& layer,
   for (const auto& [number, sent] : layer.sent()) {
     if (now >= sent.give_up_at) {
       lost.push_back(number);
-    } else if (changed && !Names(*current, sent.worker())) {
+    } else if (changed && !current->Names(sent.worker())) {
       left.push_back(number);
     }
   }

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
 #include "common/service/grpc_status.h"
+#include "common/time_after.h"
 #include "common/transport/expert_frame.h"
 #include "common/transport/timer_thread.h"
 
@@ -259,8 +260,7 @@ void GrpcExpertLink::Impl::Send(std::shared_ptr<const ExpertRequest> request, Do
 absl::Status GrpcExpertLink::Impl::Enqueue(const std::shared_ptr<const ExpertRequest>& request,
                                            Done* done, std::vector<EncodedFrame> frames) {
   const int64_t bytes = RequestPayloadBytes(*request);
-  const auto deadline =
-      Clock::now() + absl::ToChronoNanoseconds(std::min(request->time_left, absl::Hours(24 * 365)));
+  const auto deadline = After(Clock::now(), request->time_left);
   bool wake = false;
   {
     MutexLock lock(mu_);

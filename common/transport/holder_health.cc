@@ -71,10 +71,8 @@ void HolderHealth::Answered(TimePoint sent, TimePoint now, bool slow) {
 
 void HolderTable::Keep(const Placement& placement) {
   if (std::exchange(kept_, placement.version) == placement.version) return;
-  std::erase_if(holders_, [&](const auto& entry) {
-    return std::find(placement.workers.begin(), placement.workers.end(), entry.second->worker()) ==
-           placement.workers.end();
-  });
+  std::erase_if(holders_,
+                [&](const auto& entry) { return !placement.Names(entry.second->worker()); });
 }
 
 std::shared_ptr<HolderHealth> HolderTable::Of(const Placement::Worker& worker) {

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "common/time_after.h"
 #include "common/transport/expert_frame.h"
 #include "common/transport/local_socket.h"
 #include "common/transport/shared_memory.h"
@@ -79,8 +80,7 @@ absl::Status ShmExpertLink::Impl::TrySend(std::shared_ptr<const ExpertRequest> r
     return absl::DeadlineExceededError("no time was left to send the request");
   }
   if (broken()) return absl::UnavailableError("the connection has broken");
-  const auto deadline =
-      Clock::now() + absl::ToChronoNanoseconds(std::min(request->time_left, absl::Hours(24 * 365)));
+  const auto deadline = After(Clock::now(), request->time_left);
   const auto payload_bytes = static_cast<uint64_t>(RequestPayloadBytes(*request));
   const uint64_t block_bytes = ShmReplyOffset(payload_bytes) + ShmReplyBytes(*request);
   std::shared_ptr<std::byte> block = blocks_.Take(block_bytes);

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/mode.h"
+#include "common/service/grpc_channel.h"
 #include "common/service/grpc_status.h"
 #include "common/status.h"
 
@@ -39,12 +40,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& op
   client->options_ = options;
   std::shared_ptr<grpc::Channel> channel;
   if (options.model_dir.empty()) {
-    grpc::ChannelArguments arguments;
-    arguments.SetMaxReceiveMessageSize(-1);
-    // What would retry calls by itself ends the process when a server's trailers have no status.
-    arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-    channel =
-        grpc::CreateCustomChannel(options.server, grpc::InsecureChannelCredentials(), arguments);
+    channel = grpc::CreateCustomChannel(options.server, grpc::InsecureChannelCredentials(),
+                                        ClientChannelArguments());
   } else {
     EmbeddedOptions embedded;
     embedded.model_dir = options.model_dir;
