@@ -378,9 +378,11 @@ void Membership::Replan() {
   absl::StatusOr<Plan> plan = PlanPlacement(request);
   plan_error_ = plan.ok() ? "" : std::string(plan.status().message());
   if (!plan.ok()) return;
-  const bool same = target_.version.counter > 0 && plan->placement.holders == target_.holders &&
-                    plan->placement.workers == target_.workers;
+  const bool same = target_.version.counter > 0 && plan->placement.holders == target_.holders;
   if (same && !std::exchange(order_again_, false)) {
+    // Who came or went holds nothing of it.
+    target_.workers = std::move(plan->placement.workers);
+    if (placement_.version == target_.version) placement_.workers = target_.workers;
     plan_deferred_ = plan->deferred && let_go_of_ != target_.version.counter;
     return;
   }

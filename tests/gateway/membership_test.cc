@@ -444,6 +444,32 @@ TEST_F(ElasticTest, OneThatDrainsMayEndOnceOthersHaveWhatItHad) {
   EXPECT_TRUE(membership_->serving());
 }
 
+// Neither is a reason for the others to load or let go of anything.
+TEST_F(ElasticTest, WhoHoldsNothingComesAndGoesWithoutANewPlacement) {
+  Start(1, 2);
+  const WorkerId goes = Join(WorkerKind::kExpert, "e:0");
+  const WorkerId stays = Join(WorkerKind::kExpert, "e:1");
+  Settle();
+  workers_[goes].draining = true;
+  Settle();
+  ASSERT_EQ(released_, std::vector<WorkerId>{goes});
+  const PlacementVersion version = membership_->placement().version;
+  Kill(goes);
+  Settle();
+  EXPECT_EQ(membership_->target().version, version);
+  EXPECT_EQ(membership_->target().Find(goes), nullptr);
+  EXPECT_EQ(membership_->placement().workers, membership_->target().workers);
+  const WorkerId empty = Join(WorkerKind::kExpert, "e:2", 0);
+  workers_[empty].capacity = 0;
+  Settle();
+  EXPECT_EQ(membership_->target().version, version);
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(empty)), MemberState::kReady);
+  Kill(empty);
+  Join(WorkerKind::kExpert, "e:3");
+  Settle();
+  EXPECT_EQ(NumHeld(stays), kExperts / 2);
+}
+
 TEST_F(ElasticTest, TheLastOneThatDrainsGoesOnUntilAnotherComes) {
   Start(1, 1);
   const WorkerId goes = Join(WorkerKind::kExpert, "e:0");
