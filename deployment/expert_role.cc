@@ -1,15 +1,18 @@
 #include "deployment/expert_role.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/machine.h"
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/transport/grpc_expert_service.h"
 #include "common/transport/shm_expert_service.h"
+#include "deployment/expert_capacity.h"
 #include "deployment/memory_needs.h"
 #include "expert_worker/engine.h"
 #include "expert_worker/loaded_experts.h"
@@ -22,6 +25,8 @@ namespace {
 constexpr int kBeatsPerReport = 10;
 // Of the memory that there is: activations, the program, its threads, others on the machine.
 constexpr int64_t kOtherShare = 20;
+// Bytes of memory that no expert may take.
+constexpr int64_t kLeastLeft = int64_t{256} << 20;
 
 class ExpertRole : public WorkerRole {
  public:
@@ -65,9 +70,9 @@ class ExpertRole : public WorkerRole {
       const int64_t fit = experts_->num_loaded();
       experts_->DropUnwanted();
       MutexLock lock(mutex_);
-      capacity_ = fit;
+      capacity_.Shrink(fit, absl::Now());
       const std::string why =
-          absl::StrCat("there is memory for ", capacity_, " experts only: ", loaded.message());
+          absl::StrCat("there is memory for ", fit, " experts only: ", loaded.message());
       spdlog::warn("{}", why);
       return absl::AbortedError(why);
     }
@@ -80,12 +85,15 @@ class ExpertRole : public WorkerRole {
     hello.set_memory(memory_);
     hello.set_held_experts(PackBits(experts_->Loaded()));
     MutexLock lock(mutex_);
-    hello.set_expert_capacity(static_cast<uint64_t>(capacity_));
+    hello.set_expert_capacity(static_cast<uint64_t>(capacity_.experts()));
   }
   void Report(WorkerHealth& health) override {
     if (++beats_ % kBeatsPerReport == 0) health.expert_tokens = engine_.TakeExpertTokens();
     MutexLock lock(mutex_);
-    health.expert_capacity = static_cast<uint64_t>(capacity_);
+    if (capacity_.MayGrow(absl::Now()) && capacity_.Grow(HowManyFit())) {
+      spdlog::info("memory: there is room for {} experts again", capacity_.experts());
+    }
+    health.expert_capacity = static_cast<uint64_t>(capacity_.experts());
   }
   bool drains() const override { return true; }
 
@@ -113,7 +121,7 @@ class ExpertRole : public WorkerRole {
   void MeasureCapacity(int64_t wanted_bytes) {
     const int64_t experts = checkpoint_.config().num_routed_experts();
     if (experts == 0) return;
-    const int64_t bytes_each = std::max<int64_t>(ExpertBytes(checkpoint_, format_) / experts, 1);
+    bytes_each_ = std::max<int64_t>(ExpertBytes(checkpoint_, format_) / experts, 1);
     const MachineLimits limits = LimitsOf(backend_);
     int64_t bytes = limits.memory_bytes - WorkBytes(backend_, checkpoint_.config(), dtype_);
     bytes -= bytes / kOtherShare;
@@ -123,20 +131,28 @@ class ExpertRole : public WorkerRole {
       memory_ = ReadBootId();
     }
     MutexLock lock(mutex_);
-    capacity_ = std::max<int64_t>(bytes / bytes_each, 0);
-    spdlog::info("memory: {} of {} experts fit into {:.2f} GiB ({})", std::min(capacity_, experts),
-                 experts, static_cast<double>(bytes) / (1 << 30),
+    capacity_ = ExpertCapacity(std::max<int64_t>(bytes / bytes_each_, 0));
+    spdlog::info("memory: {} of {} experts fit into {:.2f} GiB ({})",
+                 std::min(capacity_.experts(), experts), experts,
+                 static_cast<double>(bytes) / (1 << 30),
                  wanted_bytes > 0 ? "--expert-memory" : limits.memory_from);
+  }
+
+  // What is loaded, and what the memory that is left now would take.
+  int64_t HowManyFit() const {
+    if (backend_.MemoryBytes().has_value()) return std::numeric_limits<int64_t>::max();
+    const int64_t left = std::max<int64_t>(ReadAvailableMemory() - 2 * kLeastLeft, 0);
+    return experts_->num_loaded() + left / bytes_each_;
   }
 
   // `looked_at_bytes` are those of experts when memory was last looked at; 0: not yet.
   absl::Status CheckRoom(int64_t* looked_at_bytes) const {
     if (backend_.MemoryBytes().has_value()) return absl::OkStatus();  // it says so itself
-    constexpr int64_t kLeast = int64_t{256} << 20, kBetweenLooks = int64_t{64} << 20;
+    constexpr int64_t kBetweenLooks = int64_t{64} << 20;
     const int64_t bytes = experts_->bytes();
     if (*looked_at_bytes > 0 && bytes - *looked_at_bytes < kBetweenLooks) return absl::OkStatus();
     *looked_at_bytes = bytes;
-    if (ReadAvailableMemory() >= kLeast) return absl::OkStatus();
+    if (ReadAvailableMemory() >= kLeastLeft) return absl::OkStatus();
     return absl::ResourceExhaustedError("less than 256 MiB are left");
   }
 
@@ -147,9 +163,10 @@ class ExpertRole : public WorkerRole {
 
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
-  int64_t capacity_ ABSL_GUARDED_BY(mutex_) = 0;        // in experts
-  std::string memory_;                                  // as v1::WorkerHello says
-  int beats_ = 0;                                       // of the thread that reports
+  ExpertCapacity capacity_ ABSL_GUARDED_BY(mutex_);
+  int64_t bytes_each_ = 1;  // of an expert
+  std::string memory_;      // as v1::WorkerHello says
+  int beats_ = 0;           // of the thread that reports
 
   // Each uses those above it; the services wait for the engine's answers when they go.
   const std::unique_ptr<LoadedExperts> experts_;
