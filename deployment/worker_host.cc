@@ -108,15 +108,14 @@ absl::Status WorkerHost::Serve() {
 void WorkerHost::Drain() {
   if (!role_->drains() || !role_->loaded()) return;
   MutexLock lock(mutex_);
-  if (!is_member_) return;
-  draining_ = true;
+  if (!duties_.is_member()) return;
+  duties_.Drain();
   registry_->ReportNow();
   spdlog::info("draining: others take over what this worker has, in at most {} s",
                options_.drain_limit_s);
-  const bool over = wake_.WaitFor(lock, std::chrono::seconds(options_.drain_limit_s),
-                                  [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-                                    return released_ || !is_member_ || !error_.ok();
-                                  });
+  const bool over = wake_.WaitFor(
+      lock, std::chrono::seconds(options_.drain_limit_s),
+      [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return duties_.may_end() || !error_.ok(); });
   if (!over) spdlog::warn("not all that this worker has could be taken over; it ends now");
 }
 
@@ -166,22 +165,17 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
     health.counters = Counters();
     role_->Report(health);
     MutexLock lock(mutex_);
-    health.draining = draining_;
+    health.draining = duties_.draining();
     return health;
   };
-  const auto self = std::make_shared<WorkerId>(0);  // of the client's thread, as what follows
-  callbacks.on_accepted = [this, self](WorkerId id, uint64_t) {
-    *self = id;
+  callbacks.on_accepted = [this](WorkerId self, uint64_t) {
     MutexLock lock(mutex_);
-    is_member_ = true;
-    ++memberships_;
+    duties_.Accepted(self);
   };
   callbacks.on_lost = [this] {
     {
       MutexLock lock(mutex_);
-      is_member_ = false;
-      ++memberships_;
-      next_.reset();
+      duties_.Lost();
     }
     wake_.NotifyAll();
   };
@@ -189,21 +183,21 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
   callbacks.on_released = [this] {
     {
       MutexLock lock(mutex_);
-      released_ = true;
+      duties_.Released();
     }
     wake_.NotifyAll();
   };
-  callbacks.on_load = [this, self](Placement placement) {
+  callbacks.on_load = [this](Placement placement) {
     {
       MutexLock lock(mutex_);
-      next_ = LoadOrder{std::move(placement), *self, memberships_};
+      duties_.Load(std::move(placement));
     }
     wake_.NotifyAll();
   };
   callbacks.on_use = [this](Placement placement) {
     {
       MutexLock lock(mutex_);
-      in_use_ = placement.version;
+      duties_.Use(placement.version);
     }
     wake_.NotifyAll();
     role_->Use(std::move(placement));
@@ -238,25 +232,22 @@ void WorkerHost::RunLoads() {
       progress_->Report(1);
       host_->SetServing(true);
     }
-    std::optional<LoadOrder> order;
-    std::optional<PlacementVersion> in_use;
+    WorkerDuties::Work work;
     {
       MutexLock lock(mutex_);
       wake_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return next_ || in_use_ || ended_;
+        return duties_.has_work() || ended_;
       });
       if (ended_) return;
-      order.swap(next_);
-      in_use.swap(in_use_);
+      work = duties_.TakeWork();
     }
-    // First what goes, then what comes: there may be room for one of them only.
-    if (in_use.has_value()) role_->Retire(*in_use);
-    if (order.has_value()) {
-      const auto superseded = [this, membership = order->membership] {
+    if (work.retire.has_value()) role_->Retire(*work.retire);
+    if (work.load.has_value()) {
+      const auto superseded = [this, &order = *work.load] {
         MutexLock lock(mutex_);
-        return next_.has_value() || ended_ || memberships_ != membership;
+        return ended_ || duties_.IsSuperseded(order);
       };
-      status = role_->Load(order->placement, order->self, superseded, report);
+      status = role_->Load(work.load->placement, work.load->self, superseded, report);
     }
   }
 }

@@ -25,6 +25,7 @@
 #include "common/tensor.h"
 #include "deployment/backend.h"
 #include "deployment/checkpoint_watch.h"
+#include "deployment/worker_duties.h"
 #include "kernels/backend.h"
 #include "proto/registry.pb.h"
 
@@ -126,12 +127,6 @@ class WorkerHost {
   absl::Status Serve();
 
  private:
-  struct LoadOrder {
-    Placement placement;
-    WorkerId self = 0;
-    uint64_t membership = 0;
-  };
-
   absl::Status Join();
   void Drain();
   std::string Address() const;  // that others dial
@@ -149,13 +144,8 @@ class WorkerHost {
   std::atomic<bool> stopping_ = false;     // what loads is to end
   mutable Mutex mutex_;
   CondVar wake_;
-  std::optional<LoadOrder> next_ ABSL_GUARDED_BY(mutex_);  // only the newest is carried out
-  std::optional<PlacementVersion> in_use_ ABSL_GUARDED_BY(mutex_);  // not yet told to Retire
+  WorkerDuties duties_ ABSL_GUARDED_BY(mutex_);
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
-  bool is_member_ ABSL_GUARDED_BY(mutex_) = false;  // of a deployment whose gateway is there
-  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool released_ ABSL_GUARDED_BY(mutex_) = false;     // nobody needs it any more
-  uint64_t memberships_ ABSL_GUARDED_BY(mutex_) = 0;  // so far; an order ends with its membership
   std::string digest_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<RegistryClient> registry_ ABSL_GUARDED_BY(mutex_);  // once the digest is known
   absl::Status error_ ABSL_GUARDED_BY(mutex_);                        // the first
