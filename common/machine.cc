@@ -1,6 +1,7 @@
 #include "common/machine.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -147,6 +148,11 @@ int64_t ReadAvailableMemory(const std::string& root) {
     if (limit.has_value() && used.has_value()) available = std::min(available, *limit - *used);
   }
   return available;
+}
+
+int64_t ReadResidentMemory(const std::string& root) {
+  const std::vector<std::string> words = Words(fs::path(root) / "proc/self/statm");
+  return words.size() < 2 ? 0 : Number(words[1]).value_or(0) * sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace tandem

@@ -35,6 +35,9 @@ std::string ReadBootId(const std::string& root = "/");
 // which the system would give up.
 int64_t ReadAvailableMemory(const std::string& root = "/");
 
+// Bytes that this process has in memory, mapped files' included; 0 if it cannot be read.
+int64_t ReadResidentMemory(const std::string& root = "/");
+
 }  // namespace tandem
 
 #endif  // TANDEM_COMMON_MACHINE_H_

@@ -15,6 +15,7 @@
 #include "common/service/progress.h"
 #include "common/status.h"
 #include "common/transport/grpc_attention_link.h"
+#include "common/version.h"
 #include "gateway/coordinator.h"
 #include "gateway/inference_service.h"
 #include "gateway/served_model.h"
@@ -186,6 +187,9 @@ class Gateway {
     if (embedded_ != nullptr) {
       for (auto& counter : embedded_->LookAtFiles()) all.push_back(std::move(counter));
     }
+    if (coordinator_ != nullptr) {
+      for (auto& counter : coordinator_->Counters()) all.push_back(std::move(counter));
+    }
     return all;
   }
 
@@ -194,7 +198,7 @@ class Gateway {
     v1::WorkerStatus& self = *status.add_workers();
     self.set_kind("gateway");
     self.set_loaded(progress_.share());
-    self.set_build(TANDEM_VERSION);
+    self.set_build(Version());
     AddCounters(Counters(), &self);
     MutexLock lock(mutex_);
     self.set_address(address_);
@@ -242,6 +246,7 @@ class Gateway {
     status->set_detail(view.detail);
     status->set_placement_epoch(view.placement.epoch);
     status->set_placement_counter(view.placement.counter);
+    for (const std::string& why : view.refused) status->add_refused(why);
     for (const auto& [member, state] : view.members) {
       v1::WorkerStatus& worker = *status->add_workers();
       worker.set_id(member.id);
@@ -249,6 +254,8 @@ class Gateway {
       worker.set_address(member.join.address);
       worker.set_state(MemberStateName(state));
       worker.set_build(member.join.build);
+      worker.set_digest(member.join.digest);
+      worker.set_numerics_class(member.join.numerics_class);
       worker.set_loaded(member.health.loaded);
       worker.set_device(member.join.device);
       AddCounters(member.health.counters, &worker);

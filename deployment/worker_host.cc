@@ -10,6 +10,7 @@
 #include "common/checkpoint/digest.h"
 #include "common/mode.h"
 #include "common/status.h"
+#include "common/version.h"
 #include "deployment/keep_packed.h"
 #include "deployment/memory_needs.h"
 #include "spdlog/spdlog.h"
@@ -147,7 +148,7 @@ v1::WorkerHello WorkerHost::Hello() const {
   hello.set_dtype(options_.dtype);
   hello.set_numerics_class(NumericsClass(*backend_, parts_.dtype, parts_.format));
   hello.set_device(backend_->Description());
-  hello.set_build(TANDEM_VERSION);
+  hello.set_build(Version());
   hello.set_busy_ms(absl::ToInt64Milliseconds(role_->busy_for()));
   role_->Introduce(hello);
   return hello;

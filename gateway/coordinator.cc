@@ -112,7 +112,29 @@ class Coordinator::Impl {
     for (const auto& [id, member] : membership_.members()) {
       view.members.push_back({member, membership_.StateOf(member)});
     }
+    for (const auto& [address, why] : refused_) view.refused.push_back(why);
     return view;
+  }
+
+  CounterSnapshot Counters() const {
+    MutexLock lock(mutex_);
+    int64_t total[2] = {}, ready[2] = {};
+    for (const auto& [id, member] : membership_.members()) {
+      const auto kind = static_cast<size_t>(member.join.kind);
+      ++total[kind];
+      if (membership_.StateOf(member) == MemberState::kReady) ++ready[kind];
+    }
+    const auto attention = static_cast<size_t>(WorkerKind::kAttention);
+    const auto expert = static_cast<size_t>(WorkerKind::kExpert);
+    const Membership::Coverage coverage = membership_.ExpertCoverage();
+    return {{"attention_workers", total[attention]},
+            {"attention_workers_ready", ready[attention]},
+            {"expert_workers", total[expert]},
+            {"expert_workers_ready", ready[expert]},
+            {"workers_refused_total", workers_refused_},
+            {"model_experts", coverage.experts},
+            {"experts_without_holder", coverage.without_holder},
+            {"experts_with_one_holder", coverage.with_one_holder}};
   }
 
  private:
@@ -207,7 +229,9 @@ class Coordinator::Impl {
     if (report.has_hello() && stream->worker() == 0) {
       if (const absl::Status joined = OnHello(stream, report.hello()); !joined.ok()) {
         spdlog::warn("refused: {}", std::string(joined.message()));
-        stream->End(ToGrpc(joined));
+        const grpc::Status refusal = ToGrpc(joined);  // whose message is not longer than it may be
+        NoteRefusal(report.hello().address(), refusal.error_message());
+        stream->End(refusal);
         return;
       }
     } else if (report.has_heartbeat() && stream->worker() != 0) {
@@ -218,6 +242,15 @@ class Coordinator::Impl {
     }
     changed_ = true;
     wake_.NotifyAll();
+  }
+
+  void NoteRefusal(const std::string& address, std::string why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    constexpr size_t kMaxKept = 16;
+    ++workers_refused_;
+    std::erase_if(refused_, [&](const auto& refusal) { return refusal.first == address; });
+    if (refused_.size() == kMaxKept) refused_.pop_front();
+    refused_.emplace_back(address, std::move(why));
   }
 
   absl::Status OnHello(Stream* stream, const v1::WorkerHello& hello)
@@ -355,6 +388,9 @@ class Coordinator::Impl {
   Membership membership_ ABSL_GUARDED_BY(mutex_);
   std::map<WorkerId, Stream*> streams_ ABSL_GUARDED_BY(mutex_);
   v1::PlacementOrder order_ ABSL_GUARDED_BY(mutex_);  // the last that was encoded
+  // Addresses and why they were refused, the oldest first.
+  std::deque<std::pair<std::string, std::string>> refused_ ABSL_GUARDED_BY(mutex_);
+  int64_t workers_refused_ ABSL_GUARDED_BY(mutex_) = 0;
   int live_streams_ ABSL_GUARDED_BY(mutex_) = 0;
   bool changed_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
@@ -375,5 +411,6 @@ Coordinator::Coordinator(const ModelConfig* config, MembershipOptions options, S
 Coordinator::~Coordinator() = default;
 grpc::Service* Coordinator::service() { return impl_->service(); }
 Coordinator::View Coordinator::Look() const { return impl_->Look(); }
+CounterSnapshot Coordinator::Counters() const { return impl_->Counters(); }
 
 }  // namespace tandem

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/counters.h"
 #include "common/transport/attention_link.h"
 #include "gateway/membership.h"
 #include "gateway/step_driver.h"
@@ -39,8 +40,14 @@ class Coordinator {
     std::string detail;
     std::vector<std::pair<Member, MemberState>> members;
     PlacementVersion placement;  // in use
+    std::vector<std::string>
+        refused;  // why, the last of each address; at most 16, the oldest first
   };
   View Look() const;
+  // attention_workers, attention_workers_ready, expert_workers, expert_workers_ready,
+  // workers_refused_total; of the model's experts over all layers model_experts,
+  // experts_without_holder and experts_with_one_holder.
+  CounterSnapshot Counters() const;
 
  private:
   class Impl;

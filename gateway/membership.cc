@@ -296,15 +296,27 @@ int Membership::Count(WorkerKind kind) const {
 }
 
 void Membership::UpdateCovered() {
-  covered_ = placement_.version.counter > 0;
-  for (int layer = 0; covered_ && layer < config_->num_layers; ++layer) {
+  covered_ = placement_.version.counter > 0 && ExpertCoverage().without_holder == 0;
+}
+
+Membership::Coverage Membership::ExpertCoverage() const {
+  Coverage coverage;
+  coverage.experts = config_->num_routed_experts();
+  if (placement_.version.counter == 0) {
+    coverage.without_holder = coverage.experts;
+    return coverage;
+  }
+  for (int layer = 0; layer < config_->num_layers; ++layer) {
     if (!config_->IsMoeLayer(layer)) continue;
-    for (int expert = 0; covered_ && expert < config_->num_experts; ++expert) {
+    for (int expert = 0; expert < config_->num_experts; ++expert) {
       const std::vector<WorkerId>& holders = placement_.Holders(layer, expert);
-      covered_ = std::any_of(holders.begin(), holders.end(),
-                             [this](WorkerId id) { return members_.contains(id); });
+      const auto there = std::count_if(holders.begin(), holders.end(),
+                                       [this](WorkerId id) { return members_.contains(id); });
+      if (there == 0) ++coverage.without_holder;
+      if (there == 1) ++coverage.with_one_holder;
     }
   }
+  return coverage;
 }
 
 bool Membership::TargetLoaded() const {

@@ -146,6 +146,13 @@ class Membership {
   std::string Detail() const;
   // Why the experts are not placed as they should be; empty: they are.
   const std::string& plan_error() const { return plan_error_; }
+  // How many experts of the model, over all layers, how many members hold, by placement().
+  struct Coverage {
+    int64_t experts = 0;
+    int64_t without_holder = 0;   // requests wait
+    int64_t with_one_holder = 0;  // they would if it died
+  };
+  Coverage ExpertCoverage() const;
 
  private:
   int Count(WorkerKind kind) const;

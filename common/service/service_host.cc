@@ -24,7 +24,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "common/machine.h"
 #include "common/status.h"
+#include "common/version.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
@@ -191,6 +194,8 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
   host->health_names_ = health_names;
   host->health_names_.push_back("");  // the server as a whole
   host->SetServing(false);
+  host->server_->GetHealthCheckService()->SetServingStatus(kAliveHealthName, true);
+  host->memory_limit_bytes_ = ReadMachineLimits().memory_bytes;
   host->listener_->Start([acceptor = host->acceptor_.get()](int fd) {
     grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
     connection.fd = fd;
@@ -208,7 +213,11 @@ void ServiceHost::SetServing(bool serving) {
 }
 
 CounterSnapshot ServiceHost::Counters() const {
-  return {{"connections_refused_total", listener_->refused()}};
+  return {{"connections_refused_total", listener_->refused()},
+          {"memory_limit_bytes", memory_limit_bytes_},
+          {"memory_available_bytes", ReadAvailableMemory()},
+          {"memory_resident_bytes", ReadResidentMemory()},
+          {"unix_time_ms", absl::ToUnixMillis(absl::Now())}};
 }
 
 std::shared_ptr<grpc::Channel> ServiceHost::InProcessChannel() {
@@ -265,6 +274,7 @@ absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
 
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
+  app.set_version_flag("--version", Version());
   GiveFreedMemoryBack();
   RaiseDescriptorLimit();
   try {  // CLI11 reports by exceptions; none leaves this function

@@ -40,8 +40,14 @@ absl::Status CheckListenAddress(const std::string& address, bool insecure);
 // stands for all of a machine's addresses.
 absl::Status CheckDialAddress(const std::string& address);
 
+// The name that grpc.health.v1 says SERVING of for as long as the server answers, whether weights
+// are still being loaded or not: for who would start again what hangs. Services' own names say
+// whether they take requests.
+inline constexpr char kAliveHealthName[] = "alive";
+
 // A running gRPC server. It permits keepalive pings at any rate, also without calls, sends messages
-// of any size and takes them up to 64 MiB; every service starts NOT_SERVING.
+// of any size and takes them up to 64 MiB; every service starts NOT_SERVING, but for
+// kAliveHealthName.
 class ServiceHost {
  public:
   // Starts listening. `services` must outlive the host; they are named in health checks by their
@@ -57,7 +63,8 @@ class ServiceHost {
   void SetServing(bool serving);
   // host:port with the port that was really taken.
   const std::string& address() const { return address_; }
-  // connections_refused_total: for want of descriptors
+  // connections_refused_total: for want of descriptors; and of the process: memory_limit_bytes and
+  // memory_available_bytes (within all limits), memory_resident_bytes; unix_time_ms, its clock.
   CounterSnapshot Counters() const;
   // A channel to this server that stays within the process.
   std::shared_ptr<grpc::Channel> InProcessChannel();
@@ -72,6 +79,7 @@ class ServiceHost {
   std::unique_ptr<grpc::Server> server_;
   std::vector<std::string> health_names_;
   std::string address_;
+  int64_t memory_limit_bytes_ = 0;
 };
 
 // Serves counters as Prometheus metrics, each named `prefix`_name, asked for at every scrape.
@@ -89,9 +97,9 @@ class MetricsHost {
   std::unique_ptr<Impl> impl_;
 };
 
-// What runs in every main: logs to standard error, gives freed memory back to the system, allows as
-// many descriptors as there may be,
-// prints one sentence for a bad command line. Returns the exit code to end with, or nothing.
+// What runs in every main: takes --version, logs to standard error, gives freed memory back to the
+// system, allows as many descriptors as there may be, prints one sentence for a bad command line.
+// Returns the exit code to end with, or nothing.
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv);
 
 // What every main ends with: 0, or 1 after logging the error's sentence.

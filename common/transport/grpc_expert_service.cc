@@ -223,11 +223,11 @@ ServerReactor* GrpcExpertService::Service::Exchange(grpc::CallbackServerContext*
 }
 
 CounterSnapshot GrpcExpertService::Service::Counters() const {
-  CounterSnapshot snapshot = {{"streams_live", streams_live_.load()},
-                              {"streams_total", streams_total_.load()},
-                              {"requests_total", requests_total_.load()},
-                              {"refused_total", refused_total_.load()},
-                              {"replies_dropped_total", replies_dropped_total_.load()}};
+  CounterSnapshot snapshot = {{"grpc_streams_live", streams_live_.load()},
+                              {"grpc_streams_total", streams_total_.load()},
+                              {"grpc_requests_total", requests_total_.load()},
+                              {"grpc_refused_total", refused_total_.load()},
+                              {"grpc_replies_dropped_total", replies_dropped_total_.load()}};
   frames_.AppendTo(&snapshot);
   return snapshot;
 }

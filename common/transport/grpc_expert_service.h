@@ -32,8 +32,9 @@ class GrpcExpertService {
   // For grpc::ServerBuilder::RegisterService.
   grpc::Service* service();
 
-  // streams_live, streams_total, requests_total, refused_total (frames and messages that were not
-  // fit to be computed), replies_dropped_total (their client had gone), and FrameCounters'
+  // grpc_streams_live, grpc_streams_total, grpc_requests_total, grpc_refused_total (frames and
+  // messages that were not fit to be computed), grpc_replies_dropped_total (their client had gone),
+  // and FrameCounters'
   CounterSnapshot Counters() const;
 
  private:

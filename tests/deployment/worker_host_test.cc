@@ -163,8 +163,7 @@ class FakeRegistry : public v1::Registry::Service {
 
 // The answer of grpc.health.v1.Health/Check as bytes: field 1, then 1 for SERVING, 2 for
 // NOT_SERVING.
-std::string AskHealth(const std::string& address) {
-  const std::string name = kHealthName;
+std::string AskHealth(const std::string& address, const std::string& name = kHealthName) {
   const grpc::Slice question(
       absl::StrCat("\x0a", std::string(1, static_cast<char>(name.size())), name));
   grpc::GenericStub stub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
@@ -250,6 +249,7 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
   EXPECT_EQ(hello.dtype(), "f32");
   EXPECT_FALSE(hello.digest().empty());
   EXPECT_EQ(AskHealth(hello.address()), "\x08\x02");
+  EXPECT_EQ(AskHealth(hello.address(), kAliveHealthName), "\x08\x01");
   // It has a placement to use, as an attention worker has, but not its weights.
   const v1::WorkerHeartbeat loading = registry_->WaitForHeartbeat([](const auto& heartbeat) {
     return heartbeat.loaded() > 0 && heartbeat.placement_counter() > 0;
@@ -258,6 +258,10 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
   EXPECT_EQ(loading.loaded(), 0.5f);
   EXPECT_EQ(Counter(loading, "fakes_total"), 42);
   EXPECT_EQ(Counter(loading, "digest_percent"), 100);
+  for (const char* name :
+       {"memory_limit_bytes", "memory_available_bytes", "memory_resident_bytes", "unix_time_ms"}) {
+    EXPECT_GT(Counter(loading, name), 1 << 20) << name;
+  }
   EXPECT_EQ(Counter(loading, "loaded_percent"), 50);
 
   diary_.Write("may start");

@@ -181,5 +181,30 @@ TEST_F(CoordinatorTest, RefusesAWorkerOfNoKnownKind) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("n:1"));
 }
 
+TEST_F(CoordinatorTest, CountsWhatIsThereAndWhoWasRefused) {
+  const auto counter = [this](const std::string& name) {
+    for (const auto& [of, value] : coordinator_->Counters()) {
+      if (of == name) return value;
+    }
+    return int64_t{-1};
+  };
+  EXPECT_EQ(counter("model_experts"), 8);
+  EXPECT_EQ(counter("experts_without_holder"), 8);
+  FakeMember first(host_->address(), v1::WORKER_KIND_EXPERT, "e:1");
+  FakeMember attention(host_->address(), v1::WORKER_KIND_ATTENTION, "a:1");
+  ASSERT_TRUE(WaitForServing());
+  EXPECT_EQ(counter("attention_workers"), 1);
+  EXPECT_EQ(counter("expert_workers_ready"), 1);
+  EXPECT_EQ(counter("experts_without_holder"), 0);
+  EXPECT_EQ(counter("experts_with_one_holder"), 8);
+  EXPECT_EQ(counter("workers_refused_total"), 0);
+  for (int i = 0; i < 2; ++i) {  // the same address counts twice, and is kept once
+    FakeMember nobody(host_->address(), v1::WORKER_KIND_UNSPECIFIED, "n:1");
+    EXPECT_FALSE(nobody.WaitForRefusal().ok());
+  }
+  EXPECT_EQ(counter("workers_refused_total"), 2);
+  EXPECT_THAT(coordinator_->Look().refused, testing::ElementsAre(HasSubstr("n:1")));
+}
+
 }  // namespace
 }  // namespace tandem

@@ -26,6 +26,7 @@ Command AddScore(CLI::App& root);
 Command AddTokenize(CLI::App& root);
 Command AddDetokenize(CLI::App& root);
 Command AddStatus(CLI::App& root);
+Command AddDoctor(CLI::App& root);
 Command AddDrain(CLI::App& root);
 Command AddBench(CLI::App& root);
 Command AddQuantize(CLI::App& root);

@@ -4,6 +4,7 @@
 
 #include "CLI/CLI.hpp"
 #include "commands.h"
+#include "common/version.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
@@ -11,12 +12,14 @@ int main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
   spdlog::set_level(spdlog::level::warn);
   CLI::App root("Asks a Tandem server, or runs a checkpoint in this process with --model.");
+  root.set_version_flag("--version", tandem::Version());
   root.require_subcommand(1);
   root.option_defaults()->always_capture_default(false);
   using namespace tandem::tool;  // NOLINT: the commands of this very program
-  const std::vector<Command> commands = {
-      AddGenerate(root),   AddChat(root),   AddEval(root),  AddScore(root), AddTokenize(root),
-      AddDetokenize(root), AddStatus(root), AddDrain(root), AddBench(root), AddQuantize(root)};
+  const std::vector<Command> commands = {AddGenerate(root), AddChat(root),     AddEval(root),
+                                         AddScore(root),    AddTokenize(root), AddDetokenize(root),
+                                         AddStatus(root),   AddDoctor(root),   AddDrain(root),
+                                         AddBench(root),    AddQuantize(root)};
   try {
     root.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -27,8 +27,8 @@ class Worker {
   }
   ~Worker() { server_->Shutdown(std::chrono::system_clock::now()); }
   Placement::Worker placed() const { return {1, absl::StrCat("127.0.0.1:", port_), incarnation_}; }
-  int64_t grpc_requests() const { return Counter(grpc_service_.Counters(), "requests_total"); }
-  int64_t streams_live() const { return Counter(grpc_service_.Counters(), "streams_live"); }
+  int64_t grpc_requests() const { return Counter(grpc_service_.Counters(), "grpc_requests_total"); }
+  int64_t streams_live() const { return Counter(grpc_service_.Counters(), "grpc_streams_live"); }
   int64_t shm_requests() const { return Counter(shm_service_->Counters(), "shm_requests_total"); }
   int64_t sessions_live() const { return Counter(shm_service_->Counters(), "shm_sessions_live"); }
   void EndShm() { shm_service_.reset(); }

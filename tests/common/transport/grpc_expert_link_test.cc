@@ -48,8 +48,8 @@ class Worker {
   int port() const { return port_; }
   GrpcPeer peer() const { return {absl::StrCat("127.0.0.1:", port_), nullptr}; }
   CounterSnapshot Counters() const { return service_.Counters(); }
-  int64_t connections_live() const { return Counter(Counters(), "streams_live"); }
-  int64_t replies_dropped() const { return Counter(Counters(), "replies_dropped_total"); }
+  int64_t connections_live() const { return Counter(Counters(), "grpc_streams_live"); }
+  int64_t replies_dropped() const { return Counter(Counters(), "grpc_replies_dropped_total"); }
 
  private:
   int port_ = 0;
@@ -91,7 +91,7 @@ TEST(GrpcExpertLinkTest, CarriesMegabytesAndOnlyHeadersThroughProtobuf) {
   const CounterSnapshot served = worker.Counters();
   EXPECT_EQ(Counter(served, "payload_bytes_received_total"),
             Counter(counters, "payload_bytes_sent_total"));
-  EXPECT_EQ(Counter(served, "requests_total"), 1);
+  EXPECT_EQ(Counter(served, "grpc_requests_total"), 1);
 }
 
 TEST(GrpcExpertLinkTest, AWorkerThatDiesAnswersUnavailableAtOnceAndIsFoundAgainOnItsPort) {
@@ -145,7 +145,7 @@ TEST(GrpcExpertLinkTest, KeepalivesGoBothWaysWhileNothingElseDoes) {
   GrpcExpertLink link(worker.peer(), options);
   ASSERT_TRUE(Get(SendAsync(link, MakeFakeRequest(1, 1, 8))).status.ok());
   EXPECT_TRUE(Eventually([&] { return Counter(link.Counters(), "frames_received_total") >= 5; }));
-  EXPECT_EQ(Counter(worker.Counters(), "requests_total"), 1);
+  EXPECT_EQ(Counter(worker.Counters(), "grpc_requests_total"), 1);
 }
 
 // A port that accepts and then says something that is not gRPC, or nothing at all.
@@ -459,7 +459,7 @@ TEST(GrpcExpertServiceTest, GarbageOnAStreamEndsItWithAStatus) {
   const grpc::Slice garbage("this is not a frame");
   client.Write(grpc::ByteBuffer(&garbage, 1));
   EXPECT_EQ(client.Reply().status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(Counter(worker.Counters(), "refused_total"), 1);
+  EXPECT_EQ(Counter(worker.Counters(), "grpc_refused_total"), 1);
   GrpcExpertLink link(worker.peer());
   const auto request = MakeFakeRequest(1, 1, 8);
   ExpectAnswers(Get(SendAsync(link, request)), *request);

@@ -101,12 +101,14 @@ class MessagesTest(unittest.TestCase):
 
     def test_every_kind_of_field_is_read(self):
         proto = answers_class("GetStatus")(
-            state="serving", workers=[{"id": 3, "counters": {"steps": 5}, "build": "1.2"}],
+            state="serving", workers=[{"id": 3, "counters": {"steps": 5}, "build": "1.2",
+                                         "digest": "d"}], refused=["e:1"],
             default_sampling={"top_k": 0})
         status = read(tandem.Status, proto)
         self.assertEqual(status, tandem.Status(
-            "serving", "", "", [tandem.WorkerStatus(3, "", "", "", 0.0, {"steps": 5}, "", "1.2")],
-            0, 0, Sampling(top_k=0)))
+            "serving", "", "", [tandem.WorkerStatus(3, "", "", "", 0.0, {"steps": 5}, "", "1.2",
+                                                          "d", "")],
+            0, 0, Sampling(top_k=0), ["e:1"]))
         self.assertIs(type(status.workers[0].counters), dict)
         proto.ClearField("default_sampling")
         self.assertIsNone(read(tandem.Status, proto).default_sampling)

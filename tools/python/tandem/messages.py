@@ -140,6 +140,8 @@ class WorkerStatus:
     counters: Dict[str, int]
     device: str
     build: str  # version of its program
+    digest: str  # of the checkpoint, as GetModel's; of workers that joined, as the next
+    numerics_class: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,3 +153,4 @@ class Status:
     placement_epoch: int
     placement_counter: int
     default_sampling: Optional[Sampling]  # as Model's, once it is loaded
+    refused: List[str]  # why workers were refused, the last of each address

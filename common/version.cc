@@ -1,0 +1,7 @@
+#include "common/version.h"
+
+namespace tandem {
+
+const char* Version() { return TANDEM_VERSION; }
+
+}  // namespace tandem

@@ -1,0 +1,78 @@
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client.h"
+#include "commands.h"
+#include "common/status.h"
+#include "common/version.h"
+#include "diagnosis.h"
+#include "nlohmann/json.hpp"
+
+namespace tandem::tool {
+namespace {
+
+void Print(const std::vector<Finding>& findings, bool json) {
+  for (const Finding& finding : findings) {
+    if (json) {
+      const nlohmann::ordered_json line = {{"verdict", VerdictName(finding.verdict)},
+                                           {"check", finding.check},
+                                           {"what", finding.what},
+                                           {"advice", finding.advice}};
+      std::printf("%s\n", line.dump().c_str());
+    } else {
+      std::printf("%-5s  %-10s  %s%s%s\n", VerdictName(finding.verdict), finding.check.c_str(),
+                  finding.what.c_str(), finding.advice.empty() ? "" : ": ", finding.advice.c_str());
+    }
+  }
+}
+
+absl::Status Run(ConnectOptions connect) {
+  if (connect.timeout_s == 0) connect.timeout_s = 10;
+  Observation seen;
+  const auto client = Client::Connect(connect);
+  absl::StatusOr<v1::GetStatusResponse> status = client.status();
+  seen.asked = absl::Now();
+  if (client.ok()) status = (*client)->GetStatus();
+  seen.answered = absl::Now();
+  if (!status.ok()) {
+    Print({{Verdict::kWrong, "reachable", std::string(status.status().message()),
+            "see whether the gateway runs, and what lies between"}},
+          connect.json);
+    return absl::UnavailableError("the gateway does not answer");
+  }
+  seen.status = *std::move(status);
+  seen.build = Version();
+  v1::GetModelResponse model;
+  // Before the model is loaded there is none.
+  if ((*client)->stub().GetModel((*client)->NewContext().get(), {}, &model).ok()) {
+    seen.digest = model.digest();
+  }
+  const std::vector<Finding> findings = Diagnose(seen);
+  Print(findings, connect.json);
+  const auto wrong = std::count_if(findings.begin(), findings.end(), [](const Finding& finding) {
+    return finding.verdict == Verdict::kWrong;
+  });
+  if (wrong == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(wrong, wrong == 1 ? " thing is wrong" : " things are wrong"));
+}
+
+}  // namespace
+
+Command AddDoctor(CLI::App& root) {
+  auto options = std::make_shared<ConnectOptions>();
+  CLI::App* app = root.add_subcommand(
+      "doctor", "what is wrong with a deployment and what to do, a line each; exit code 1 if any");
+  app->add_option("gateway", options->server, "its address, host:port")->capture_default_str();
+  app->add_option("--timeout", options->timeout_s, "seconds that an answer may take; default 10")
+      ->check(CLI::NonNegativeNumber);
+  options->AddJsonTo(*app);
+  return {app, [options] { return Run(*options); }};
+}
+
+}  // namespace tandem::tool
