@@ -1,6 +1,5 @@
 #include "expert_worker/engine_core.h"
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <deque>
