@@ -23,8 +23,6 @@ namespace {
 
 // Heartbeats between two reports of tokens by expert.
 constexpr int kBeatsPerReport = 10;
-// Of the memory that there is: activations, the program, its threads, others on the machine.
-constexpr int64_t kOtherShare = 20;
 // Bytes of memory that no expert may take.
 constexpr int64_t kLeastLeft = int64_t{256} << 20;
 

@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/checkpoint/tensor_table.h"
 #include "common/pages.h"
 #include "spdlog/spdlog.h"
 
@@ -26,17 +27,47 @@ int64_t LoadedBytes(const SafetensorsEntry& entry, WeightFormat format) {
   return in_file;
 }
 
-int64_t Sum(const Checkpoint& checkpoint, WeightFormat format, bool routed_experts) {
-  int64_t bytes = 0;
-  for (const auto& [name, location] : checkpoint.tensors()) {
-    if (IsRoutedExpert(name) == routed_experts) {
-      bytes += LoadedBytes(location.entry, FormatOf(name, format));
-      // The maps of kv_b_proj (kernels/cpu/head_maps.h) have its keys twice.
-      if (absl::EndsWith(name, "kv_b_proj.weight")) {
-        bytes += LoadedBytes(location.entry, FormatOf(name, format)) / 2;
-      }
-    }
+// What weights take, the routed experts apart from the others.
+struct WeightBytes {
+  int64_t experts = 0;
+  int64_t others = 0;
+
+  void Add(const std::string& name, const SafetensorsEntry& entry, WeightFormat format) {
+    const int64_t bytes = LoadedBytes(entry, FormatOf(name, format));
+    (IsRoutedExpert(name) ? experts : others) += bytes;
+    // The maps of kv_b_proj (kernels/cpu/head_maps.h) have its keys twice.
+    if (absl::EndsWith(name, "kv_b_proj.weight")) others += bytes / 2;
   }
+  // The embedding that is lm_head as well: a table of rows and a matrix, of which only the matrix
+  // is packed.
+  void AddTied(const SafetensorsEntry& embedding, WeightFormat format) {
+    others += LoadedBytes(embedding, FormatOf("lm_head.weight", format));
+  }
+};
+
+constexpr char kEmbedding[] = "model.embed_tokens.weight";
+
+WeightBytes Sum(const Checkpoint& checkpoint, WeightFormat format) {
+  WeightBytes bytes;
+  for (const auto& [name, location] : checkpoint.tensors()) {
+    bytes.Add(name, location.entry, format);
+  }
+  if (checkpoint.config().tie_word_embeddings) {
+    bytes.AddTied(checkpoint.tensors().at(kEmbedding).entry, format);
+  }
+  return bytes;
+}
+
+WeightBytes Sum(const ModelConfig& config, WeightFormat format) {
+  WeightBytes bytes;
+  const auto add = [&](const std::string& name, const TensorShape& shape) {
+    SafetensorsEntry entry{"BF16", shape, 0, 2};
+    for (const int64_t size : shape) entry.end *= static_cast<uint64_t>(size);
+    bytes.Add(name, entry, format);
+    if (config.tie_word_embeddings && name == kEmbedding) bytes.AddTied(entry, format);
+    return absl::OkStatus();
+  };
+  ForEachNeededTensor(config, add).IgnoreError();  // there is none
   return bytes;
 }
 
@@ -50,15 +81,16 @@ std::string GiB(int64_t bytes) {
 }  // namespace
 
 int64_t ExpertBytes(const Checkpoint& checkpoint, WeightFormat format) {
-  return Sum(checkpoint, format, true);
+  return Sum(checkpoint, format).experts;
 }
-
 int64_t OtherBytes(const Checkpoint& checkpoint, WeightFormat format) {
-  const int64_t bytes = Sum(checkpoint, format, false);
-  if (!checkpoint.config().tie_word_embeddings) return bytes;
-  // A table of rows and a matrix, of which only the matrix is packed.
-  const SafetensorsEntry& embedding = checkpoint.tensors().at("model.embed_tokens.weight").entry;
-  return bytes + LoadedBytes(embedding, FormatOf("lm_head.weight", format));
+  return Sum(checkpoint, format).others;
+}
+int64_t ExpertBytes(const ModelConfig& config, WeightFormat format) {
+  return Sum(config, format).experts;
+}
+int64_t OtherBytes(const ModelConfig& config, WeightFormat format) {
+  return Sum(config, format).others;
 }
 
 int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens) {
@@ -67,7 +99,10 @@ int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens) {
 }
 
 int64_t WorkBytes(const kernels::Backend& backend, const ModelConfig& config, Dtype mode) {
-  if (!backend.MemoryBytes().has_value()) return 0;
+  return backend.MemoryBytes().has_value() ? PassBytes(config, mode) : 0;
+}
+
+int64_t PassBytes(const ModelConfig& config, Dtype mode) {
   constexpr int64_t kRows = 2048 + 64;  // --max-batch-rows of a prompt, --max-running that decode
   constexpr int64_t kPasses = 2;        // under way at once
   constexpr int64_t kLogitRows = 64;    // at once
@@ -90,8 +125,6 @@ int64_t WorkBytes(const kernels::Backend& backend, const ModelConfig& config, Dt
 WeightChoice ChooseWeights(const Checkpoint& checkpoint, Dtype mode, int64_t cache_bytes,
                            const MachineLimits& limits,
                            const std::function<bool(WeightFormat)>& has) {
-  constexpr int64_t kOtherShare =
-      20;  // of weights and cache: activations, the program, its threads
   WeightChoice choice;
   for (const WeightFormat format :
        {DefaultWeightFormat(mode), WeightFormat::kInt8, WeightFormat::kInt4}) {

@@ -27,6 +27,9 @@ struct MemoryNeeds {
 // Of a checkpoint's tensors in a format, the routed experts apart from the others.
 int64_t ExpertBytes(const Checkpoint& checkpoint, WeightFormat format);
 int64_t OtherBytes(const Checkpoint& checkpoint, WeightFormat format);
+// The same of a checkpoint that is bf16 throughout, as V2-Lite was published, by its config alone.
+int64_t ExpertBytes(const ModelConfig& config, WeightFormat format);
+int64_t OtherBytes(const ModelConfig& config, WeightFormat format);
 // Of a latent cache for `tokens`, rounded up to pages.
 int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens);
 
@@ -34,6 +37,12 @@ int64_t CacheBytes(const ModelConfig& config, Dtype mode, int64_t tokens);
 // call: no less than they need, where the backend's memory is all that there is; 0 where it is the
 // host's.
 int64_t WorkBytes(const kernels::Backend& backend, const ModelConfig& config, Dtype mode);
+// The same estimate, whatever memory it is.
+int64_t PassBytes(const ModelConfig& config, Dtype mode);
+
+// One part in so many of a memory is left to all that is not counted: activations, the program, its
+// threads, others on the machine.
+inline constexpr int64_t kOtherShare = 20;
 
 // The format that --weights auto stands for: of the mode's, int8 and int4, as far as the backend
 // has them, the first whose weights, with `cache_bytes` and a little for everything else, fit; the

@@ -63,6 +63,23 @@ TEST(MemoryNeedsTest, CountsWhatLoadingLeavesInMemoryForEveryDtypeAndFormat) {
   }
 }
 
+TEST(MemoryNeedsTest, AConfigAloneSaysWhatItsCheckpointOfBf16Needs) {
+  std::string tied = kSmallConfig;
+  const std::string flag = "\"tie_word_embeddings\": ";
+  tied.replace(tied.find(flag + "false"), flag.size() + 5, flag + "true");
+  for (const std::string& config : {std::string(kSmallConfig), tied}) {
+    ScratchDir dir;
+    WriteRandomCheckpoint(dir.path(), config, 1, Dtype::kBF16);
+    const auto checkpoint = Checkpoint::Open(dir.path());
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    for (const WeightFormat format :
+         {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8, WeightFormat::kInt4}) {
+      EXPECT_EQ(ExpertBytes((*checkpoint)->config(), format), ExpertBytes(**checkpoint, format));
+      EXPECT_EQ(OtherBytes((*checkpoint)->config(), format), OtherBytes(**checkpoint, format));
+    }
+  }
+}
+
 TEST(MemoryNeedsTest, CountsAnEmbeddingThatIsAlsoTheLastMatrixTwice) {
   std::string tied = kSmallConfig;
   const std::string flag = "\"tie_word_embeddings\": ";

@@ -29,6 +29,7 @@ Command AddStatus(CLI::App& root);
 Command AddDoctor(CLI::App& root);
 Command AddDrain(CLI::App& root);
 Command AddBench(CLI::App& root);
+Command AddPlan(CLI::App& root);
 Command AddQuantize(CLI::App& root);
 
 }  // namespace tandem::tool

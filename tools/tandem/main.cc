@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
   const std::vector<Command> commands = {AddGenerate(root), AddChat(root),     AddEval(root),
                                          AddScore(root),    AddTokenize(root), AddDetokenize(root),
                                          AddStatus(root),   AddDoctor(root),   AddDrain(root),
-                                         AddBench(root),    AddQuantize(root)};
+                                         AddBench(root),    AddQuantize(root), AddPlan(root)};
   try {
     root.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
