@@ -270,11 +270,45 @@ async def scale(run):
         while len(run.deployment.of("expert")) < wanted:
             run.deployment.add("expert")
         going = run.draw.sample(experts, max(0, len(experts) - wanted))
-        codes = await asyncio.gather(*(worker.terminate(60) for worker in going))
-        for worker, code in zip(going, codes):
-            if code != 0:
-                run.defect(f"{worker.name} ended with {code} after SIGTERM")
+        await asyncio.gather(*(terminate(run, worker) for worker in going))
+        for worker in going:
             run.deployment.remove(worker)
+
+
+async def has_loaded(run, worker, limit_s=60):
+    """Whether the gateway has it among its ready workers."""
+    end = run.now() + limit_s
+    while run.now() < end:
+        status = await run.status()
+        if status is not None and any(w.address == worker.address and w.state == "ready"
+                                      for w in status.workers):
+            return
+        await asyncio.sleep(0.1)
+    run.defect(f"{worker.name} is not ready: {worker.log()[-300:]}")
+
+
+async def terminate(run, program):
+    code = await program.terminate(60)
+    if code != 0:
+        run.defect(f"{program.name} ended with {code} after SIGTERM")
+
+
+async def roll(run):
+    """A new program for every one, as an update does it: workers one more, then one less, and the gateway at its
+    place."""
+    for kind in ("expert", "attention"):
+        for old in run.deployment.of(kind):
+            if run.ending:
+                return
+            async with during(run, f"roll-{kind}", old.name):
+                await has_loaded(run, run.deployment.add(kind))
+                await terminate(run, old)
+                run.deployment.remove(old)
+            await run.serving()
+    async with during(run, "roll-gateway", "") as fault:
+        run.outages.append(fault)
+        await terminate(run, run.deployment.gateway)
+        run.deployment.gateway.start()
 
 
 async def nothing(run):
@@ -293,6 +327,7 @@ class Scenario:
 SCENARIOS = {
     "none": Scenario((nothing,), 5),
     "scale": Scenario((scale,), 10),
+    "rolling": Scenario((roll,), 10),
     "kill": Scenario((kill_expert,), 5),
     "stop": Scenario((stop_expert, stop_expert, stop_attention, stop_gateway), 10),
     "slow": Scenario((slow_expert,), 12),
