@@ -16,6 +16,9 @@ inline grpc::ChannelArguments ClientChannelArguments() {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // One that comes back at another address, as a pod does, is looked for again as often; gRPC asks
+  // for a name every half minute at most.
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000);
   // What would retry calls by itself ends the process when a server's trailers have no status.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   return arguments;

@@ -61,9 +61,7 @@ class Change:
 
 
 class Pod:
-    """One pod. With `place`, another's, it gets the address that that one had."""
-
-    def __init__(self, cluster, deployment, number, place=None):
+    def __init__(self, cluster, deployment, number):
         self.cluster, self.deployment = cluster, deployment
         self.name = f"{deployment['metadata']['name']}-{number}"
         self.spec = deployment["spec"]["template"]["spec"]
@@ -83,11 +81,10 @@ class Pod:
         aliases = [self.name] + [s["metadata"]["name"] for s in cluster.services()
                                  if s["spec"]["selector"].items() <= labels.items()]
         network = NETWORK + ":" + ",".join(f"alias={alias}" for alias in aliases)
-        address = ["--ip", place.ip, "--mac-address", place.mac] if place else []
-        podman("kube", "play", "--network", network, *address, str(file))
+        podman("kube", "play", "--network", network, str(file))
         infra = json.loads(podman("pod", "inspect", self.name))["InfraContainerID"]
         networks = json.loads(podman("inspect", infra))[0]["NetworkSettings"]["Networks"]
-        self.ip, self.mac = networks[NETWORK]["IPAddress"], networks[NETWORK]["MacAddress"]
+        self.ip = networks[NETWORK]["IPAddress"]
 
     def start_probes(self):
         self.kubelets = [asyncio.create_task(self.keep(container)) for container in
@@ -177,6 +174,8 @@ class Cluster:
         self.zero = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         podman("network", "create", NETWORK, check=False)
+        network = json.loads(podman("network", "inspect", NETWORK))[0]
+        self.names = network["subnets"][0]["gateway"] + ":53"  # who resolves names in podman's network
 
     def now(self):
         return round(time.monotonic() - self.zero, 2)
@@ -187,15 +186,19 @@ class Cluster:
     def services(self):
         return self.of_kind("Service")
 
+    def target(self, service, port):
+        """What a gRPC channel on this host dials: every address that the Service's name has."""
+        return f"dns://{self.names}/{service}:{port}"
+
     def deployment(self, name):
         return next(d for d in self.of_kind("Deployment") if d["metadata"]["name"] == name)
 
     def of(self, name):
         return self.pods.setdefault(name, [])
 
-    async def add(self, name, place=None):
+    async def add(self, name):
         self.numbers[name] = self.numbers.get(name, -1) + 1
-        pod = await asyncio.to_thread(Pod, self, self.deployment(name), self.numbers[name], place)
+        pod = await asyncio.to_thread(Pod, self, self.deployment(name), self.numbers[name])
         self.of(name).append(pod)
         pod.start_probes()
         return pod

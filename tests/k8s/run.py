@@ -160,7 +160,6 @@ class Deployed:
         await asyncio.sleep(3)
         expect(cluster.states(experts) == ["started", "alive"], f"{experts.name}: {cluster.states(experts)}")
         gateway = await cluster.add("tandem-gateway")
-        self.address = gateway.ip
         await cluster.ready()
         for pod in (experts, *attention, gateway):
             expect(cluster.states(pod)[:3] == ["started", "alive", "ready"],
@@ -173,7 +172,8 @@ class Deployed:
 
     def start_load(self, asked, expected):
         self.file = (self.cluster.folder / "history.jsonl").open("w")
-        self.load = Load(OPTIONS, f"{self.address}:8470", asked, expected, self.cluster.zero, self.file,
+        self.load = Load(OPTIONS, self.cluster.target("tandem-gateway", 8470), asked, expected,
+                         self.cluster.zero, self.file,
                          lambda start, end: any(a <= end and start <= b for a, b in self.outages))
         self.streams = [asyncio.create_task(self.load.run(i)) for i in range(STREAMS)]
 
@@ -212,8 +212,7 @@ class Deployed:
         pod = self.cluster.of("tandem-gateway")[0]
         codes = await self.cluster.remove(pod, "tandem-gateway")
         expect(set(codes.values()) == {0}, f"{pod.name} ended with {codes}")
-        # The same address, since the streams' client resolves no names of podman's network.
-        await self.cluster.add("tandem-gateway", place=pod)
+        await self.cluster.add("tandem-gateway")  # at another address: names are to be asked again
         await self.cluster.ready()
         outage[1] = self.cluster.now()
         say(f"the gateway was away for {outage[1] - start:.1f} s, of which preStop and --grace at most 35")
