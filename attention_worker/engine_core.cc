@@ -60,7 +60,7 @@ class AttentionEngineCore::Impl {
         limits_{model->config().num_layers, model->config().vocab_size,
                 model->config().max_position_embeddings},
         runner_(
-            model, {backend, experts, cache_.get()}, cache_.get(),
+            model, {backend, experts, cache_.get()},
             ids_with_token_ == nullptr ? kernels::DeviceTensor()
                                        : ids_with_token_->Tensor(Dtype::kU8, {limits_.vocab_size}),
             &counts_, [this] { Wake(); }, now_) {
@@ -68,8 +68,12 @@ class AttentionEngineCore::Impl {
   }
 
   ~Impl() {
+    EndCancelled();
     MutexLock lock(mutex_);
-    for (const auto& session : sessions_) TANDEM_CHECK(session->closed);
+    for (const auto& session : sessions_) {
+      TANDEM_CHECK(session->closed);
+      session->state.pages.reset();  // the pool goes before those who may still hold a session
+    }
   }
 
   // ---- any thread ----
@@ -80,6 +84,7 @@ class AttentionEngineCore::Impl {
 
   std::shared_ptr<Session> Connect(AttentionLink::Observer* observer) {
     auto session = std::make_shared<Session>();
+    session->state.pages = std::make_unique<SessionPages>(&cache_->pool());
     {
       MutexLock lock(session->callback_mutex);
       session->observer = observer;
@@ -287,7 +292,14 @@ class AttentionEngineCore::Impl {
   static void HandleOpen(SessionState* state, std::shared_ptr<Sequence> sequence) {
     const SequenceId id = sequence->spec.sequence;
     state->last_opened = std::max(state->last_opened, id);
-    if (!sequence->ended) state->sequences.emplace(id, std::move(sequence));
+    if (sequence->ended) return;
+    const std::vector<int32_t>& shared = sequence->spec.pages;
+    if (sequence->usable.ok()) sequence->usable = state->pages->CheckShare(shared);
+    if (sequence->usable.ok()) {
+      sequence->pages = state->pages->Share(shared);
+      sequence->num_scheduled = kPageTokens * sequence->pages.num_pages();
+    }
+    state->sequences.emplace(id, std::move(sequence));
   }
 
   void HandleRelease(Session& session, SequenceId id) {
@@ -315,7 +327,7 @@ class AttentionEngineCore::Impl {
     } else if (const StepResult* before = state.FindResult(answer.step)) {
       answer = *before;
     } else {
-      answer.status = ValidateStep(*message.step, state, limits_, cache_->pool().free_pages());
+      answer.status = ValidateStep(*message.step, state, limits_);
       if (answer.status.ok()) return runner_.Begin(&state, *std::move(message.step));
     }
     state.in_flight.back().result = std::move(answer);
@@ -396,7 +408,11 @@ class AttentionEngineCore::Impl {
       return closed(session) && session->state.sequences.empty() &&
              session->state.in_flight.empty();
     };
-    counts_.sessions_live -= std::count_if(sessions_.begin(), sessions_.end(), done);
+    for (const auto& session : sessions_) {
+      if (!done(session)) continue;
+      session->state.pages.reset();  // now, whoever holds the session
+      --counts_.sessions_live;
+    }
     sessions_.erase(std::remove_if(sessions_.begin(), sessions_.end(), done), sessions_.end());
   }
 

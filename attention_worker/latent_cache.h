@@ -3,65 +3,15 @@
 #ifndef TANDEM_ATTENTION_WORKER_LATENT_CACHE_H_
 #define TANDEM_ATTENTION_WORKER_LATENT_CACHE_H_
 
-#include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/types/span.h"
+#include "attention_worker/page_pool.h"
 #include "common/pages.h"
 #include "kernels/backend.h"
 
 namespace tandem {
-
-class PagePool;
-
-// Pages that give themselves back to their pool. Movable. Must not outlive the pool.
-class PageLease {
- public:
-  PageLease() = default;
-  PageLease(PageLease&& other) noexcept { *this = std::move(other); }
-  PageLease& operator=(PageLease&& other) noexcept;
-  ~PageLease() { GiveBack(); }
-
-  // In the order in which they were taken: the page table of the sequence that holds the lease.
-  // Stays where it is until the lease is extended or ends.
-  absl::Span<const int32_t> page_ids() const { return page_ids_; }
-  int num_pages() const { return static_cast<int>(page_ids_.size()); }
-
-  // Takes over the pages of `more`, behind its own. Both are of the same pool, or empty.
-  void Extend(PageLease more);
-  // Leaves the lease empty.
-  void GiveBack();
-
- private:
-  friend class PagePool;
-  PagePool* pool_ = nullptr;
-  std::vector<int32_t> page_ids_;
-};
-
-// Who has which page. Belongs to one thread.
-class PagePool {
- public:
-  explicit PagePool(int total_pages);
-  ~PagePool();
-  PagePool(const PagePool&) = delete;
-  PagePool& operator=(const PagePool&) = delete;
-
-  // All of `num_pages`, or nothing if fewer are free.
-  std::optional<PageLease> TryReserve(int num_pages);
-
-  int total_pages() const { return static_cast<int>(taken_.size()); }
-  int free_pages() const { return static_cast<int>(free_.size()); }
-
- private:
-  friend class PageLease;
-  void TakeBack(absl::Span<const int32_t> page_ids);
-
-  std::vector<int32_t> free_;   // the last one is given out next
-  std::vector<uint8_t> taken_;  // [total_pages]
-};
 
 // The pages' memory, allocated at once, layer by layer. Belongs to one thread.
 class LatentCache {

@@ -14,6 +14,16 @@ struct FormRun {
   PlacedRun run;  // first_row: within the batch
 };
 
+// One past the last row of the run up to which all are in the form of `row`.
+int32_t EndOfForm(const PlacedRun& run, int32_t row) {
+  const SequenceSpec& spec = run.sequence->spec;
+  const bool is_expanded = spec.IsExpanded(run.rows.first_position + row);
+  do {
+    ++row;
+  } while (row < run.rows.count && spec.IsExpanded(run.rows.first_position + row) == is_expanded);
+  return row;
+}
+
 // Appends a run's rows to the pass; returns its first pass row.
 int32_t Append(const FormRun& part, RowPlan* plan) {
   const PlacedRun& run = part.run;
@@ -76,15 +86,11 @@ RowPlan MakeRowPlan(absl::Span<Batch* const> batches) {
         plan.rows.page_tables.push_back(sequence->pages.page_ids());
         expanded.emplace_back();
       }
-      const int32_t count = run.rows.count;
-      const int32_t num_expanded =
-          std::clamp(sequence->spec.expanded_length - run.rows.first_position, 0, count);
-      if (num_expanded > 0) {
-        expanded[index->second].push_back({batch, run.Part(0, num_expanded, run.first_row)});
-      }
-      if (num_expanded < count) {
-        absorbed.push_back(
-            {batch, run.Part(num_expanded, count - num_expanded, run.first_row + num_expanded)});
+      for (int32_t row = 0, end = 0; row < run.rows.count; row = end) {
+        const bool is_expanded = sequence->spec.IsExpanded(run.rows.first_position + row);
+        end = EndOfForm(run, row);
+        const PlacedRun part = run.Part(row, end - row, run.first_row + row);
+        (is_expanded ? expanded[index->second] : absorbed).push_back({batch, part});
       }
     }
   }

@@ -13,7 +13,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
-#include "attention_worker/latent_cache.h"
+#include "attention_worker/page_pool.h"
 #include "common/transport/attention_link.h"
 #include "kernels/backend.h"
 
@@ -38,6 +38,11 @@ struct Sequence {
   int32_t num_tokens() const { return static_cast<int32_t>(spec.token_ids.size()); }
 };
 
+// How many pages a run is the first to put rows into.
+inline int64_t NewPages(const RowRun& run) {
+  return PagesFor(int64_t{run.first_position} + run.count) - PagesFor(run.first_position);
+}
+
 // A run of rows and where it lies, in a batch or in a pass.
 struct PlacedRun {
   RowRun rows;
@@ -45,6 +50,7 @@ struct PlacedRun {
   int32_t first_row = 0;
 
   bool live() const { return sequence != nullptr && !sequence->ended; }
+  int32_t end_position() const { return rows.first_position + rows.count; }
   int32_t end_row() const { return first_row + rows.count; }
   // The `count` rows from the `first` one on, lying from row `place` on.
   PlacedRun Part(int32_t first, int32_t count, int32_t place) const {
@@ -77,6 +83,7 @@ struct Batch {
 
 // What a step is judged by.
 struct SessionState {
+  std::unique_ptr<SessionPages> pages;  // null once the session is over
   absl::flat_hash_map<SequenceId, std::shared_ptr<Sequence>> sequences;  // open ones
   SequenceId last_opened = 0;
   std::map<BatchId, std::unique_ptr<Batch>> batches;  // unfinished

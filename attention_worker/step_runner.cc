@@ -16,13 +16,12 @@ int64_t Microseconds(StepRunner::Clock::duration duration) {
 
 }  // namespace
 
-StepRunner::StepRunner(const AttentionModel* model, ModelContext context, LatentCache* cache,
+StepRunner::StepRunner(const AttentionModel* model, ModelContext context,
                        kernels::DeviceTensor ids_with_token, EngineCounts* counts,
                        std::function<void()> experts_changed,
                        std::function<Clock::time_point()> now)
     : model_(*model),
       context_(context),
-      cache_(*cache),
       ids_with_token_(ids_with_token),
       counts_(*counts),
       now_(std::move(now)) {
@@ -69,17 +68,18 @@ void StepRunner::AddBatch(SessionState* state, NewBatch new_batch) {
   batch->id = new_batch.batch;
   batch->order = next_order_++;
   batch->outputs = std::move(new_batch.outputs);
+  absl::Span<const int32_t> pages = new_batch.pages;
   for (const RowRun& run : new_batch.runs) {
+    const auto num_pages = static_cast<size_t>(NewPages(run));
+    const absl::Span<const int32_t> pages_of_run = pages.subspan(0, num_pages);
+    pages.remove_prefix(num_pages);
     const auto it = state->sequences.find(run.sequence);
     auto sequence = it == state->sequences.end() ? nullptr : it->second;
     batch->runs.push_back({run, sequence, batch->num_rows});
     batch->num_rows += run.count;
     if (sequence == nullptr) continue;
     sequence->num_scheduled = run.first_position + run.count;
-    auto pages = cache_.pool().TryReserve(
-        static_cast<int>(PagesFor(sequence->num_scheduled) - sequence->pages.num_pages()));
-    TANDEM_CHECK(pages.has_value());
-    sequence->pages.Extend(*std::move(pages));
+    sequence->pages.Extend(state->pages->Take(pages_of_run));
     if (sequence->batches.empty() || sequence->batches.back() != batch.get()) {
       sequence->batches.push_back(batch.get());
     }
@@ -220,6 +220,8 @@ void StepRunner::FinishJob(StepJob* job, const absl::Status& walk_status) {
     if (batch->next_layer < model_.config().num_layers) continue;
     for (const PlacedRun& run : batch->runs) {
       if (!run.live()) continue;
+      run.sequence->pages.SetFull(run.rows.first_position / kPageTokens,
+                                  run.end_position() / kPageTokens);
       std::vector<Batch*>& unfinished = run.sequence->batches;
       unfinished.erase(std::remove(unfinished.begin(), unfinished.end(), batch), unfinished.end());
     }

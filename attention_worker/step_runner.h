@@ -12,7 +12,6 @@
 
 #include "absl/status/status.h"
 #include "attention_worker/engine_counts.h"
-#include "attention_worker/latent_cache.h"
 #include "attention_worker/layer_walk.h"
 #include "attention_worker/model.h"
 #include "attention_worker/sequence.h"
@@ -36,7 +35,7 @@ class StepRunner {
 
   // `ids_with_token` [vocab] u8 or empty: what masked draws may take. All pointers must outlive the
   // runner. `experts_changed`: see RoutedExperts::Begin. `now`: for what results say of times.
-  StepRunner(const AttentionModel* model, ModelContext context, LatentCache* cache,
+  StepRunner(const AttentionModel* model, ModelContext context,
              kernels::DeviceTensor ids_with_token, EngineCounts* counts,
              std::function<void()> experts_changed, std::function<Clock::time_point()> now);
 
@@ -82,7 +81,6 @@ class StepRunner {
 
   const AttentionModel& model_;
   const ModelContext context_;
-  LatentCache& cache_;
   const kernels::DeviceTensor ids_with_token_;
   EngineCounts& counts_;
   const std::function<Clock::time_point()> now_;

@@ -26,7 +26,7 @@ class StepValidator {
   StepValidator(const Step& step, const SessionState& state, const StepLimits& limits)
       : step_(step), state_(state), limits_(limits) {}
 
-  absl::Status Validate(int free_pages) {
+  absl::Status Validate() {
     if (step_.step <= state_.last_step) {
       return NotNow("step ", step_.step, " is older than step ", state_.last_step);
     }
@@ -35,7 +35,7 @@ class StepValidator {
     }
     for (const Advance& advance : step_.advance) TANDEM_RETURN_IF_ERROR(CheckAdvance(advance));
     TANDEM_RETURN_IF_ERROR(CheckOrder());
-    return CheckPages(free_pages);
+    return state_.pages->CheckTake(pages_);
   }
 
  private:
@@ -44,12 +44,23 @@ class StepValidator {
       return NotNow("batch ", batch.batch, " is not new");
     }
     int64_t num_rows = 0;
+    int64_t num_pages = 0;
     for (const RowRun& run : batch.runs) {
       TANDEM_RETURN_IF_ERROR(CheckRun(batch, run));
       num_rows += run.count;
+      const int64_t first_page = num_pages;
+      num_pages += NewPages(run);
+      if (state_.FindSequence(run.sequence) == nullptr) continue;
+      for (int64_t i = first_page; i < std::min<int64_t>(num_pages, batch.pages.size()); ++i) {
+        pages_.push_back(batch.pages[i]);
+      }
     }
     if (num_rows == 0 || num_rows > INT32_MAX) {
       return Invalid("batch ", batch.batch, " has ", num_rows, " rows");
+    }
+    if (num_pages != static_cast<int64_t>(batch.pages.size())) {
+      return Invalid("batch ", batch.batch, " names ", batch.pages.size(), " pages, its rows take ",
+                     num_pages);
     }
     return CheckOutputs(batch, num_rows);
   }
@@ -66,7 +77,10 @@ class StepValidator {
       return NotNow(row_name(), "the sequence was never opened");
     }
     const Sequence* sequence = state_.FindSequence(run.sequence);
-    if (sequence == nullptr) return absl::OkStatus();
+    if (sequence == nullptr) {
+      if (run.first_position >= 0) return absl::OkStatus();
+      return Invalid(row_name(), "rows begin at position ", run.first_position);
+    }
     TANDEM_RETURN_IF_ERROR(sequence->usable);
     int64_t& next = next_position_.try_emplace(run.sequence, sequence->num_scheduled).first->second;
     if (run.first_position != next) {
@@ -207,22 +221,13 @@ class StepValidator {
     for (const Batch* batch : sequence.batches) chain->second.push_back(batch->id);
   }
 
-  absl::Status CheckPages(int free_pages) const {
-    int64_t needed = 0;
-    for (const auto& [id, next] : next_position_) {
-      needed += PagesFor(next) - state_.FindSequence(id)->pages.num_pages();
-    }
-    if (needed <= free_pages) return absl::OkStatus();
-    return absl::ResourceExhaustedError(
-        absl::StrCat("step ", step_.step, " needs ", needed, " pages, ", free_pages, " are free"));
-  }
-
   const Step& step_;
   const SessionState& state_;
   const StepLimits& limits_;
   absl::flat_hash_map<BatchId, const NewBatch*> new_batches_;
   absl::flat_hash_map<BatchId, int32_t> planned_end_;       // of the advanced batches
   absl::flat_hash_map<SequenceId, int64_t> next_position_;  // of sequences with new rows
+  std::vector<int32_t> pages_;                              // that they take
 };
 
 }  // namespace
@@ -241,6 +246,18 @@ absl::Status ValidateSpec(const SequenceSpec& spec, const StepLimits& limits) {
     }
   }
   if (spec.expanded_length < 0) return invalid("expanded_length is ", spec.expanded_length);
+  int32_t last_end = -1;
+  for (const PageRange& range : spec.absorbed_pages) {
+    if (range.first <= last_end || range.end <= range.first ||
+        range.end > spec.expanded_length / kPageTokens) {
+      return invalid("pages [", range.first, ", ", range.end, ") of absorbed_pages are out of ",
+                     "order or beyond the ", spec.expanded_length, " expanded positions");
+    }
+    last_end = range.end;
+  }
+  if (spec.pages.size() * kPageTokens >= spec.token_ids.size()) {
+    return invalid(spec.pages.size(), " pages hold all of its ", spec.token_ids.size(), " tokens");
+  }
   if (!(sampling.temperature >= 0.0f) || sampling.top_k < 0 || !(sampling.top_p > 0.0f) ||
       !(sampling.top_p <= 1.0f)) {
     return invalid("temperature ", sampling.temperature, ", top_k ", sampling.top_k, ", top_p ",
@@ -249,9 +266,8 @@ absl::Status ValidateSpec(const SequenceSpec& spec, const StepLimits& limits) {
   return absl::OkStatus();
 }
 
-absl::Status ValidateStep(const Step& step, const SessionState& state, const StepLimits& limits,
-                          int free_pages) {
-  return StepValidator(step, state, limits).Validate(free_pages);
+absl::Status ValidateStep(const Step& step, const SessionState& state, const StepLimits& limits) {
+  return StepValidator(step, state, limits).Validate();
 }
 
 }  // namespace tandem

@@ -17,7 +17,8 @@ struct StepLimits {
 };
 
 // Whether rows of the sequence can be run at all.
-//   INVALID_ARGUMENT  a token id, a length or a sampling parameter is out of range
+//   INVALID_ARGUMENT  a token id, a length, a page range or a sampling parameter is out of range, or
+//                     no row is left behind the shared pages
 absl::Status ValidateSpec(const SequenceSpec& spec, const StepLimits& limits);
 
 // Whether the step can be run from where the session stands. Rows of ended sequences are not looked
@@ -27,8 +28,7 @@ absl::Status ValidateSpec(const SequenceSpec& spec, const StepLimits& limits);
 //   - a later batch of a sequence is never ahead of an earlier one
 //   - a token is drawn only for a position that has none, and is there when its row is embedded
 // Errors: those of AttentionLink::Run.
-absl::Status ValidateStep(const Step& step, const SessionState& state, const StepLimits& limits,
-                          int free_pages);
+absl::Status ValidateStep(const Step& step, const SessionState& state, const StepLimits& limits);
 
 }  // namespace tandem
 

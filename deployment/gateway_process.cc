@@ -339,6 +339,9 @@ void GatewayOptions::AddTo(CLI::App& app) {
                  "measures faster")
       ->check(CLI::Range(0, 2))
       ->capture_default_str();
+  app.add_option("--prefix-caching", policy.prefix_caching,
+                 "whether pages of the latent cache are kept for later requests that begin alike")
+      ->capture_default_str();
   app.add_option("--test-schedule-seed", policy.test_seed,
                  "test: random layer ranges, chunks and preemptions from this seed");
   app.add_option(

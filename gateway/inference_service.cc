@@ -63,7 +63,10 @@ class GenerateCall : public StreamingCall {
                                : v1::GenerateResponse::FINISH_REASON_LENGTH;
   }
 
-  void OnAdmitted() override { admitted_ = absl::Now(); }
+  void OnAdmitted(int32_t cached_tokens) override {
+    admitted_ = absl::Now();
+    cached_tokens_ = static_cast<uint32_t>(cached_tokens);
+  }
   void OnScored(const ScoredRow&, float, std::vector<float>) override {}
 
   void OnToken(int32_t id, float log_prob) override {
@@ -88,6 +91,7 @@ class GenerateCall : public StreamingCall {
     finished.set_reason(Reason(end));
     finished.set_prompt_tokens(prompt_tokens_);
     finished.set_completion_tokens(completion_tokens_);
+    finished.set_cached_tokens(cached_tokens_);
     finished.set_queue_us(Microseconds(admitted_ - submitted_));
     finished.set_prefill_us(Microseconds(first_ - admitted_));
     finished.set_decode_us(Microseconds(last_ - first_));
@@ -98,6 +102,7 @@ class GenerateCall : public StreamingCall {
   std::optional<TextStream> text_;
   uint32_t prompt_tokens_ = 0;
   uint32_t completion_tokens_ = 0;
+  uint32_t cached_tokens_ = 0;
   absl::Time submitted_, admitted_, first_, last_;
 };
 
@@ -130,7 +135,7 @@ class ScoreCall : public StreamingCall {
   }
 
  private:
-  void OnAdmitted() override {}
+  void OnAdmitted(int32_t) override {}
   void OnToken(int32_t, float) override {}
 
   void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) override {

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/pages.h"
 #include "common/sampling_params.h"
 
 namespace tandem {
@@ -23,7 +24,8 @@ struct ScoredRow {
 // Validated: ids in the vocabulary, 1 <= prompt + max_new_tokens <= context.
 struct Job {
   std::vector<int32_t> prompt;
-  int32_t expanded_length = 0;    // as in SequenceSpec
+  int32_t expanded_length = 0;  // this and the next as in SequenceSpec
+  std::vector<PageRange> absorbed_pages;
   int32_t max_new_tokens = 0;     // 0: only score
   bool may_be_shorter = false;    // if no cache can hold so many: nobody asked for them
   std::vector<int32_t> eos_ids;   // end-of-sequence ids; empty: ignore them
@@ -48,8 +50,9 @@ enum class JobEnd : uint8_t {
 class JobSink {
  public:
   virtual ~JobSink() = default;
-  // The job left the queue and its first rows were sent to an attention worker; once.
-  virtual void OnAdmitted() = 0;
+  // The job left the queue and its first rows were sent to an attention worker, which had the
+  // first `cached_tokens` of its prompt in the cache; once.
+  virtual void OnAdmitted(int32_t cached_tokens) = 0;
   // In the order of positions. `logits` is empty unless wanted.
   virtual void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) = 0;
   // An id that ends the job is not reported.

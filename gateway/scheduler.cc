@@ -1,7 +1,9 @@
 #include "gateway/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <iterator>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,7 +18,9 @@ constexpr int kMaxLostWorkers = 5;  // per job
 }  // namespace
 
 int64_t Scheduler::JobState::Reserved() const {
-  return worker.has_value() ? std::max<int64_t>(PagesFor(known) - pages, 0) : 0;
+  return worker.has_value()
+             ? std::max<int64_t>(PagesFor(known) - static_cast<int64_t>(pages.size()), 0)
+             : 0;
 }
 
 Scheduler::Scheduler(SchedulerPolicy policy) : policy_(policy), random_(policy.test_seed) {}
@@ -36,12 +40,9 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info) {
 
 absl::Status Scheduler::AddWorker(WorkerId worker, const AttentionWorkerInfo& info) {
   if (absl::Status status = CheckWorkerInfo(worker, info); !status.ok()) return status;
-  const auto [it, is_new] = workers_.try_emplace(worker);
-  if (!is_new) {
+  if (!workers_.try_emplace(worker, info).second) {
     return absl::AlreadyExistsError(absl::StrCat("attention worker ", worker, " is here already"));
   }
-  it->second.info = info;
-  it->second.free_pages = info.total_pages;
   return absl::OkStatus();
 }
 
@@ -60,6 +61,7 @@ std::vector<SchedulerEvent> Scheduler::RemoveWorker(WorkerId worker, absl::Time 
              absl::StrCat("the request lost its attention worker ", job.lost_workers, " times")),
          &events);
   }
+  evicted_before_ += it->second.book.num_evicted();
   workers_.erase(it);
   if (workers_.empty()) no_worker_since_ = now;
   return events;
@@ -114,17 +116,62 @@ int Scheduler::decode_groups() const {
   return groups;
 }
 
+Scheduler::PageCounts Scheduler::CountPages() const {
+  PageCounts counts;
+  counts.evicted = evicted_before_;
+  for (const auto& [id, worker] : workers_) {
+    counts.held += worker.book.num_held();
+    counts.cached += worker.book.num_cached();
+    counts.evicted += worker.book.num_evicted();
+  }
+  return counts;
+}
+
 // ---- Where jobs are -----------------------------------------------------------------------------
 
-Scheduler::Worker* Scheduler::ChooseWorker(int64_t pages, WorkerId* id) {
+int64_t Scheduler::MostShared(const JobState& job) {
+  int64_t rows = job.KnownTokens() - 1;
+  if (job.next_scored < job.job.scored.size()) {
+    rows = std::min<int64_t>(rows, job.job.scored[job.next_scored].position);
+  }
+  return rows / kPageTokens;
+}
+
+absl::Span<const PageName> Scheduler::PageNames(JobState* job, int64_t count) {
+  std::vector<PageName>& names = job->page_names;
+  std::array<int32_t, kPageTokens> tokens;
+  while (static_cast<int64_t>(names.size()) < count) {
+    const auto page = static_cast<int32_t>(names.size());
+    const int32_t first = page * kPageTokens;
+    int expanded_rows = 0;
+    for (int32_t i = 0; i < kPageTokens; ++i) {
+      tokens[i] = job->Token(first + i);
+      expanded_rows +=
+          IsInExpandedForm(first + i, job->job.expanded_length, job->job.absorbed_pages) ? 1 : 0;
+    }
+    const auto before = names.empty() ? std::nullopt : std::make_optional(names.back());
+    names.push_back(NameOfPage(before, tokens, expanded_rows));
+  }
+  return absl::MakeConstSpan(names).subspan(0, static_cast<size_t>(count));
+}
+
+Scheduler::Worker* Scheduler::ChooseWorker(int64_t pages, absl::Span<const PageName> names,
+                                           WorkerId* id, int* shared) {
   Worker* best = nullptr;
-  const auto available = [](const Worker& w) { return w.free_pages - w.reserved_pages; };
   for (auto& [worker_id, worker] : workers_) {
-    if (worker.recovering || available(worker) < pages) continue;
+    if (worker.recovering) continue;
     if (static_cast<int>(worker.running.size()) >= policy_.max_running_per_worker) continue;
-    if (best != nullptr && available(worker) <= available(*best)) continue;
+    const int found = worker.book.CountLeading(names);
+    // What others hold as well takes no room.
+    const int64_t needed = pages - found + worker.book.CountAvailable(names.subspan(0, found));
+    if (worker.available_pages() < needed) continue;
+    if (best != nullptr && std::make_pair(int64_t{found}, worker.available_pages()) <=
+                               std::make_pair(int64_t{*shared}, best->available_pages())) {
+      continue;
+    }
     best = &worker;
     *id = worker_id;
+    *shared = found;
   }
   return best;
 }
@@ -155,12 +202,22 @@ void Scheduler::Admit(std::vector<SchedulerEvent>* events) {
     }
     // One page of slack, so that a sequence is not preempted as soon as it begins to decode.
     const int64_t pages = std::min(PagesFor(job.KnownTokens()) + 1, PagesFor(tokens));
+    absl::Span<const PageName> names;
+    if (policy_.prefix_caching) names = PageNames(&job, MostShared(job));
     WorkerId id = 0;
-    Worker* const worker = ChooseWorker(pages, &id);
+    int shared = 0;
+    Worker* const worker = ChooseWorker(pages, names, &id, &shared);
     if (worker == nullptr) return;
     waiting_.erase(waiting_.begin());
     job.worker = id;
     job.known = job.KnownTokens();
+    for (const PageName& name : names.subspan(0, shared)) {
+      job.pages.push_back(worker->book.Share(name));
+    }
+    job.named = shared;
+    job.shared = job.planned = kPageTokens * int64_t{shared};
+    prefix_queries_ += job.known;
+    prefix_hits_ += job.shared;
     worker->running.insert(job.id);
     worker->reserved_pages += job.Reserved();
   }
@@ -170,7 +227,7 @@ void Scheduler::Detach(JobState* job, Leave how) {
   if (!job->worker.has_value()) return;
   Worker& worker = workers_.at(*job->worker);
   worker.reserved_pages -= job->Reserved();
-  worker.free_pages += job->pages;
+  worker.book.GiveBack(job->pages);
   worker.running.erase(job->id);
   if (job->sequence != 0) {
     worker.sequences.erase(job->sequence);
@@ -189,7 +246,8 @@ void Scheduler::Detach(JobState* job, Leave how) {
   for (size_t i = job->next_scored; i < job->scores.size(); ++i) job->scores[i] = {};
   job->worker.reset();
   job->sequence = 0;
-  job->known = job->planned = job->pages = 0;
+  job->known = job->shared = job->planned = job->named = 0;
+  job->pages.clear();
   job->batch = 0;
   job->group.reset();
   waiting_.insert(job->id);

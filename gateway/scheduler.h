@@ -21,6 +21,7 @@
 #include "common/transport/attention_link.h"
 #include "gateway/decode_groups.h"
 #include "gateway/job.h"
+#include "gateway/page_book.h"
 
 namespace tandem {
 
@@ -32,6 +33,7 @@ struct SchedulerPolicy {
   // In how many groups of sequences, whose steps alternate, a worker decodes: 1 or 2; 0: as its
   // steps' times show to be faster (DecodeGroupChooser).
   int decode_groups = 0;
+  bool prefix_caching = true;  // pages are kept for other sequences that begin alike
   // Not 0: layer ranges, chunk sizes, decode groups and preemptions are drawn from this seed, for
   // tests. Results must not depend on it.
   uint64_t test_seed = 0;
@@ -47,6 +49,7 @@ struct SchedulerEvent {
   std::vector<float> logits;  // kScored
   float log_prob = 0.0f;      // kScored, kToken
   int32_t token = 0;          // kToken
+  int32_t cached_tokens = 0;  // kAdmitted
   JobEnd end = JobEnd::kFailed;
   absl::Status status;  // kDone
 };
@@ -70,10 +73,15 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
 // Not thread-safe. Calls cost O(jobs of the worker) at most, plus the size of what they return.
 //
 // A sequence stays on one worker until it ends, is preempted or loses its worker; then it waits
-// again, before all younger jobs, and is prefilled anew with what was generated. Pages are counted
-// here as the worker takes them: a page when the first row in it is put into a batch, given back by
-// cancel or release. So a worker never runs out of pages; if a decode row needs one and none is
-// left, the worker's youngest sequence is preempted. The oldest job always advances.
+// again, before all younger jobs, and is prefilled anew with what was generated. Pages are dealt
+// out here (PageBook): a page when the first row in it is put into a batch, given back by cancel or
+// release. So a worker never runs out of pages; if a decode row needs one and none is left, the
+// worker's youngest sequence is preempted. The oldest job always advances.
+//
+// A page that has been through the last layer is named by its tokens, all before them and their
+// forms. A sequence whose first pages have the same names shares them instead of computing them; it
+// goes to the worker that has most of them, then to the one with most pages left. The row of its
+// last token, and rows that are scored, are always computed.
 //
 // After UNAVAILABLE nothing is lost at the worker: once it has answered all that was sent, the
 // steps that did not come to their end are sent again from where their batches stand, and no new
@@ -125,8 +133,19 @@ class Scheduler {
   int64_t wait_us() const { return wait_us_; }
   // The most that a worker is to decode in; 0: there is no worker.
   int decode_groups() const;
-  // Pages of `worker` that no sequence holds.
-  int free_pages(WorkerId worker) const { return workers_.at(worker).free_pages; }
+  // Pages of `worker` that no sequence holds, cached ones included.
+  int free_pages(WorkerId worker) const { return workers_.at(worker).book.num_available(); }
+  // Over all workers that are here, and all that were.
+  struct PageCounts {
+    int64_t held = 0;    // by sequences
+    int64_t cached = 0;  // by none, but kept
+    int64_t evicted = 0;
+  };
+  PageCounts CountPages() const;
+  // Tokens of sequences that were given to a worker (again, after a preemption), and how many of
+  // them it had in the cache.
+  int64_t prefix_queries() const { return prefix_queries_; }
+  int64_t prefix_hits() const { return prefix_hits_; }
 
  private:
   // What arrived for one entry of Job::scored.
@@ -142,22 +161,28 @@ class Scheduler {
     std::vector<int32_t> generated;
     size_t next_scored = 0;            // job.scored[0, next_scored) are reported
     std::vector<PartialScore> scores;  // parallel to job.scored
+    std::vector<PageName> page_names;  // of the first pages, as far as anybody asked
     bool admitted = false;
     int test_preemptions = 0;
     int lost_workers = 0;  // while it had rows there
 
     // While it is on a worker.
     std::optional<WorkerId> worker;
-    SequenceId sequence = 0;   // 0: not opened yet
-    int64_t known = 0;         // tokens in the spec; rows from there on are last_sampled
-    int64_t planned = 0;       // rows that were put into batches
-    int64_t pages = 0;         // that these rows hold
+    SequenceId sequence = 0;     // 0: not opened yet
+    int64_t known = 0;           // tokens in the spec; rows from there on are last_sampled
+    int64_t shared = 0;          // rows that were in the cache
+    int64_t planned = 0;         // rows that are there or were put into batches
+    std::vector<int32_t> pages;  // that these rows hold
+    int64_t named = 0;         // of these pages, as far as they are full and through the last layer
     BatchId batch = 0;         // that does not reach the last layer in the steps planned so far
     std::optional<int> group;  // 0 or 1, once it decoded in one
 
     int64_t prompt_size() const { return static_cast<int64_t>(job.prompt.size()); }
     int64_t KnownTokens() const { return prompt_size() + static_cast<int64_t>(generated.size()); }
     // One past the last row that is ever computed: the last token is drawn, not fed back.
+    int32_t Token(int64_t position) const {
+      return position < prompt_size() ? job.prompt[position] : generated[position - prompt_size()];
+    }
     int64_t EndRow() const { return prompt_size() + std::max(job.max_new_tokens - 1, 0); }
     bool PrefillReady() const { return batch == 0 && planned < known; }
     bool DecodeReady() const { return batch == 0 && planned >= known && planned < EndRow(); }
@@ -185,8 +210,12 @@ class Scheduler {
   };
 
   struct Worker {
+    explicit Worker(const AttentionWorkerInfo& info_arg)
+        : info(info_arg), book(info_arg.total_pages) {}
+    int64_t available_pages() const { return book.num_available() - reserved_pages; }
+
     AttentionWorkerInfo info;
-    int64_t free_pages = 0;
+    PageBook book;
     int64_t reserved_pages = 0;  // sum of JobState::Reserved
     std::set<JobId> running;     // oldest first
     absl::flat_hash_map<SequenceId, JobId> sequences;
@@ -204,7 +233,15 @@ class Scheduler {
   enum class Leave : uint8_t { kCancel, kRelease, kWorkerGone };
 
   void Admit(std::vector<SchedulerEvent>* events);
-  Worker* ChooseWorker(int64_t pages, WorkerId* id);
+  // The worker for a job that is to have `pages` pages, and how many of `names` it is to share
+  // there; null: none has room.
+  Worker* ChooseWorker(int64_t pages, absl::Span<const PageName> names, WorkerId* id, int* shared);
+  // The names of the job's first `count` pages, whose tokens must be known.
+  static absl::Span<const PageName> PageNames(JobState* job, int64_t count);
+  // How many of its first pages the job may share: what it wants of a row must be computed.
+  static int64_t MostShared(const JobState& job);
+  // Names the pages of the rows that the step has taken through the last layer.
+  void NamePages(Worker* worker, const Step& step);
   // Takes a job off its worker and puts it back to waiting; the caller may end it from there.
   void Detach(JobState* job, Leave how);
   void Preempt(JobState* job);
@@ -268,6 +305,9 @@ class Scheduler {
   int64_t preemptions_ = 0;
   int64_t busy_us_ = 0;
   int64_t wait_us_ = 0;
+  int64_t prefix_queries_ = 0;
+  int64_t prefix_hits_ = 0;
+  int64_t evicted_before_ = 0;  // by workers that are gone
 };
 
 }  // namespace tandem

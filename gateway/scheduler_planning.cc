@@ -134,8 +134,8 @@ void Scheduler::PlanDecode(Worker* worker, std::optional<int> group, WorkerOrder
     if (!worker->running.contains(id)) break;  // preempted, as are all younger ones
     JobState& job = jobs_.at(id);
     if (!job.DecodeReady() || (group.has_value() && job.group != group)) continue;
-    const int64_t missing = PagesFor(job.planned + 1) - job.pages;
-    while (job.worker.has_value() && worker->free_pages - worker->reserved_pages < missing) {
+    const int64_t missing = PagesFor(job.planned + 1) - static_cast<int64_t>(job.pages.size());
+    while (job.worker.has_value() && worker->available_pages() < missing) {
       Preempt(&jobs_.at(*worker->running.rbegin()));
     }
     if (!job.worker.has_value()) break;
@@ -180,6 +180,7 @@ void Scheduler::PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* 
       SchedulerEvent& event = orders->events.emplace_back();
       event.job = job->id;
       event.kind = SchedulerEvent::Kind::kAdmitted;
+      event.cached_tokens = static_cast<int32_t>(job->shared);
     }
   }
   const int64_t end = job->planned + count;
@@ -205,10 +206,12 @@ void Scheduler::PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* 
   }
 
   worker->reserved_pages -= job->Reserved();
-  worker->free_pages -= PagesFor(end) - job->pages;
-  job->pages = PagesFor(end);
+  while (static_cast<int64_t>(job->pages.size()) < PagesFor(end)) {
+    batch->pages.push_back(worker->book.Take());
+    job->pages.push_back(batch->pages.back());
+  }
   worker->reserved_pages += job->Reserved();
-  TANDEM_CHECK(worker->free_pages >= worker->reserved_pages);
+  TANDEM_CHECK(worker->available_pages() >= 0);
   job->planned = end;
   job->batch = batch->batch;
   Batch& known_batch = worker->batches[batch->batch];
@@ -222,6 +225,8 @@ SequenceSpec Scheduler::MakeSpec(const JobState& job) const {
   spec.token_ids = job.job.prompt;
   spec.token_ids.insert(spec.token_ids.end(), job.generated.begin(), job.generated.end());
   spec.expanded_length = job.job.expanded_length;
+  spec.absorbed_pages = job.job.absorbed_pages;
+  spec.pages = job.pages;
   spec.sampling = job.job.sampling;
   spec.mask_ids_without_token = job.job.mask_ids_without_token;
   return spec;

@@ -34,18 +34,19 @@ std::vector<SchedulerEvent> Scheduler::OnStepDone(WorkerId worker_id, StepResult
     worker.decode_groups.OnStep(sent.group.has_value() ? 2 : 1, sent.decode_rows, result.busy_us,
                                 result.wait_us);
   }
+  const bool unavailable = absl::IsUnavailable(result.status);
+  bool progress = false;
+  if (result.status.ok() || unavailable) {
+    absl::Status status = TakeProgress(result, &sent.step, &progress);
+    if (!status.ok()) result.status = std::move(status);
+  }
+  if (result.status.ok()) NamePages(&worker, sent.step);
   // Scores first: a token may end the job.
   for (RowResult& row : result.rows) {
     if (row.kind != RowOutputKind::kSample) TakeRow(&worker, std::move(row), &events);
   }
   for (RowResult& row : result.rows) {
     if (row.kind == RowOutputKind::kSample) TakeRow(&worker, std::move(row), &events);
-  }
-  const bool unavailable = absl::IsUnavailable(result.status);
-  bool progress = false;
-  if (result.status.ok() || unavailable) {
-    absl::Status status = TakeProgress(result, &sent.step, &progress);
-    if (!status.ok()) result.status = std::move(status);
   }
   if (!result.status.ok() && !absl::IsUnavailable(result.status)) {
     TakeRefusal(worker_id, std::move(sent), result.status, &events);
@@ -84,11 +85,29 @@ absl::Status Scheduler::TakeProgress(const StepResult& result, Step* step, bool*
   return absl::OkStatus();
 }
 
+void Scheduler::NamePages(Worker* worker, const Step& step) {
+  if (!policy_.prefix_caching) return;
+  for (const Advance& advance : step.advance) {
+    const auto batch = worker->batches.find(advance.batch);
+    if (advance.end_layer < worker->info.num_layers || batch == worker->batches.end()) continue;
+    for (const JobRows& rows : batch->second.rows) {
+      if (rows.job == 0) continue;
+      JobState& job = jobs_.at(rows.job);
+      const int64_t full = rows.end_row / kPageTokens;
+      const absl::Span<const PageName> names = PageNames(&job, full);
+      for (; job.named < full; ++job.named) {
+        worker->book.SetName(job.pages[job.named], names[job.named]);
+      }
+    }
+  }
+}
+
 void Scheduler::TakeRow(Worker* worker, RowResult row, std::vector<SchedulerEvent>* events) {
   const auto it = worker->sequences.find(row.sequence);
   if (it == worker->sequences.end()) return;  // ended or moved meanwhile
   JobState& job = jobs_.at(it->second);
   if (absl::Status status = CheckRow(*worker, job, row); !status.ok()) {
+    worker->book.Forget(job.pages);
     Fail(&job, std::move(status), events);
     return;
   }

@@ -136,6 +136,9 @@ class StepDriver::Impl {
   int64_t busy_us_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t wait_us_ ABSL_GUARDED_BY(mutex_) = 0;
   int decode_groups_ ABSL_GUARDED_BY(mutex_) = 0;
+  Scheduler::PageCounts pages_ ABSL_GUARDED_BY(mutex_);
+  int64_t prefix_queries_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t prefix_hits_ ABSL_GUARDED_BY(mutex_) = 0;
 
   std::atomic<int64_t> tokens_generated_ = 0;
   std::atomic<int64_t> prompt_tokens_ = 0;
@@ -254,7 +257,12 @@ CounterSnapshot StepDriver::Impl::Counters() const {
           {"preemptions_total", preemptions_},
           {"worker_busy_us_total", busy_us_},
           {"worker_wait_us_total", wait_us_},
-          {"decode_groups", decode_groups_}};
+          {"decode_groups", decode_groups_},
+          {"prefix_cache_queries_total", prefix_queries_},
+          {"prefix_cache_hits_total", prefix_hits_},
+          {"pages_held", pages_.held},
+          {"pages_cached", pages_.cached},
+          {"pages_evicted_total", pages_.evicted}};
 }
 
 // ---- The driver's thread ------------------------------------------------------------------------
@@ -371,7 +379,7 @@ void StepDriver::Impl::Deliver(std::vector<SchedulerEvent> events) {
     if (it == sinks_.end()) continue;
     switch (event.kind) {
       case SchedulerEvent::Kind::kAdmitted:
-        it->second->OnAdmitted();
+        it->second->OnAdmitted(event.cached_tokens);
         break;
       case SchedulerEvent::Kind::kScored:
         it->second->OnScored(event.row, event.log_prob, std::move(event.logits));
@@ -409,6 +417,9 @@ void StepDriver::Impl::Publish(int new_jobs_handled) {
   busy_us_ = scheduler_.busy_us();
   wait_us_ = scheduler_.wait_us();
   decode_groups_ = scheduler_.decode_groups();
+  pages_ = scheduler_.CountPages();
+  prefix_queries_ = scheduler_.prefix_queries();
+  prefix_hits_ = scheduler_.prefix_hits();
 }
 
 void StepDriver::Impl::EndEverything() {

@@ -50,7 +50,9 @@ class StepDriver {
 
   // jobs_total, jobs_waiting, jobs_running, tokens_generated_total, prompt_tokens_total,
   // steps_total, steps_outstanding, preemptions_total, worker_busy_us_total, worker_wait_us_total
-  // (sums over the steps' results), decode_groups (the most of any worker)
+  // (sums over the steps' results), decode_groups (the most of any worker),
+  // prefix_cache_queries_total and prefix_cache_hits_total (tokens, Scheduler::prefix_queries),
+  // pages_held, pages_cached, pages_evicted_total (over all workers, Scheduler::PageCounts)
   CounterSnapshot Counters() const;
 
  private:

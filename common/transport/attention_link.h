@@ -26,12 +26,21 @@ struct SequenceSpec {
   // One form per position: positions below this are computed in the expanded form, all others in
   // the absorbed form, always (docs/architecture.md). ExpandedLength(prompt) for requests.
   int32_t expanded_length = 0;
+  // Those of the pages below it that are in the absorbed form as well: ascending, none touches the
+  // next.
+  std::vector<PageRange> absorbed_pages;
+  // Full pages that hold its first rows already, left by other sequences with the same tokens in
+  // the same forms: its own rows begin behind them, and there is at least one.
+  std::vector<int32_t> pages;
   SamplingParams sampling;
   bool mask_ids_without_token = true;  // draw only ids for which the tokenizer has a token
 
   // b = 64 * floor((P - 1) / 64): all but the last page of a prompt of P >= 1 tokens.
   static int32_t ExpandedLength(int64_t prompt_tokens) {
     return static_cast<int32_t>(kPageTokens * ((prompt_tokens - 1) / kPageTokens));
+  }
+  bool IsExpanded(int32_t position) const {
+    return IsInExpandedForm(position, expanded_length, absorbed_pages);
   }
 };
 
@@ -61,6 +70,9 @@ struct RowOutput {
 struct NewBatch {
   BatchId batch = 0;
   std::vector<RowRun> runs;
+  // The pages that the runs are the first to put rows into, run by run, in order: of a run
+  // [first, end) that is PagesFor(end) - PagesFor(first).
+  std::vector<int32_t> pages;
   std::vector<RowOutput> outputs;  // ascending by row
 };
 
@@ -111,10 +123,15 @@ struct AttentionWorkerInfo {
   int32_t vocab_size = 0;
 };
 
-// One session of a gateway with one attention worker. Thread-safe; calls never block on the
-// worker's arithmetic. Destroying the link cancels everything it opened and frees its pages.
-// Callbacks come from the worker's side, one at a time, must not block and must not destroy the
-// link; none comes after the destructor has returned.
+// One session of a gateway with one attention worker. The gateway deals out the worker's pages: it
+// alone says which page a sequence's rows go to, by numbers 0 to total_pages - 1 of its session. A
+// page is taken for rows while no live sequence holds it; it is held until all sequences that have
+// it have ended, and what is in it stays until it is taken again, so that other sequences may be
+// opened with it.
+//
+// Thread-safe; calls never block on the worker's arithmetic. Destroying the link cancels everything
+// it opened and frees its pages. Callbacks come from the worker's side, one at a time, must not
+// block and must not destroy the link; none comes after the destructor has returned.
 class AttentionLink {
  public:
   class Observer {
@@ -136,10 +153,10 @@ class AttentionLink {
   // Queues a step; exactly one OnStepResult answers it, unless OnDown comes first. Two outstanding
   // steps that share no sequence may run at once; others run one after the other. Status:
   //   FAILED_PRECONDITION  a batch does not stand at first_layer, a token that a row needs was not
-  //                        drawn, a sequence was never opened, or more than kMaxOutstandingSteps
-  //                        are outstanding
-  //   INVALID_ARGUMENT     rows, layers or outputs out of range
-  //   RESOURCE_EXHAUSTED   the cache has no page left (schedulers count pages, so this is a bug)
+  //                        drawn, a sequence was never opened, more than kMaxOutstandingSteps
+  //                        are outstanding; a page is held already, or shared and not full
+  //   INVALID_ARGUMENT     rows, layers, outputs or pages out of range
+  //   RESOURCE_EXHAUSTED   sequences of other sessions hold the memory of the pages
   //   UNAVAILABLE          no expert worker answered for a layer within the limit: the new batches
   //                        exist and all stand where `batches` says; a later step goes on there
   // A refused step (all but UNAVAILABLE) changed nothing: its new batches are unknown and may be

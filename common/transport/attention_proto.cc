@@ -41,6 +41,12 @@ void ToProto(const SequenceSpec& spec, v1::OpenSequence* out) {
   out->set_seed(spec.sampling.seed);
   out->set_choice(spec.sampling.choice);
   out->set_mask_ids_without_token(spec.mask_ids_without_token);
+  for (const PageRange& range : spec.absorbed_pages) {
+    v1::PageRange* r = out->add_absorbed_pages();
+    r->set_first(range.first);
+    r->set_end(range.end);
+  }
+  out->mutable_pages()->Add(spec.pages.begin(), spec.pages.end());
 }
 
 SequenceSpec FromProto(const v1::OpenSequence& spec) {
@@ -54,6 +60,10 @@ SequenceSpec FromProto(const v1::OpenSequence& spec) {
   out.sampling.seed = spec.seed();
   out.sampling.choice = spec.choice();
   out.mask_ids_without_token = spec.mask_ids_without_token();
+  for (const v1::PageRange& range : spec.absorbed_pages()) {
+    out.absorbed_pages.push_back({range.first(), range.end()});
+  }
+  out.pages.assign(spec.pages().begin(), spec.pages().end());
   return out;
 }
 
@@ -75,6 +85,7 @@ void ToProto(const Step& step, v1::Step* out) {
       o->set_kind(KindToProto(output.kind));
       o->set_target(output.target);
     }
+    b->mutable_pages()->Add(batch.pages.begin(), batch.pages.end());
   }
   for (const Advance& advance : step.advance) {
     v1::Advance* a = out->add_advance();
@@ -102,6 +113,7 @@ absl::StatusOr<Step> FromProto(const v1::Step& step) {
       }
       b.outputs.push_back({output.row(), *kind, output.target()});
     }
+    b.pages.assign(batch.pages().begin(), batch.pages().end());
   }
   for (const v1::Advance& advance : step.advance()) {
     out.advance.push_back({advance.batch(), advance.first_layer(), advance.end_layer()});

@@ -10,8 +10,10 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -182,20 +184,83 @@ class TestWorker {
   std::unique_ptr<AttentionEngine> engine_;
 };
 
+// Deals out a session's pages as its gateway must, in the order in which sequences come, so that a
+// test has to name them only where it is about pages.
+class PagingLink : public AttentionLink {
+ public:
+  explicit PagingLink(std::unique_ptr<AttentionLink> inner) : inner_(std::move(inner)) {
+    for (int32_t page = 0; page < inner_->info().total_pages; ++page) free_.insert(page);
+  }
+
+  AttentionWorkerInfo info() const override { return inner_->info(); }
+  void OpenSequence(SequenceSpec spec) override {
+    pages_[spec.sequence] = spec.pages;
+    for (const int32_t page : spec.pages) free_.erase(page);
+    inner_->OpenSequence(std::move(spec));
+  }
+  void Run(Step step) override {
+    for (NewBatch& batch : step.new_batches) {
+      if (batch.pages.empty()) Number(&batch);
+    }
+    inner_->Run(std::move(step));
+  }
+  void Cancel(SequenceId sequence) override {
+    GiveBack(sequence);
+    inner_->Cancel(sequence);
+  }
+  void Release(SequenceId sequence) override {
+    GiveBack(sequence);
+    inner_->Release(sequence);
+  }
+
+  const std::vector<int32_t>& pages(SequenceId sequence) { return pages_[sequence]; }
+
+ private:
+  // A refused run that is sent again gets the same pages.
+  void Number(NewBatch* batch) {
+    for (const RowRun& run : batch->runs) {
+      if (run.count < 1 || run.first_position < 0) continue;
+      std::vector<int32_t>& pages = pages_[run.sequence];
+      const int64_t end = PagesFor(int64_t{run.first_position} + run.count);
+      if (end > 1000) continue;
+      for (int64_t page = PagesFor(run.first_position); page < end; ++page) {
+        while (static_cast<int64_t>(pages.size()) <= page) {
+          pages.push_back(free_.empty() ? info().total_pages : *free_.begin());
+          free_.erase(pages.back());
+        }
+        batch->pages.push_back(pages[page]);
+      }
+    }
+  }
+  void GiveBack(SequenceId sequence) {
+    free_.insert(pages_[sequence].begin(), pages_[sequence].end());
+    free_.erase(info().total_pages);
+    pages_.erase(sequence);
+  }
+
+  const std::unique_ptr<AttentionLink> inner_;
+  std::set<int32_t> free_;
+  std::map<SequenceId, std::vector<int32_t>> pages_;
+};
+
 // One session with a worker.
 class TestGateway : private AttentionLink::Observer {
  public:
   explicit TestGateway(TestWorker* worker)
-      : num_layers_(worker->config().num_layers), link_(worker->engine().Connect(this)) {}
+      : num_layers_(worker->config().num_layers),
+        link_(std::make_unique<PagingLink>(worker->engine().Connect(this))) {}
   ~TestGateway() override { link_.reset(); }
 
-  AttentionLink& link() { return *link_; }
+  PagingLink& link() { return *link_; }
   int num_layers() const { return num_layers_; }
 
   // Opens a sequence of greedy draws; expanded_length -1: as for a request.
   SequenceId Open(std::vector<int32_t> ids, int32_t expanded_length = -1,
-                  SamplingParams sampling = {}) {
+                  SamplingParams sampling = {}, std::vector<int32_t> pages = {},
+                  std::vector<PageRange> absorbed_pages = {}) {
     SequenceSpec spec;
+    spec.pages = std::move(pages);
+    spec.absorbed_pages = std::move(absorbed_pages);
     spec.sequence = ++last_sequence_;
     spec.expanded_length = expanded_length >= 0
                                ? expanded_length
@@ -277,7 +342,7 @@ class TestGateway : private AttentionLink::Observer {
   SequenceId last_sequence_ = 0;
   BatchId last_batch_ = 0;
   StepId last_step_ = 0;
-  std::unique_ptr<AttentionLink> link_;
+  std::unique_ptr<PagingLink> link_;
 };
 
 // A run's outputs: logits of every row, or a draw of its last one.

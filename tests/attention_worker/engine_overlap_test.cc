@@ -232,19 +232,21 @@ TEST_P(EngineTest, TwoStepsMayBeOutstandingAndTheNextUsesTheFirstOnesDraw) {
   EXPECT_EQ(gateway.WaitForResult().status.code(), absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_P(EngineTest, PagesRunOutAsARefusalAndComeBack) {
+TEST_P(EngineTest, PagesThatAnotherSessionHoldsAreARefusalAndComeBack) {
   TestWorkerOptions options;
   options.total_pages = 3;
   const auto worker = MakeWorker(options);
   TestGateway gateway(worker.get());
+  TestGateway other(worker.get());
   const SequenceId a = gateway.Open(RandomIds(128, 24));
-  const SequenceId b = gateway.Open(RandomIds(65, 25));
+  const SequenceId b = other.Open(RandomIds(65, 25));
   gateway.RunOk(gateway.WholeStep({Rows(a, 0, 128)}));
-  const StepResult refused = gateway.Run(gateway.WholeStep({Rows(b, 0, 65)}));
+  const StepResult refused = other.Run(other.WholeStep({Rows(b, 0, 65)}));
   EXPECT_EQ(refused.status.code(), absl::StatusCode::kResourceExhausted) << refused.status;
   EXPECT_EQ(worker->Count("pages_free"), 1);
   gateway.link().Cancel(a);
-  gateway.RunOk(gateway.WholeStep({Rows(b, 0, 65)}));
+  EXPECT_TRUE(worker->WaitForCount("pages_free", 3));
+  other.RunOk(other.WholeStep({Rows(b, 0, 65)}));
   EXPECT_EQ(worker->Count("pages_free"), 1);
 }
 

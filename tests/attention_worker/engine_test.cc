@@ -39,6 +39,50 @@ TEST_P(EngineTest, PromptInChunksGivesTheBitsOfTheWholePrompt) {
   }
 }
 
+TEST_P(EngineTest, RowsBehindSharedPagesGiveTheBitsOfTheWholePrompt) {
+  const auto worker = MakeWorker();
+  std::vector<int32_t> ids = RandomIds(203, 71);
+  TestGateway gateway(worker.get());
+  const SequenceId first = gateway.Open(ids);
+  gateway.RunOk(gateway.WholeStep({Rows(first, 0, 203)}));
+  const std::vector<int32_t> shared = {gateway.link().pages(first)[0],
+                                       gateway.link().pages(first)[1]};
+  // Another ending, beside the first one and after it.
+  for (int32_t i = 128; i < 203; ++i) ids[i] = 95 - ids[i];
+  const Logits whole = Alone(*worker, ids);
+  for (const bool first_is_there : {true, false}) {
+    SCOPED_TRACE(first_is_there);
+    if (!first_is_there) gateway.link().Release(first);
+    const int64_t rows_before = worker->Count("expanded_row_layers_total");
+    const SequenceId second = gateway.Open(ids, -1, {}, shared);
+    Logits logits;
+    Collect(gateway.RunOk(gateway.WholeStep({Rows(second, 128, 75, true)})), second, &logits);
+    EXPECT_EQ(worker->Count("expanded_row_layers_total") - rows_before, 64 * gateway.num_layers());
+    ASSERT_THAT(logits, SizeIs(75));
+    for (const auto& [position, row] : logits) {
+      EXPECT_TRUE(SameBits(row, whole.at(position))) << "at position " << position;
+    }
+    gateway.link().Cancel(second);
+  }
+}
+
+TEST_P(EngineTest, AbsorbedPagesHaveTheBitsOfTheAbsorbedForm) {
+  const auto worker = MakeWorker();
+  const std::vector<int32_t> ids = RandomIds(203, 72);
+  // All absorbed, as when the tokens were drawn one by one, and pages 1 and 2 so by name.
+  TestGateway gateway(worker.get());
+  const SequenceId drawn = gateway.Open(ids, 64);
+  Logits expected, logits;
+  Collect(gateway.RunOk(gateway.WholeStep({Rows(drawn, 0, 203, true)})), drawn, &expected);
+  const SequenceId named = gateway.Open(ids, 192, {}, {}, {{1, 3}});
+  Collect(gateway.RunOk(gateway.WholeStep({Rows(named, 0, 203, true)})), named, &logits);
+  ExpectSameBits(logits, expected);
+  const Logits usual = Alone(*worker, ids);
+  int differing = 0;
+  for (const auto& [position, row] : usual) differing += SameBits(row, logits.at(position)) ? 0 : 1;
+  EXPECT_GT(differing, 50);
+}
+
 TEST_P(EngineTest, PromptLayerByLayerGivesTheBitsOfTheWholePrompt) {
   const auto worker = MakeWorker();
   const std::vector<int32_t> ids = RandomIds(150, 2);

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <set>
-#include <utility>
 #include <vector>
 
 #include "kernels/device_access.h"
@@ -13,75 +12,6 @@ namespace tandem {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::ElementsAreArray;
-
-std::vector<int32_t> Ids(const PageLease& lease) {
-  return {lease.page_ids().begin(), lease.page_ids().end()};
-}
-
-TEST(PagePoolTest, GivesEveryPageOnceAndThenNone) {
-  PagePool pool(5);
-  auto first = pool.TryReserve(2);
-  auto second = pool.TryReserve(3);
-  ASSERT_TRUE(first.has_value() && second.has_value());
-  std::set<int32_t> all;
-  for (int32_t id : first->page_ids()) all.insert(id);
-  for (int32_t id : second->page_ids()) all.insert(id);
-  EXPECT_THAT(all, ElementsAre(0, 1, 2, 3, 4));
-  EXPECT_FALSE(pool.TryReserve(1).has_value());
-  EXPECT_TRUE(pool.TryReserve(0).has_value());
-}
-
-TEST(PagePoolTest, GivesNothingWhereNotAllPagesAreFree) {
-  PagePool pool(3);
-  const auto lease = pool.TryReserve(2);
-  EXPECT_FALSE(pool.TryReserve(2).has_value());
-  EXPECT_EQ(pool.free_pages(), 1);
-}
-
-TEST(PagePoolTest, PagesComeBackWhenTheirLeaseEnds) {
-  PagePool pool(4);
-  {
-    const auto lease = pool.TryReserve(3);
-    EXPECT_EQ(pool.free_pages(), 1);
-  }
-  EXPECT_EQ(pool.free_pages(), 4);
-  EXPECT_TRUE(pool.TryReserve(4).has_value());
-}
-
-TEST(PageLeaseTest, ExtendsInOrderAndKeepsItsFirstPages) {
-  PagePool pool(6);
-  PageLease lease = *pool.TryReserve(2);
-  std::vector<int32_t> expected = Ids(lease);
-  PageLease more = *pool.TryReserve(3);
-  const std::vector<int32_t> added = Ids(more);
-  expected.insert(expected.end(), added.begin(), added.end());
-  lease.Extend(std::move(more));
-  EXPECT_THAT(Ids(lease), ElementsAreArray(expected));
-  EXPECT_EQ(pool.free_pages(), 1);
-  lease.GiveBack();
-  EXPECT_EQ(lease.num_pages(), 0);
-  EXPECT_EQ(pool.free_pages(), 6);
-}
-
-TEST(PageLeaseTest, ExtendsFromAndByNothing) {
-  PagePool pool(2);
-  PageLease lease;
-  lease.Extend(PageLease());
-  lease.Extend(*pool.TryReserve(2));
-  lease.Extend(*pool.TryReserve(0));
-  EXPECT_EQ(lease.num_pages(), 2);
-}
-
-TEST(PageLeaseTest, MovingGivesBackWhatWasHeldBefore) {
-  PagePool pool(5);
-  PageLease a = *pool.TryReserve(2);
-  PageLease b = *pool.TryReserve(3);
-  const std::vector<int32_t> of_b = Ids(b);
-  a = std::move(b);
-  EXPECT_EQ(pool.free_pages(), 2);
-  EXPECT_THAT(Ids(a), ElementsAreArray(of_b));
-}
 
 TEST(LatentCacheTest, HasOneZeroedTensorPerLayer) {
   auto backend = kernels::CreateCpuBackend(1);

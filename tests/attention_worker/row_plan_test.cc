@@ -20,7 +20,8 @@ class RowPlanTest : public ::testing::Test {
     sequence->spec.expanded_length = expanded_length;
     sequence->spec.token_ids.resize(64 * num_pages);
     std::iota(sequence->spec.token_ids.begin(), sequence->spec.token_ids.end(), 100);
-    sequence->pages.Extend(*pool_.TryReserve(num_pages));
+    for (int i = 0; i < num_pages; ++i)
+      sequence->pages.Extend(pages_.Take(std::vector<int32_t>{next_page_++}));
     return sequence;
   }
   static void AddRun(Batch* batch, std::shared_ptr<Sequence> sequence, int32_t first,
@@ -30,6 +31,8 @@ class RowPlanTest : public ::testing::Test {
   }
 
   PagePool pool_{16};
+  SessionPages pages_{&pool_};
+  int32_t next_page_ = 0;
 };
 
 TEST_F(RowPlanTest, PutsAbsorbedRowsFirstAndExpandedRowsBySequence) {
@@ -60,6 +63,31 @@ TEST_F(RowPlanTest, PutsAbsorbedRowsFirstAndExpandedRowsBySequence) {
   EXPECT_EQ(plan.PassRow(&second, 0), 6);
   EXPECT_EQ(plan.PassRow(&second, 1), 2);
   EXPECT_THAT(plan.sequences, ElementsAre(a, b));
+}
+
+TEST_F(RowPlanTest, PagesBelowTheExpandedLengthMayBeAbsorbedAsWell) {
+  const auto sequence = MakeSequence(4 * 64, 5);
+  sequence->spec.absorbed_pages = {{1, 2}, {3, 4}};
+  Batch batch;
+  AddRun(&batch, sequence, 62, 3 * 64);
+  const RowPlan plan = MakeRowPlan(std::vector<Batch*>{&batch});
+  ASSERT_EQ(plan.rows.num_rows(), 192);
+  std::vector<int32_t> absorbed, expanded;
+  for (int32_t position = 62; position < 254; ++position) {
+    const int32_t page = position / 64;
+    (page == 1 || page == 3 ? absorbed : expanded).push_back(position);
+  }
+  std::vector<int32_t> in_order = absorbed;
+  in_order.insert(in_order.end(), expanded.begin(), expanded.end());
+  EXPECT_EQ(plan.rows.positions, in_order);
+  EXPECT_EQ(plan.rows.num_absorbed(), 126);
+  ASSERT_THAT(plan.rows.expanded, SizeIs(1));
+  EXPECT_EQ(plan.rows.expanded[0].first_row, 126);
+  EXPECT_EQ(plan.rows.expanded[0].num_rows, 66);
+  for (int32_t row = 0; row < 192; ++row) {
+    EXPECT_EQ(plan.rows.positions[plan.PassRow(&batch, row)], 62 + row);
+    EXPECT_EQ(plan.rows.token_ids[plan.PassRow(&batch, row)], 162 + row);
+  }
 }
 
 TEST_F(RowPlanTest, RowsPastTheEmbeddingNeedNoToken) {

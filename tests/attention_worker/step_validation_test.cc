@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/attention_worker/engine_harness.h"
@@ -21,7 +23,8 @@ constexpr auto kNotNow = absl::StatusCode::kFailedPrecondition;
 
 // What stands when a case begins: three layers; sequence 1 of 70 tokens with rows [0, 50) in batch
 // 1, at layer 1, and [50, 70), to be sampled, in batch 2, at layer 0; sequence 2 of 10 tokens
-// untouched; sequence 3 with a token that is none.
+// untouched; sequence 3 with a token that is none; sequence 4 opened with page 0, which is not
+// full.
 struct Case {
   std::string name;
   std::function<void(Step*)> change;  // of a step that names nothing
@@ -52,6 +55,11 @@ std::vector<Case> Cases() {
   sampled_twice.outputs.push_back({9, RowOutputKind::kSample, 0});
   NewBatch unordered = WithOutput({4, RowOutputKind::kLogits, 0});
   unordered.outputs.push_back({3, RowOutputKind::kLogits, 0});
+  const auto with_pages = [](std::vector<int32_t> pages) {
+    NewBatch batch = Named(Rows(2, 0, 10), 3);
+    batch.pages = std::move(pages);
+    return batch;
+  };
   NewBatch undrawn = Named(Rows(1, 70, 1), 3);
   undrawn.runs[0].last_sampled = true;
   return {
@@ -82,6 +90,10 @@ std::vector<Case> Cases() {
       {"DrawsAKnownToken", add(WithOutput({8, RowOutputKind::kSample, 0})), kInvalid,
        "has a token"},
       {"SampledTwice", add(sampled_twice), kInvalid, "sampled twice"},
+      {"TooManyPages", add(with_pages({5, 6})), kInvalid, "names 2 pages, its rows take 1"},
+      {"NoSuchPage", add(with_pages({64})), kInvalid, "not one of 0 to 63"},
+      {"PageOfAnotherSequence", add(with_pages({1})), kNotNow, "is held"},
+      {"SharesAPageThatIsNotFull", add(Named(Rows(4, 64, 1), 3)), kNotNow, "0 is not full"},
       {"UnknownBatch", advance({{7, 0, 1}}), kNotNow, "not there"},
       {"WrongLayer", advance({{1, 0, 2}}), kNotNow, "stands at layer 1"},
       {"WrongLayerOfNewBatch",
@@ -137,6 +149,7 @@ TEST(StepValidationTest, RefusedStepsChangeNothing) {
     gateway.Open(ids);
     gateway.Open(std::vector<int32_t>(ids.begin(), ids.begin() + 10));
     gateway.Open({96});
+    gateway.Open(ids, -1, {}, {0});
     Step step = gateway.AdvanceStep({{1, 0, 1}});
     step.new_batches = {Named(Rows(1, 0, 50), 1), Named(Rows(1, 50, 20, true, true), 2)};
     gateway.RunOk(step);
@@ -168,26 +181,53 @@ TEST(StepValidationTest, RefusedStepsChangeNothing) {
   }
 }
 
-TEST(StepValidationTest, AStepTakesAllPagesThatAreFreeAndNoneMore) {
+TEST(StepValidationTest, AStepTakesThePagesThatItsRowsNeed) {
+  PagePool pool(5);
   SessionState state;
+  state.pages = std::make_unique<SessionPages>(&pool);
   for (SequenceId id : {1, 2}) {
     state.sequences[id] = std::make_shared<Sequence>();
     state.sequences[id]->spec.token_ids.resize(200);
   }
   state.last_opened = 2;
   const StepLimits limits{3, 96, 200};
-  const auto check = [&](int32_t rows_1, int32_t rows_2, int free_pages) {
+  const auto check = [&](int32_t rows_1, int32_t rows_2, std::vector<int32_t> pages_1,
+                         std::vector<int32_t> pages_2) {
     Step step;
     step.step = 1;
     step.new_batches = {Named(Rows(1, 0, rows_1), 1), Named(Rows(2, 0, rows_2), 2)};
-    return ValidateStep(step, state, limits, free_pages).code();
+    step.new_batches[0].pages = std::move(pages_1);
+    step.new_batches[1].pages = std::move(pages_2);
+    return ValidateStep(step, state, limits).code();
   };
-  EXPECT_EQ(check(64, 64, 2), absl::StatusCode::kOk);
-  EXPECT_EQ(check(64, 64, 1), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(check(65, 128, 4), absl::StatusCode::kOk);
-  EXPECT_EQ(check(65, 129, 4), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(check(200, 1, 5), absl::StatusCode::kOk);
-  EXPECT_EQ(check(200, 1, 4), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(check(64, 64, {0}, {1}), absl::StatusCode::kOk);
+  EXPECT_EQ(check(64, 64, {0}, {0}), kInvalid);
+  EXPECT_EQ(check(64, 64, {0}, {}), kInvalid);
+  EXPECT_EQ(check(65, 128, {4, 2}, {0, 1}), absl::StatusCode::kOk);
+  EXPECT_EQ(check(65, 129, {4, 2}, {0, 1}), kInvalid);
+  EXPECT_EQ(check(200, 1, {0, 1, 2, 3}, {4}), absl::StatusCode::kOk);
+  EXPECT_EQ(check(200, 1, {0, 1, 2, 3}, {5}), kInvalid);
+}
+
+// Rows of a sequence that has ended take no page, but theirs are named before those of others.
+TEST(StepValidationTest, PagesOfDeadRowsAreSkipped) {
+  PagePool pool(2);
+  SessionState state;
+  state.pages = std::make_unique<SessionPages>(&pool);
+  state.sequences[2] = std::make_shared<Sequence>();
+  state.sequences[2]->spec.token_ids.resize(64);
+  state.last_opened = 2;
+  const StepLimits limits{3, 96, 200};
+  Step step;
+  step.step = 1;
+  step.new_batches = {Named(Rows(1, 60, 10), 1)};
+  step.new_batches[0].runs.push_back({2, 0, 64, false});
+  step.new_batches[0].pages = {7, 1};
+  EXPECT_TRUE(ValidateStep(step, state, limits).ok());
+  step.new_batches[0].pages = {1, 7};
+  EXPECT_EQ(ValidateStep(step, state, limits).code(), kInvalid);
+  step.new_batches[0].runs[0].first_position = -60;
+  EXPECT_EQ(ValidateStep(step, state, limits).code(), kInvalid);
 }
 
 TEST(StepValidationTest, SequencesOutOfRangeAreNotUsable) {
@@ -205,6 +245,29 @@ TEST(StepValidationTest, SequencesOutOfRangeAreNotUsable) {
   EXPECT_EQ(changed([](SequenceSpec& s) { s.token_ids.resize(201); }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.token_ids[0] = -1; }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.expanded_length = -1; }), kInvalid);
+  const auto with_absorbed = [&](std::vector<PageRange> ranges) {
+    return changed([&](SequenceSpec& s) {
+      s.expanded_length = 256;
+      s.absorbed_pages = ranges;
+    });
+  };
+  EXPECT_EQ(with_absorbed({{0, 1}, {2, 4}}), absl::StatusCode::kOk);
+  EXPECT_EQ(with_absorbed({{-1, 1}}), kInvalid);
+  EXPECT_EQ(with_absorbed({{1, 1}}), kInvalid);
+  EXPECT_EQ(with_absorbed({{0, 1}, {1, 2}}), kInvalid);
+  EXPECT_EQ(with_absorbed({{2, 3}, {0, 1}}), kInvalid);
+  EXPECT_EQ(with_absorbed({{2, 5}}), kInvalid);
+  EXPECT_EQ(changed([](SequenceSpec& s) { s.pages = {0}; }), kInvalid);
+  EXPECT_EQ(changed([](SequenceSpec& s) {
+              s.token_ids.resize(65, 1);
+              s.pages = {0};
+            }),
+            absl::StatusCode::kOk);
+  EXPECT_EQ(changed([](SequenceSpec& s) {
+              s.token_ids.resize(64, 1);
+              s.pages = {0};
+            }),
+            kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.sampling.temperature = -0.5f; }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.sampling.temperature = NAN; }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.sampling.top_k = -1; }), kInvalid);

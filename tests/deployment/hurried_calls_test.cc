@@ -71,7 +71,7 @@ class Call : public JobSink, public std::enable_shared_from_this<Call> {
     return tokens_;
   }
 
-  void OnAdmitted() override {}
+  void OnAdmitted(int32_t) override {}
   void OnScored(const ScoredRow&, float, std::vector<float>) override {}
   void OnToken(int32_t id, float) override {
     MutexLock lock(mutex_);

@@ -21,7 +21,8 @@ namespace tandem {
 inline constexpr int kLayers = 5;
 
 inline uint64_t KeyOf(const Job& job) {
-  return SimulatedKey(job.sampling, job.expanded_length, job.mask_ids_without_token);
+  return SimulatedKey(job.sampling, job.expanded_length, job.absorbed_pages,
+                      job.mask_ids_without_token);
 }
 
 // A scheduler with simulated workers, without threads: the test says who moves when.
@@ -31,6 +32,7 @@ class House {
     Job job;
     std::vector<int32_t> answer;  // what is to come, a stop id included
     int admitted = 0;
+    int32_t cached_tokens = 0;
     int done = 0;
     JobEnd end = JobEnd::kFailed;
     absl::Status status;
@@ -172,6 +174,7 @@ class House {
       switch (event.kind) {
         case SchedulerEvent::Kind::kAdmitted:
           ++outcome.admitted;
+          outcome.cached_tokens = event.cached_tokens;
           break;
         case SchedulerEvent::Kind::kScored:
           TakeScore(event, &outcome);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/pages.h"
 #include "common/transport/attention_link.h"
 
 namespace tandem {
@@ -48,6 +49,7 @@ inline float SimulatedLogProb(uint64_t state, int32_t target) {
 
 // Of all else that a draw depends on, so that what is lost when a sequence is opened again shows.
 inline uint64_t SimulatedKey(const SamplingParams& sampling, int32_t expanded_length,
+                             const std::vector<PageRange>& absorbed_pages,
                              bool mask_ids_without_token) {
   uint64_t key = SimulatedMix(sampling.seed);
   key = SimulatedMix(key ^ sampling.choice);
@@ -55,6 +57,9 @@ inline uint64_t SimulatedKey(const SamplingParams& sampling, int32_t expanded_le
   key = SimulatedMix(key ^ std::bit_cast<uint32_t>(sampling.temperature));
   key = SimulatedMix(key ^ std::bit_cast<uint32_t>(sampling.top_p));
   key = SimulatedMix(key ^ static_cast<uint64_t>(expanded_length));
+  for (const PageRange& range : absorbed_pages) {
+    key = SimulatedMix(key ^ (static_cast<uint64_t>(range.first) << 32 | range.end));
+  }
   return SimulatedMix(key ^ (mask_ids_without_token ? 1 : 0));
 }
 
@@ -74,14 +79,20 @@ inline std::vector<int32_t> SimulatedAnswer(std::vector<int32_t> tokens, uint64_
 class SimulatedAttentionWorker {
  public:
   SimulatedAttentionWorker(int num_layers, int total_pages)
-      : info_{num_layers, total_pages, kSimulatedVocab}, free_pages_(total_pages) {}
+      : info_{num_layers, total_pages, kSimulatedVocab}, pages_(total_pages) {}
 
   const AttentionWorkerInfo& info() const { return info_; }
-  int free_pages() const { return free_pages_; }
+  // That no sequence holds.
+  int free_pages() const {
+    return static_cast<int>(std::count_if(pages_.begin(), pages_.end(),
+                                          [](const Page& page) { return page.holders == 0; }));
+  }
   size_t queued() const { return queue_.size(); }
   size_t live_sequences() const { return sequences_.size(); }
   size_t live_batches() const { return batches_.size(); }
   int sequences_opened() const { return sequences_opened_; }
+  int64_t rows_computed() const { return rows_computed_; }  // through the last layer
+  int64_t rows_shared() const { return rows_shared_; }
   // What the gateway did against the contract.
   const std::vector<std::string>& violations() const { return violations_; }
   // The next step fails with UNAVAILABLE before this layer.
@@ -98,8 +109,19 @@ class SimulatedAttentionWorker {
     last_sequence_ = spec.sequence;
     Sequence& sequence = sequences_[spec.sequence];
     sequence.tokens = spec.token_ids;
-    sequence.rows_at_layer.resize(info_.num_layers);
+    sequence.pages = spec.pages;
+    const auto shared_rows = static_cast<int32_t>(kPageTokens * spec.pages.size());
+    sequence.rows_at_layer.resize(info_.num_layers, shared_rows);
     sequence.spec = std::move(spec);
+    rows_shared_ += shared_rows;
+    if (shared_rows >= static_cast<int64_t>(sequence.tokens.size())) {
+      Violation("a sequence without a row of its own");
+    }
+    for (size_t i = 0; i < sequence.pages.size(); ++i) {
+      Page& page = pages_.at(sequence.pages[i]);
+      ++page.holders;
+      if (page.content != Content(sequence, i)) Violation("a shared page holds something else");
+    }
   }
 
   void Run(Step step) {
@@ -154,7 +176,11 @@ class SimulatedAttentionWorker {
     SequenceSpec spec;
     std::vector<int32_t> tokens;         // of the spec, then drawn
     std::vector<int32_t> rows_at_layer;  // rows [0, n) have been through the layer
-    int pages = 0;
+    std::vector<int32_t> pages;
+  };
+  struct Page {
+    int holders = 0;
+    uint64_t content = 0;  // 0: not full
   };
   struct LiveBatch {
     NewBatch batch;
@@ -175,7 +201,7 @@ class SimulatedAttentionWorker {
   void Drop(SequenceId id) {
     const auto it = sequences_.find(id);
     if (it == sequences_.end()) return;
-    free_pages_ += it->second.pages;
+    for (const int32_t page : it->second.pages) --pages_[page].holders;
     sequences_.erase(it);
     for (auto batch = batches_.begin(); batch != batches_.end();) {
       if (AllDead(batch->second.batch)) {
@@ -216,13 +242,20 @@ class SimulatedAttentionWorker {
 
   // Applies nothing.
   absl::Status Check(const Step& step) {
-    int64_t pages = 0;
+    std::set<int32_t> pages;
     std::set<BatchId> fresh;
     std::set<SequenceId> sequences_with_rows;
     for (const NewBatch& batch : step.new_batches) {
       fresh.insert(batch.batch);
       if (batch.batch <= last_batch_) return Refuse(absl::InvalidArgumentError("an old batch"));
+      int64_t pages_of_batch = 0;
+      for (const RowRun& run : batch.runs) pages_of_batch += NewPages(run);
+      if (pages_of_batch != static_cast<int64_t>(batch.pages.size())) {
+        return Refuse(absl::InvalidArgumentError("another number of pages than rows need"));
+      }
+      int64_t next_page = 0;
       for (const RowRun& run : batch.runs) {
+        const int64_t first_page = std::exchange(next_page, next_page + NewPages(run));
         if (absl::Status status = CheckRun(run); !status.ok()) return Refuse(std::move(status));
         const auto it = sequences_.find(run.sequence);
         if (it == sequences_.end()) continue;
@@ -237,7 +270,13 @@ class SimulatedAttentionWorker {
             }
           }
         }
-        pages += PagesOf(run.first_position + run.count) - it->second.pages;
+        for (int64_t i = first_page; i < next_page; ++i) {
+          const int32_t page = batch.pages[i];
+          if (page < 0 || page >= info_.total_pages || !pages.insert(page).second ||
+              pages_[page].holders > 0) {
+            return Refuse(absl::FailedPreconditionError("a page that cannot be taken"));
+          }
+        }
       }
     }
     for (const Advance& advance : step.advance) {
@@ -256,19 +295,46 @@ class SimulatedAttentionWorker {
         return Refuse(absl::FailedPreconditionError("the batch does not stand there"));
       }
     }
-    if (pages > free_pages_) return Refuse(absl::ResourceExhaustedError("no page is left"));
     return absl::OkStatus();
   }
 
-  static int PagesOf(int64_t rows) { return static_cast<int>(PagesFor(rows)); }
+  static int64_t NewPages(const RowRun& run) {
+    return PagesFor(run.first_position + run.count) - PagesFor(run.first_position);
+  }
+
+  // What rows of the sequence leave in its page of this index: never 0.
+  static uint64_t Content(const Sequence& sequence, size_t index) {
+    uint64_t content =
+        SimulatedState(sequence.tokens, static_cast<int64_t>(index + 1) * kPageTokens);
+    for (size_t i = 0; i <= index; ++i) {
+      const bool expanded = sequence.spec.IsExpanded(static_cast<int32_t>(i) * kPageTokens);
+      content = SimulatedMix(content ^ (expanded ? 1 : 2));
+    }
+    return content | 1;
+  }
 
   void TakePages(const NewBatch& batch) {
+    size_t next_page = 0;
+    for (const RowRun& run : batch.runs) {
+      const auto it = sequences_.find(run.sequence);
+      for (int64_t i = 0; i < NewPages(run); ++i) {
+        const int32_t page = batch.pages[next_page++];
+        if (it == sequences_.end()) continue;
+        pages_[page] = {.holders = 1, .content = 0};
+        it->second.pages.push_back(page);
+      }
+    }
+  }
+
+  void FillPages(const NewBatch& batch) {
     for (const RowRun& run : batch.runs) {
       const auto it = sequences_.find(run.sequence);
       if (it == sequences_.end()) continue;
-      const int pages = PagesOf(run.first_position + run.count);
-      free_pages_ -= pages - it->second.pages;
-      it->second.pages = pages;
+      rows_computed_ += run.count;
+      const size_t end = (run.first_position + run.count) / kPageTokens;
+      for (size_t i = run.first_position / kPageTokens; i < end; ++i) {
+        pages_[it->second.pages[i]].content = Content(it->second, i);
+      }
     }
   }
 
@@ -297,6 +363,7 @@ class SimulatedAttentionWorker {
       live.next_layer = end;
       result->batches.push_back({advance.batch, end});
       if (end < info_.num_layers) continue;
+      FillPages(live.batch);
       Output(live.batch, result);
       batches_.erase(it);
     }
@@ -345,10 +412,14 @@ class SimulatedAttentionWorker {
           Violation("a draw for a token that is known");
         }
         row.token = SimulatedToken(
-            state, SimulatedKey(sequence->spec.sampling, sequence->spec.expanded_length,
-                                sequence->spec.mask_ids_without_token));
+            state,
+            SimulatedKey(sequence->spec.sampling, sequence->spec.expanded_length,
+                         sequence->spec.absorbed_pages, sequence->spec.mask_ids_without_token));
         row.log_prob = SimulatedLogProb(state, row.token);
-        if (std::exchange(draw_nan_, false)) row.token = -1;
+        if (std::exchange(draw_nan_, false)) {
+          row.token = -1;
+          for (const int32_t page : sequence->pages) pages_[page].content = 0;  // not to be shared
+        }
         sequence->tokens.push_back(row.token);
         break;
       case RowOutputKind::kLogProb:
@@ -363,7 +434,9 @@ class SimulatedAttentionWorker {
   }
 
   const AttentionWorkerInfo info_;
-  int free_pages_;
+  std::vector<Page> pages_;
+  int64_t rows_computed_ = 0;
+  int64_t rows_shared_ = 0;
   std::map<SequenceId, Sequence> sequences_;
   std::map<BatchId, LiveBatch> batches_;
   std::set<BatchId> died_;  // all of their rows are dead: a step on its way may name them

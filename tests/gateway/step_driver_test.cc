@@ -25,7 +25,7 @@ constexpr int kLayers = 4;
 
 class RecordingSink : public JobSink {
  public:
-  void OnAdmitted() override {
+  void OnAdmitted(int32_t) override {
     std::lock_guard lock(mutex_);
     ++admitted_;
     changed_.notify_all();
@@ -95,7 +95,8 @@ Job MakeJob(int prompt_tokens, int max_new_tokens, uint64_t seed) {
 }
 
 std::vector<int32_t> AnswerOf(const Job& job) {
-  const uint64_t key = SimulatedKey(job.sampling, job.expanded_length, job.mask_ids_without_token);
+  const uint64_t key = SimulatedKey(job.sampling, job.expanded_length, job.absorbed_pages,
+                                    job.mask_ids_without_token);
   return SimulatedAnswer(job.prompt, key, job.max_new_tokens, -2);
 }
 

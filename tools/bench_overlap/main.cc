@@ -117,7 +117,7 @@ class SlowAttention final : public RoutedExperts {
 // Tokens of all jobs together, and when the first and the last of them came.
 class Tally final : public JobSink {
  public:
-  void OnAdmitted() override {}
+  void OnAdmitted(int32_t) override {}
   void OnScored(const ScoredRow&, float, std::vector<float>) override {}
   void OnToken(int32_t, float) override {
     std::lock_guard<std::mutex> lock(mutex_);

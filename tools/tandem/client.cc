@@ -133,8 +133,11 @@ std::string DescribeSpeed(const Completion& completion) {
   const double first_s = 1e-6 * static_cast<double>(finished.queue_us() + finished.prefill_us());
   const double decode_s = 1e-6 * static_cast<double>(finished.decode_us());
   const uint32_t tokens = finished.completion_tokens();
-  std::string line = absl::StrFormat("[%u prompt tokens; first token after %.3f s; %u tokens",
-                                     finished.prompt_tokens(), first_s, tokens);
+  std::string line = absl::StrFormat("[%u prompt tokens", finished.prompt_tokens());
+  if (finished.cached_tokens() > 0) {
+    absl::StrAppendFormat(&line, ", %u of them cached", finished.cached_tokens());
+  }
+  absl::StrAppendFormat(&line, "; first token after %.3f s; %u tokens", first_s, tokens);
   if (tokens > 1 && decode_s > 0) {
     absl::StrAppendFormat(&line, ", %.1f per second", (tokens - 1) / decode_s);
   }

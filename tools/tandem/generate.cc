@@ -30,6 +30,7 @@ nlohmann::json ToJson(const Completion& completion) {
           {"model", completion.started.model()},
           {"seed", completion.started.seed()},
           {"prompt_tokens", finished.prompt_tokens()},
+          {"cached_tokens", finished.cached_tokens()},
           {"completion_tokens", finished.completion_tokens()},
           {"queue_us", finished.queue_us()},
           {"prefill_us", finished.prefill_us()},

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/transport/grpc_attention_service.h"
 
 namespace tandem {
@@ -56,13 +57,22 @@ class FakeAttentionLink : public AttentionLink {
   ~FakeAttentionLink() override { log_->Add("closed"); }
   AttentionWorkerInfo info() const override { return {27, 1000, 5}; }
   void OpenSequence(SequenceSpec spec) override {
+    std::string absorbed;
+    for (const PageRange& range : spec.absorbed_pages) {
+      absl::StrAppend(&absorbed, " [", range.first, ", ", range.end, ")");
+    }
     log_->Add(absl::StrCat("open ", spec.sequence, " of ", spec.token_ids.size(), " tokens, last ",
-                           spec.token_ids.back(), ", expanded ", spec.expanded_length, ", top_p ",
+                           spec.token_ids.back(), ", expanded ", spec.expanded_length, " but",
+                           absorbed, ", pages ", absl::StrJoin(spec.pages, " "), ", top_p ",
                            spec.sampling.top_p, ", seed ", spec.sampling.seed, ", mask ",
                            spec.mask_ids_without_token));
   }
   void Run(Step step) override {
-    log_->Add(absl::StrCat("step ", step.step));
+    std::string pages;
+    for (const NewBatch& batch : step.new_batches) {
+      absl::StrAppend(&pages, ", pages ", absl::StrJoin(batch.pages, " "));
+    }
+    log_->Add(absl::StrCat("step ", step.step, pages));
     StepResult result;
     result.step = step.step;
     if (step.new_batches.empty()) {
@@ -182,6 +192,8 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   spec.token_ids.assign(100, 7);
   spec.token_ids.back() = 102399;
   spec.expanded_length = 64;
+  spec.absorbed_pages = {{1, 3}, {5, 6}};
+  spec.pages = {7, 0, 999};
   spec.sampling.top_p = 0.5f;
   spec.sampling.seed = ~uint64_t{0};
   spec.mask_ids_without_token = false;
@@ -190,6 +202,7 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   step.step = 1;
   step.new_batches.push_back({21,
                               {{11, 0, 100, false}},
+                              {4, 2},
                               {{97, RowOutputKind::kLogProb, 3},
                                {98, RowOutputKind::kLogits, 0},
                                {99, RowOutputKind::kSample, 0}}});
@@ -202,9 +215,10 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   link->Run(empty);
   ASSERT_TRUE(gateway_.log.WaitFor(2));
   EXPECT_THAT(worker_log_.events(),
-              ElementsAre(HasSubstr("open 11 of 100 tokens, last 102399, expanded 64, top_p 0.5, "
-                                    "seed 18446744073709551615, mask 0"),
-                          "step 1", "cancel 11", "release 12", "step 2"));
+              ElementsAre(HasSubstr("open 11 of 100 tokens, last 102399, expanded 64 but [1, 3) "
+                                    "[5, 6), pages 7 0 999, top_p 0.5, seed 18446744073709551615, "
+                                    "mask 0"),
+                          "step 1, pages 4 2", "cancel 11", "release 12", "step 2"));
   const std::vector<StepResult> results = gateway_.results();
   ASSERT_EQ(results.size(), 2u);
   EXPECT_EQ(results[0].step, 1u);

@@ -40,6 +40,14 @@ TEST(ClientTest, SpeedIsOfTheTokensAfterTheFirst) {
             "ended by eos; seed 9]");
 }
 
+TEST(ClientTest, SaysHowMuchOfThePromptWasCached) {
+  Completion completion = FinishedAfter(1, 0);
+  completion.finished.set_cached_tokens(8);
+  EXPECT_EQ(DescribeSpeed(completion),
+            "[12 prompt tokens, 8 of them cached; first token after 0.750 s; 1 tokens; ended by "
+            "eos; seed 9]");
+}
+
 TEST(ClientTest, OneTokenHasNoSpeed) {
   EXPECT_EQ(DescribeSpeed(FinishedAfter(1, 0)),
             "[12 prompt tokens; first token after 0.750 s; 1 tokens; ended by eos; seed 9]");

@@ -73,6 +73,7 @@ class Finished:
     queue_us: int
     prefill_us: int
     decode_us: int
+    cached_tokens: int  # of the prompt, which were in the latent cache already
 
 
 @dataclasses.dataclass
