@@ -68,10 +68,11 @@ absl::StatusOr<std::vector<int32_t>> TextIds(const Request& request, const Serve
   return ids;
 }
 
-// The prompt's ids from whichever field holds them.
+// The prompt's ids from whichever field holds them; of a chat also where the assistant's turns are.
 template <typename Request>
 absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const ServedModel& model,
-                                               const StopFunction& stop) {
+                                               const StopFunction& stop,
+                                               std::vector<TokenRange>* assistant_turns = nullptr) {
   std::vector<int32_t> ids;
   if (request.has_add_bos() && !request.has_text()) {
     return absl::InvalidArgumentError("add_bos is set, but it goes with text only");
@@ -86,8 +87,9 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const Ser
       return absl::InvalidArgumentError("prompt is missing: set text, token_ids or chat");
     }
     TANDEM_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model));
-    TANDEM_ASSIGN_OR_RETURN(ids, tokenizer->EncodeChat(ChatFromProto(request.chat()),
-                                                       /*add_generation_prompt=*/true, stop));
+    TANDEM_ASSIGN_OR_RETURN(
+        ids, tokenizer->EncodeChat(ChatFromProto(request.chat()),
+                                   /*add_generation_prompt=*/true, stop, assistant_turns));
   } else {
     return absl::InvalidArgumentError("prompt is missing: set text or token_ids");
   }
@@ -98,6 +100,23 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const Request& request, const Ser
         absl::StrCat("prompt has ", ids.size(), " tokens, but the model's context is ", context));
   }
   return ids;
+}
+
+// The pages below `expanded_length` that an assistant's turn touches: when they were generated they
+// were in the absorbed form, and so they are from then on.
+std::vector<PageRange> PagesOfTurns(absl::Span<const TokenRange> turns, int32_t expanded_length) {
+  std::vector<PageRange> pages;
+  for (const TokenRange& turn : turns) {
+    const int32_t first = turn.first / kPageTokens;
+    const int32_t end = std::min((turn.end - 1) / kPageTokens + 1, expanded_length / kPageTokens);
+    if (first >= end) break;
+    if (!pages.empty() && first <= pages.back().end) {
+      pages.back().end = end;
+    } else {
+      pages.push_back({first, end});
+    }
+  }
+  return pages;
 }
 
 absl::StatusOr<SamplingParams> ValidateSampling(const v1::Sampling& sampling,
@@ -214,7 +233,8 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   if (request.has_max_tokens() && request.max_tokens() == 0) {
     return absl::InvalidArgumentError("max_tokens is 0, but must be at least 1");
   }
-  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model, stop));
+  std::vector<TokenRange> turns;
+  TANDEM_ASSIGN_OR_RETURN(job.prompt, PromptIds(request, model, stop, &turns));
   const int64_t prompt = static_cast<int64_t>(job.prompt.size());
   const int64_t room = model.config.max_position_embeddings - prompt;
   if (room == 0) {
@@ -231,6 +251,7 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   }
   job.max_new_tokens = static_cast<int32_t>(wanted);
   job.expanded_length = SequenceSpec::ExpandedLength(prompt);
+  job.absorbed_pages = PagesOfTurns(turns, job.expanded_length);
   if (!request.ignore_eos()) job.eos_ids = model.eos_ids;
   return valid;
 }

@@ -33,11 +33,23 @@ class Rendering {
  public:
   void Template(absl::string_view text) { Append(text, true); }
   void Content(absl::string_view text) { Append(text, false); }
+  // An assistant's turn, which begins with `prompt`, the generation prompt, and `space`.
+  void Turn(absl::string_view prompt, absl::string_view space, absl::string_view content,
+            absl::string_view eos) {
+    const size_t begin = size_ + prompt.size() - 1;
+    Template(prompt);
+    Template(space);
+    Content(content);
+    Template(eos);
+    turns_.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(size_)});
+  }
   std::vector<ChatSegment> Take() { return std::move(segments_); }
+  std::vector<TextRange> TakeTurns() { return std::move(turns_); }
 
  private:
   void Append(absl::string_view text, bool is_template) {
     if (text.empty()) return;
+    size_ += text.size();
     if (segments_.empty() || segments_.back().is_template != is_template) {
       segments_.push_back({"", is_template});
     }
@@ -45,6 +57,8 @@ class Rendering {
   }
 
   std::vector<ChatSegment> segments_;
+  std::vector<TextRange> turns_;
+  size_t size_ = 0;  // in bytes
 };
 
 void RenderUserAssistant(absl::Span<const ChatMessage> messages, const std::string& bos,
@@ -56,9 +70,7 @@ void RenderUserAssistant(absl::Span<const ChatMessage> messages, const std::stri
       out->Content(message.content);
       out->Template("\n\n");
     } else if (message.role == "assistant") {
-      out->Template("Assistant: ");
-      out->Content(message.content);
-      out->Template(eos);
+      out->Turn("Assistant:", " ", message.content, eos);
     } else if (message.role == "system") {
       out->Content(message.content);
       out->Template("\n\n");
@@ -82,9 +94,7 @@ void RenderUserAssistantTokens(absl::Span<const ChatMessage> messages, const std
       out->Template("<｜User｜>");
       out->Content(message.content);
     } else if (message.role == "assistant") {
-      out->Template("<｜Assistant｜>");
-      out->Content(message.content);
-      out->Template("<｜end▁of▁sentence｜>");
+      out->Turn("<｜Assistant｜>", "", message.content, "<｜end▁of▁sentence｜>");
     }
   }
   if (add_generation_prompt) out->Template("<｜Assistant｜>");
@@ -121,7 +131,8 @@ absl::Status ChatTemplate::Validate(absl::Span<const ChatMessage> messages) {
 }
 
 std::vector<ChatSegment> ChatTemplate::Render(absl::Span<const ChatMessage> messages,
-                                              bool add_generation_prompt) const {
+                                              bool add_generation_prompt,
+                                              std::vector<TextRange>* assistant_turns) const {
   Rendering rendering;
   switch (format_) {
     case ChatFormat::kUserAssistant:
@@ -131,6 +142,7 @@ std::vector<ChatSegment> ChatTemplate::Render(absl::Span<const ChatMessage> mess
       RenderUserAssistantTokens(messages, bos_, add_generation_prompt, &rendering);
       break;
   }
+  if (assistant_turns != nullptr) *assistant_turns = rendering.TakeTurns();
   return rendering.Take();
 }
 

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/tokenizer/regex.h"
 
 namespace tandem {
 
@@ -54,8 +55,11 @@ class ChatTemplate {
 
   // The rendered chat, in order; joined, the segments are what Jinja would give. Contents are not
   // stripped, and never escape from their segments. Messages of unknown roles are skipped.
+  // `assistant_turns`, if it is not null, gets where in the joined text the assistant's turns are,
+  // each from the last byte of what would be its generation prompt to its end.
   std::vector<ChatSegment> Render(absl::Span<const ChatMessage> messages,
-                                  bool add_generation_prompt) const;
+                                  bool add_generation_prompt,
+                                  std::vector<TextRange>* assistant_turns = nullptr) const;
 
  private:
   ChatFormat format_;

@@ -204,7 +204,8 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,
 
 absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeChat(absl::Span<const ChatMessage> messages,
                                                            bool add_generation_prompt,
-                                                           const StopFunction& stop) const {
+                                                           const StopFunction& stop,
+                                                           std::vector<TokenRange>* turns) const {
   TANDEM_RETURN_IF_ERROR(chat_template_.status());
   TANDEM_RETURN_IF_ERROR(ChatTemplate::Validate(messages));
   size_t total_bytes = 0;
@@ -219,23 +220,52 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::EncodeChat(absl::Span<const Chat
   }
   std::string text;
   std::vector<TextRange> ranges;  // of what the template writes
-  for (const ChatSegment& segment : chat_template_->Render(messages, add_generation_prompt)) {
+  std::vector<TextRange> turn_bytes;
+  for (const ChatSegment& segment :
+       chat_template_->Render(messages, add_generation_prompt, &turn_bytes)) {
     const uint32_t begin = static_cast<uint32_t>(text.size());
     text += segment.text;
     if (segment.is_template) ranges.push_back({begin, static_cast<uint32_t>(text.size())});
   }
   std::vector<int32_t> ids;
   StopCheck check(stop);
-  TANDEM_RETURN_IF_ERROR(AppendPieces(text, ranges, AddedTokens::kPlain, &check, &ids));
+  std::vector<PieceStart> starts;
+  TANDEM_RETURN_IF_ERROR(AppendPieces(text, ranges, AddedTokens::kPlain, &check, &ids, &starts));
+  if (turns != nullptr) *turns = TokensOf(turn_bytes, starts, ids);
   return ids;
+}
+
+std::vector<TokenRange> Tokenizer::TokensOf(absl::Span<const TextRange> ranges,
+                                            absl::Span<const PieceStart> starts,
+                                            absl::Span<const int32_t> ids) const {
+  std::vector<TokenRange> tokens;
+  size_t end_byte = 0;  // of the token before
+  auto start = starts.begin();
+  auto range = ranges.begin();
+  bool inside = false;  // the range has begun
+  for (size_t i = 0; i < ids.size() && range != ranges.end(); ++i) {
+    for (; start != starts.end() && start->token == i; ++start) end_byte = start->byte;
+    end_byte += TokenBytes(ids[i]).size();
+    while (range != ranges.end()) {
+      if (!inside && range->begin >= end_byte) break;
+      if (!inside) tokens.push_back({static_cast<int32_t>(i), static_cast<int32_t>(ids.size())});
+      inside = range->end > end_byte;
+      if (inside) break;
+      tokens.back().end = static_cast<int32_t>(i) + 1;
+      ++range;
+    }
+  }
+  return tokens;
 }
 
 absl::Status Tokenizer::AppendPieces(absl::string_view text, absl::Span<const TextRange> ranges,
                                      AddedTokens between, StopCheck* stop,
-                                     std::vector<int32_t>* ids) const {
+                                     std::vector<int32_t>* ids,
+                                     std::vector<PieceStart>* starts) const {
   const std::vector<AddedTokenSet::Piece> pieces = added_tokens_.Cut(text, ranges, stop);
   TANDEM_RETURN_IF_ERROR(stop->status());
   for (const AddedTokenSet::Piece& piece : pieces) {
+    if (starts != nullptr) starts->push_back({static_cast<uint32_t>(piece.begin), ids->size()});
     if (piece.id == AddedTokenSet::kPlain) {
       TANDEM_RETURN_IF_ERROR(
           AppendText(text.substr(piece.begin, piece.end - piece.begin), between, stop, ids));

@@ -23,6 +23,12 @@
 
 namespace tandem {
 
+// Tokens [first, end).
+struct TokenRange {
+  int32_t first = 0;
+  int32_t end = 0;
+};
+
 // Encode: added tokens are cut out of the raw text (AddedTokenSet); the rest is cut into pieces
 // (PreTokenizer), and each piece into tokens (Bpe). Decode: the tokens' bytes, joined.
 // Immutable; any number of threads may use one.
@@ -67,9 +73,11 @@ class Tokenizer {
   // them, never in the contents; the text between two of them is encoded as one.
   // Returns FailedPrecondition if the checkpoint has no chat template or an unknown one, and
   // InvalidArgument for messages that ChatTemplate::Validate refuses or that are not valid UTF-8.
-  absl::StatusOr<std::vector<int32_t>> EncodeChat(absl::Span<const ChatMessage> messages,
-                                                  bool add_generation_prompt,
-                                                  const StopFunction& stop = nullptr) const;
+  // `assistant_turns`, if it is not null, gets which of the ids are an assistant's turns, each from
+  // the last token of what was its generation prompt to its end.
+  absl::StatusOr<std::vector<int32_t>> EncodeChat(
+      absl::Span<const ChatMessage> messages, bool add_generation_prompt,
+      const StopFunction& stop = nullptr, std::vector<TokenRange>* assistant_turns = nullptr) const;
 
   // The text of `ids`. Each broken UTF-8 sequence becomes U+FFFD. `skip_special` leaves special
   // tokens out. Returns InvalidArgument for an id without a token.
@@ -115,10 +123,23 @@ class Tokenizer {
                          std::optional<int32_t> template_bos, std::optional<int32_t> template_eos);
   absl::StatusOr<int32_t> FindToken(const std::string& content) const;
 
+  // Where a piece of a text begins, and which of the ids is its first.
+  struct PieceStart {
+    uint32_t byte;
+    size_t token;
+  };
+
   // Appends the ids of `text`. Added tokens count within `ranges`; the text between two of them is
-  // one text for the pre-tokenizer. Requires valid UTF-8.
+  // one text for the pre-tokenizer. Requires valid UTF-8. `starts`, if it is not null, gets one per
+  // added token and per text between two.
   absl::Status AppendPieces(absl::string_view text, absl::Span<const TextRange> ranges,
-                            AddedTokens between, StopCheck* stop, std::vector<int32_t>* ids) const;
+                            AddedTokens between, StopCheck* stop, std::vector<int32_t>* ids,
+                            std::vector<PieceStart>* starts = nullptr) const;
+
+  // Which tokens the ranges of a text touch, in which they ascend and do not overlap.
+  std::vector<TokenRange> TokensOf(absl::Span<const TextRange> ranges,
+                                   absl::Span<const PieceStart> starts,
+                                   absl::Span<const int32_t> ids) const;
 
   // Appends the ids of valid UTF-8 in which no added tokens are looked for. With kPlain, tokens of
   // the vocabulary that are added tokens as well are spelled out.

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/checkpoint.h"
@@ -103,6 +105,55 @@ TEST_F(ValidateTest, AScoreWhoseAnswerCouldNotWaitForItsClientIsRefused) {
   for (int i = 10; i < 150'000; ++i) score.mutable_token_ids()->add_ids(7);
   EXPECT_EQ(ValidateScore(score, model_, int64_t{1} << 40).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+// With the next turn nothing changes for the pages that the turn before it has computed.
+TEST_F(ValidateTest, PagesOfAnAssistantsTurnStayAbsorbed) {
+  v1::GenerateRequest request;
+  const auto add = [&](const char* role, int words) {
+    v1::ChatMessage& message = *request.mutable_chat()->add_messages();
+    message.set_role(role);
+    for (int i = 0; i < words; ++i) absl::StrAppend(message.mutable_content(), "a", i % 10, " ");
+  };
+  std::vector<Job> turns;
+  for (const int words : {300, 90, 7, 500, 40, 200}) {
+    add("user", words);
+    const auto valid = ValidateGenerate(request, model_);
+    ASSERT_TRUE(valid.ok()) << valid.status();
+    turns.push_back(valid->job);
+    add("assistant", words / 2);
+  }
+  EXPECT_THAT(turns[0].absorbed_pages, testing::IsEmpty());
+  for (size_t i = 1; i < turns.size(); ++i) {
+    SCOPED_TRACE(i);
+    const Job& now = turns[i];
+    const Job& before = turns[i - 1];
+    ASSERT_THAT(now.absorbed_pages, testing::Not(testing::IsEmpty()));
+    const auto prompt = static_cast<int32_t>(before.prompt.size());
+    ASSERT_TRUE(std::equal(before.prompt.begin(), before.prompt.end(), now.prompt.begin()));
+    const int32_t eos = *model_.tokenizer->eos_id();
+    const auto end = static_cast<int32_t>(
+        std::find(now.prompt.begin() + prompt, now.prompt.end(), eos) - now.prompt.begin() + 1);
+    int32_t absorbed_behind = 0;
+    for (int32_t position = 0; position < now.expanded_length; ++position) {
+      const bool expanded = IsInExpandedForm(position, now.expanded_length, now.absorbed_pages);
+      if (position < end) {
+        ASSERT_EQ(expanded,
+                  IsInExpandedForm(position, before.expanded_length, before.absorbed_pages))
+            << position;
+      } else if (!expanded) {
+        ++absorbed_behind;
+      }
+    }
+    EXPECT_LT(absorbed_behind, kPageTokens);
+    int32_t last_end = -1;
+    for (const PageRange& range : now.absorbed_pages) {
+      EXPECT_LT(last_end, range.first);
+      EXPECT_LT(range.first, range.end);
+      last_end = range.end;
+    }
+    EXPECT_LE(last_end, now.expanded_length / kPageTokens);
+  }
 }
 
 TEST_F(ValidateTest, LongTextIsGivenUpOnceNobodyWaitsForIt) {

@@ -72,6 +72,23 @@ TEST(ChatTemplateTest, RendersUserAssistantTokens) {
   EXPECT_EQ(Join(chat.Render(messages, true)), expected + "<｜Assistant｜>");
 }
 
+TEST(ChatTemplateTest, SaysWhereTheAssistantsTurnsAre) {
+  const std::vector<ChatMessage> messages = {
+      {"user", "U1"}, {"assistant", "A1"}, {"assistant", ""}, {"user", "U2"}};
+  const auto turns = [&](const ChatTemplate& chat) {
+    std::vector<TextRange> ranges;
+    const std::string text = Join(chat.Render(messages, true, &ranges));
+    std::vector<std::string> turns;
+    for (const TextRange& r : ranges) turns.push_back(text.substr(r.begin, r.end - r.begin));
+    return turns;
+  };
+  EXPECT_THAT(turns(ChatTemplate(ChatFormat::kUserAssistant, "<B>", "</s>")),
+              testing::ElementsAre(": A1</s>", ": </s>"));
+  const std::string eos = "<｜end▁of▁sentence｜>";
+  EXPECT_THAT(turns(ChatTemplate(ChatFormat::kUserAssistantTokens, "<B>", eos)),
+              testing::ElementsAre(">A1" + eos, ">" + eos));
+}
+
 TEST(ChatTemplateTest, ValidateNamesTheUnknownRole) {
   EXPECT_TRUE(ChatTemplate::Validate({{"user", ""}}).ok());
   EXPECT_EQ(ChatTemplate::Validate({}).code(), absl::StatusCode::kInvalidArgument);
@@ -150,6 +167,29 @@ TEST(EncodeChatTest, NoContentsYieldAnAddedToken) {
     for (const int32_t id : {kMiniUser, 262, 303}) {
       ASSERT_EQ(std::count(ids->begin(), ids->end(), id), 0) << Join(chat.Render(messages, true));
     }
+  }
+}
+
+// From the last token of the prompt that asked for it on, so that both agree which tokens these
+// are.
+TEST(EncodeChatTest, TurnsBeginWhereThePromptsBeforeThemEnded) {
+  const auto mini = Mini(kLiteJinja);
+  std::vector<ChatMessage> messages = {{"system", "be 12"}};
+  std::vector<int32_t> prompt_ends;
+  for (const char* content : {"hello", "", "漢 a b"}) {
+    messages.push_back({"user", "a question"});
+    prompt_ends.push_back(static_cast<int32_t>(mini->EncodeChat(messages, true)->size()));
+    messages.push_back({"assistant", content});
+  }
+  messages.push_back({"user", "the last"});
+  std::vector<TokenRange> turns;
+  const auto ids = *mini->EncodeChat(messages, true, nullptr, &turns);
+  const int32_t eos = *mini->eos_id();
+  ASSERT_EQ(turns.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(turns[i].first, prompt_ends[i] - 1);
+    EXPECT_EQ(ids[turns[i].end - 1], eos);
+    EXPECT_EQ(std::count(ids.begin() + turns[i].first, ids.begin() + turns[i].end, eos), 1);
   }
 }
 
