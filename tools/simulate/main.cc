@@ -1,0 +1,206 @@
+// What deployments larger than any test machine would give: the gateway's own scheduler and planner
+// and the dispatcher's choice of holders against a cost model of workers and links. docs/scaling.md
+// says what is in it and what came out.
+//
+//   simulate serve --attention 1,16,64 --experts 1,4,16,64,256 --csv serve.csv
+//   simulate plan --workers 1,2,4,16,64,256
+#include <cstdio>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/status.h"
+#include "tools/simulate/plan_table.h"
+#include "tools/simulate/report.h"
+#include "tools/simulate/simulation.h"
+
+namespace tandem::simulate {
+namespace {
+
+struct Options {
+  std::string model_config;
+  SimulationOptions base;
+  std::string prompt = "fixed:512";
+  std::string output = "fixed:128";
+  std::vector<int> attention = {1};
+  std::vector<int> experts = {1};
+  int64_t streams_per_worker = 16;
+  double rate = 0;
+  std::string csv;
+  std::vector<int> plan_workers = {1, 2, 4, 8, 16, 32, 64, 128, 256};
+};
+
+void AddConstants(CLI::App& app, CostConstants& constants) {
+  const auto add = [&](const char* name, double& value, const char* what) {
+    app.add_option(name, value, what)
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str()
+        ->group("Constants");
+  };
+  add("--bytes-per-weight", constants.bytes_per_weight, "of the weights' format");
+  add("--weight-gb-per-s", constants.weight_gb_per_s, "at which a worker reads weights");
+  add("--matrix-tflop-per-s", constants.matrix_tflop_per_s, "of matrices with many rows");
+  add("--absorbed-tflop-per-s", constants.absorbed_tflop_per_s, "of attention as in decoding");
+  add("--expanded-tflop-per-s", constants.expanded_tflop_per_s, "of attention as in prefill");
+  add("--cache-gb-per-s", constants.cache_gb_per_s, "at which the latent cache is read");
+  add("--cache-bytes-per-value", constants.cache_bytes_per_value, "of the latent cache");
+  add("--layer-us", constants.layer_us, "that a layer takes an attention worker besides");
+  add("--expert-call-us", constants.expert_call_us, "that a call takes an expert worker besides");
+  add("--sample-us", constants.sample_us, "that a draw takes");
+  add("--latency-us", constants.latency_us, "between attention and expert worker, one way");
+  add("--link-gb-per-s", constants.link_gb_per_s, "of a worker's port, each way");
+  add("--message-us", constants.message_us, "that a message takes of a port besides its bytes");
+  add("--row-bytes-per-value", constants.row_bytes_per_value, "of rows on the wire");
+  add("--gateway-step-us", constants.gateway_step_us, "of the gateway's thread for a step");
+  add("--gateway-token-us", constants.gateway_token_us, "of it for a token");
+  add("--gateway-request-us", constants.gateway_request_us, "of it for a request");
+  add("--gateway-latency-us", constants.gateway_latency_us, "to an attention worker, one way");
+}
+
+absl::Status Serve(Options& options) {
+  TANDEM_ASSIGN_OR_RETURN(options.base.load.prompt, LengthDistribution::Parse(options.prompt));
+  TANDEM_ASSIGN_OR_RETURN(options.base.load.output, LengthDistribution::Parse(options.output));
+  std::ofstream csv;
+  if (!options.csv.empty()) {
+    csv.open(options.csv);
+    if (!csv) return absl::InvalidArgumentError(absl::StrCat("cannot write ", options.csv));
+    csv << CsvHeader() << "\n";
+  }
+  std::printf("%s\n", TableHeader().c_str());
+  for (const int attention : options.attention) {
+    for (const int experts : options.experts) {
+      SimulationOptions run = options.base;
+      run.attention_workers = attention;
+      run.expert_workers = experts;
+      run.load.requests_per_s = options.rate * attention;
+      run.load.streams = options.rate > 0 ? 0 : options.streams_per_worker * attention;
+      // A closed loop is never refused.
+      if (options.rate == 0) {
+        run.policy.max_waiting = static_cast<int>(run.load.streams);
+      }
+      TANDEM_ASSIGN_OR_RETURN(const SimulationReport report, Simulate(run));
+      std::printf("%s\n", TableLine(run, report).c_str());
+      std::fflush(stdout);
+      if (csv.is_open()) csv << CsvLine(run, report) << "\n" << std::flush;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrintPlans(const Options& options) {
+  PlanTableOptions table{options.base.model, options.plan_workers, options.base.copies,
+                         options.base.skew, options.base.seed};
+  std::printf(
+      "workers  plan ms  with one more ms  experts each  uneven  moved: join  (fair)  leave  "
+      "nothing\n");
+  for (const int workers : table.workers) {
+    TANDEM_ASSIGN_OR_RETURN(const PlanRow row, PlanFor(table, workers));
+    std::printf("%7d %8.2f %16.2f  %5ld to %4ld %7.2f %12ld %7ld %6ld %8ld\n", row.workers,
+                row.plan_ms, row.replan_ms, static_cast<long>(row.least_experts),
+                static_cast<long>(row.most_experts), row.busiest_share,
+                static_cast<long>(row.join_moves), static_cast<long>(row.fair_moves),
+                static_cast<long>(row.leave_moves), static_cast<long>(row.idle_moves));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace tandem::simulate
+
+int main(int argc, char** argv) {
+  using namespace tandem::simulate;  // NOLINT: the parts of this very program
+  CLI::App app("Simulates deployments of any size.");
+  app.set_config("--hardware", "", "a file with constants, as tools/simulate/*.toml");
+  app.require_subcommand(1);
+  app.fallthrough();
+  Options options;
+  SimulationOptions& base = options.base;
+  app.add_option("--model-config", options.model_config, "config.json of a model")
+      ->required()
+      ->check(CLI::ExistingFile);
+  app.add_option("--copies", base.copies, "of an expert at most")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
+  app.add_option("--skew", base.skew,
+                 "the expert of rank r in its layer is chosen like (r + 1)^-skew")
+      ->check(CLI::Range(0.0, 4.0))
+      ->capture_default_str();
+  app.add_option("--seed", base.seed, "the same seed gives the same figures")
+      ->capture_default_str();
+  AddConstants(app, base.constants);
+
+  CLI::App* const serve = app.add_subcommand("serve", "runs load against deployments");
+  serve->add_option("--attention", options.attention, "numbers of attention workers")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  serve->add_option("--experts", options.experts, "numbers of expert workers, each with each")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  serve->add_option("--streams", options.streams_per_worker, "per attention worker, closed loop")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  serve
+      ->add_option("--rate", options.rate,
+                   "instead: requests per second and attention worker, a Poisson process")
+      ->check(CLI::NonNegativeNumber);
+  serve->add_option("--requests", base.open_loop_requests, "that come, with --rate")
+      ->check(CLI::Range(10, 10'000'000))
+      ->capture_default_str();
+  serve->add_option("--tokens", base.tokens_per_stream, "that are measured, without --rate")
+      ->check(CLI::Range(1, 100'000))
+      ->capture_default_str();
+  serve
+      ->add_option("--prompt", options.prompt,
+                   "tokens: N, uniform:LOW:HIGH, exponential:MEAN or "
+                   "lognormal:MEDIAN:SIGMA[:MAX]")
+      ->capture_default_str();
+  serve->add_option("--output", options.output, "tokens of an answer, likewise")
+      ->capture_default_str();
+  serve->add_option("--cache-pages", base.cache_pages, "of 64 tokens, of an attention worker")
+      ->check(CLI::Range(1, 1 << 30))
+      ->capture_default_str();
+  serve
+      ->add_option("--expert-capacity", base.expert_capacity,
+                   "experts, over all layers, that an expert worker's memory holds; 0: any number")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  serve
+      ->add_option("--max-running", base.policy.max_running_per_worker,
+                   "requests per attention worker")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  serve->add_option("--batch-rows", base.policy.max_batch_rows, "of prefill in a step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  serve->add_option("--layers-per-step", base.policy.max_layers_per_step, "of prefill; 0: all")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  serve->add_option("--decode-groups", base.policy.decode_groups, "as of the gateway")
+      ->check(CLI::Range(0, 2))
+      ->capture_default_str();
+  serve->add_option("--csv", options.csv, "also write all figures to this file");
+
+  CLI::App* const plan = app.add_subcommand("plan", "plans placements, and changes them");
+  plan->add_option("--workers", options.plan_workers, "numbers of expert workers")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+
+  std::ifstream file(options.model_config);
+  const std::string json((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  absl::StatusOr<tandem::ModelConfig> model = tandem::ParseModelConfig(json, options.model_config);
+  absl::Status status = model.status();
+  if (status.ok()) {
+    base.model = *std::move(model);
+    status = serve->parsed() ? Serve(options) : PrintPlans(options);
+  }
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "simulate: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
