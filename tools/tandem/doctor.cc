@@ -34,10 +34,9 @@ void Print(const std::vector<Finding>& findings, bool json) {
 absl::Status Run(ConnectOptions connect) {
   if (connect.timeout_s == 0) connect.timeout_s = 10;
   Observation seen;
-  const auto client = Client::Connect(connect);
-  absl::StatusOr<v1::GetStatusResponse> status = client.status();
+  TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(connect));
   seen.asked = absl::Now();
-  if (client.ok()) status = (*client)->GetStatus();
+  absl::StatusOr<v1::GetStatusResponse> status = client->GetStatus();
   seen.answered = absl::Now();
   if (!status.ok()) {
     Print({{Verdict::kWrong, "reachable", std::string(status.status().message()),
@@ -49,7 +48,7 @@ absl::Status Run(ConnectOptions connect) {
   seen.build = Version();
   v1::GetModelResponse model;
   // Before the model is loaded there is none.
-  if ((*client)->stub().GetModel((*client)->NewContext().get(), {}, &model).ok()) {
+  if (client->stub().GetModel(client->NewContext().get(), {}, &model).ok()) {
     seen.digest = model.digest();
   }
   const std::vector<Finding> findings = Diagnose(seen);
