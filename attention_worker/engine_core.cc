@@ -22,6 +22,8 @@ namespace {
 constexpr size_t kHistorySteps = 4;
 // A gateway may go on to advance a batch that has died whole; so many are remembered for it.
 constexpr size_t kMaxDeadBatches = 1024;
+// How long a step waits for pages that other sessions hold: longer than a silent connection lasts.
+constexpr std::chrono::seconds kMaxPageWait{15};
 
 // What a caller wants done in order.
 struct Message {
@@ -41,7 +43,9 @@ struct Session {
   Mutex callback_mutex;
   AttentionLink::Observer* observer ABSL_GUARDED_BY(callback_mutex) = nullptr;  // null once closed
 
-  SessionState state;  // of the engine thread
+  // Of the engine thread.
+  SessionState state;
+  std::optional<AttentionEngineCore::Clock::time_point> wait_for_pages_until;  // its next step may
 };
 
 }  // namespace
@@ -197,7 +201,15 @@ class AttentionEngineCore::Impl {
     return !Rest();
   }
 
-  std::optional<Clock::time_point> wake_time() const { return runner_.wake_time(); }
+  std::optional<Clock::time_point> wake_time() const {
+    std::optional<Clock::time_point> earliest = runner_.wake_time();
+    MutexLock lock(mutex_);
+    for (const auto& session : sessions_) {
+      const auto& until = session->wait_for_pages_until;
+      if (until.has_value() && (!earliest.has_value() || *until < *earliest)) earliest = until;
+    }
+    return earliest;
+  }
 
  private:
   void CancelLocked(const std::shared_ptr<Session>& session,
@@ -277,7 +289,8 @@ class AttentionEngineCore::Impl {
     if (session.inbox.empty()) return std::nullopt;
     Message& message = session.inbox.front();
     if (message.step.has_value()) {
-      if (!message.one_too_many && !runner_.CanBegin(session.state, *message.step)) {
+      if (!message.one_too_many && (!runner_.CanBegin(session.state, *message.step) ||
+                                    MustWaitForPages(session, *message.step))) {
         return std::nullopt;
       }
     } else if (message.open == nullptr) {
@@ -287,6 +300,25 @@ class AttentionEngineCore::Impl {
     Message taken = std::move(message);
     session.inbox.pop_front();
     return taken;
+  }
+
+  // A gateway counts on every page. What another session holds is on its way back: its gateway is
+  // gone, which this side may not have heard of yet.
+  bool MustWaitForPages(Session& session, const Step& step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const bool others_hold_pages =
+        std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& other) {
+          return other.get() != &session && !other->state.sequences.empty();
+        });
+    std::optional<Clock::time_point>& until = session.wait_for_pages_until;
+    if (!others_hold_pages ||
+        !absl::IsResourceExhausted(ValidateStep(step, session.state, limits_))) {
+      until.reset();
+      return false;
+    }
+    if (!until.has_value()) until = now_() + kMaxPageWait;
+    if (now_() < *until) return true;
+    until.reset();
+    return false;
   }
 
   static void HandleOpen(SessionState* state, std::shared_ptr<Sequence> sequence) {

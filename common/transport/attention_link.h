@@ -156,7 +156,7 @@ class AttentionLink {
   //                        drawn, a sequence was never opened, more than kMaxOutstandingSteps
   //                        are outstanding; a page is held already, or shared and not full
   //   INVALID_ARGUMENT     rows, layers, outputs or pages out of range
-  //   RESOURCE_EXHAUSTED   sequences of other sessions hold the memory of the pages
+  //   RESOURCE_EXHAUSTED   sequences of other sessions have held the memory of the pages for 15 s
   //   UNAVAILABLE          no expert worker answered for a layer within the limit: the new batches
   //                        exist and all stand where `batches` says; a later step goes on there
   // A refused step (all but UNAVAILABLE) changed nothing: its new batches are unknown and may be

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <vector>
 
 #include "attention_worker/engine.h"
@@ -124,6 +125,26 @@ TEST_P(EngineTest, ClosingASessionStopsItsWorkAndFreesItsPages) {
   EXPECT_TRUE(worker->WaitForCount("sessions_live", 0));  // the gate is still shut
   EXPECT_EQ(worker->Count("pages_free"), 64);
   EXPECT_EQ(worker->Count("layers_total"), 2);
+}
+
+// A gateway that is back reckons with all pages before it is known that its session of old is over.
+TEST_P(EngineTest, AStepWaitsForPagesThatAnotherSessionGivesBack) {
+  const auto worker = MakeWorker({.total_pages = 2});
+  const std::vector<int32_t> ids = RandomIds(100, 21);
+  auto gone = std::make_unique<TestGateway>(worker.get());
+  const SequenceId old = gone->Open(ids);
+  gone->RunOk(gone->WholeStep({Rows(old, 0, 90)}));
+  ASSERT_EQ(worker->Count("pages_free"), 0);
+  TestGateway gateway(worker.get());
+  const SequenceId sequence = gateway.Open(ids);
+  gateway.link().Run(gateway.WholeStep({Rows(sequence, 0, 100, true)}));
+  gone->RunOk(gone->WholeStep({Rows(old, 90, 10)}));  // by now the other step was looked at
+  gone.reset();
+  const StepResult result = gateway.WaitForResult();
+  ASSERT_TRUE(result.status.ok()) << result.status;
+  Logits logits;
+  Collect(result, sequence, &logits);
+  EXPECT_EQ(logits.size(), ids.size());
 }
 
 TEST_P(EngineTest, StepGoesOnFromItsLayerAfterNoExpertWorkerAnswered) {
