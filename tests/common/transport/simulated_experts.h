@@ -23,42 +23,9 @@
 #include "tests/common/transport/fake_expert.h"
 #include "tests/common/transport/link_checks.h"
 #include "tests/common/transport/routed_rows.h"
+#include "tests/simulation/simulated_time.h"
 
 namespace tandem {
-
-// Does things at their times, in the order of these and, at one time, of the calls.
-class SimulatedTime {
- public:
-  using Clock = ExpertDispatcher::Clock;
-
-  Clock::time_point now() const { return now_; }
-  void At(Clock::time_point when, std::function<void()> what) {
-    events_.emplace(std::max(when, now_), std::move(what));
-  }
-  void After(std::chrono::nanoseconds delay, std::function<void()> what) {
-    At(now_ + delay, std::move(what));
-  }
-  // Goes on to the next event and does it, or to `limit` if that comes first.
-  void Advance(Clock::time_point limit) {
-    if (events_.empty() || events_.begin()->first > limit) {
-      now_ = std::max(now_, limit);
-      return;
-    }
-    auto event = events_.extract(events_.begin());
-    now_ = event.key();
-    event.mapped()();
-  }
-  // Does all that happens until then.
-  void AdvanceTo(Clock::time_point time) {
-    while (!events_.empty() && events_.begin()->first <= time) Advance(time);
-    now_ = std::max(now_, time);
-  }
-  void AdvanceBy(std::chrono::nanoseconds duration) { AdvanceTo(now_ + duration); }
-
- private:
-  Clock::time_point now_ = Clock::time_point(std::chrono::hours(1));
-  std::multimap<Clock::time_point, std::function<void()>> events_;
-};
 
 // What becomes of a request.
 struct SimulatedFate {
