@@ -24,7 +24,8 @@ class AttentionRole : public WorkerRole {
       : parts_(parts),
         options_(options),
         tokenizer_(std::move(tokenizer)),
-        links_(parts.options->use_shared_memory() ? ExpertLinkKind::kAuto : ExpertLinkKind::kGrpc),
+        links_(parts.options->use_shared_memory() ? ExpertLinkKind::kAuto : ExpertLinkKind::kGrpc,
+               parts.trust == nullptr ? nullptr : parts.trust->ClientOf(PeerRole::kExpert)),
         dispatcher_(parts.incarnation, {},
                     [this](const Placement::Worker& worker) { return links_.Dial(worker); }),
         experts_(parts.backend, parts.checkpoint->config().experts_per_token, &dispatcher_),
@@ -36,8 +37,8 @@ class AttentionRole : public WorkerRole {
             {.digest = parts.digest}) {}
 
   WorkerNames names() const override {
-    return {v1::WORKER_KIND_ATTENTION, "attention worker", "attention", "tandem.v1.AttentionWorker",
-            "tandem_attention"};
+    return {v1::WORKER_KIND_ATTENTION,   "attention worker", "attention",
+            "tandem.v1.AttentionWorker", "tandem_attention", PeerRole::kAttention};
   }
   grpc::Service* service() override { return service_.service(); }
 

@@ -47,8 +47,8 @@ class ExpertRole : public WorkerRole {
   }
 
   WorkerNames names() const override {
-    return {v1::WORKER_KIND_EXPERT, "expert worker", "experts", "tandem.v1.ExpertWorker",
-            "tandem_expert"};
+    return {v1::WORKER_KIND_EXPERT,   "expert worker", "experts",
+            "tandem.v1.ExpertWorker", "tandem_expert", PeerRole::kExpert};
   }
   grpc::Service* service() override { return service_.service(); }
 

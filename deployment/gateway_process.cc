@@ -39,6 +39,9 @@ class Gateway {
 
   absl::Status Serve() {
     TANDEM_ASSIGN_OR_RETURN(options_.embedded.dtype, ParseMode(options_.dtype));
+    TANDEM_ASSIGN_OR_RETURN(trust_, PeerTrust::Create(options_.trust));
+    TANDEM_ASSIGN_OR_RETURN(options_.listen.trust,
+                            MakePublicTrust(options_.public_trust, options_.trust));
     TANDEM_ASSIGN_OR_RETURN(
         host_, ServiceHost::Start(options_.listen, {&inference_}, {"tandem.v1.Inference"}));
     {
@@ -113,17 +116,20 @@ class Gateway {
     membership.busy_limit = absl::Seconds(options_.hang_limit_s);
     auto coordinator = std::make_unique<Coordinator>(
         &model_.config, membership, &driver_,
-        [this, epoch = membership.epoch](
+        [this, epoch = membership.epoch,
+         trust = trust_ == nullptr ? nullptr : trust_->ClientOf(PeerRole::kAttention)](
             const std::string& address,
             AttentionLink::Observer* observer) -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
           GrpcAttentionLinkOptions dial;
           dial.gateway_incarnation = epoch;
           dial.digest = model_.digest;
-          return GrpcAttentionLink::Connect(GrpcPeer{address, nullptr}, observer, dial);
+          return GrpcAttentionLink::Connect(GrpcPeer{address, trust}, observer, dial);
         },
         [this](bool serving) { SetServing(serving); });
-    ListenOptions listen = options_.listen;
+    ListenOptions listen;
     listen.listen = options_.registry;
+    listen.insecure_listen = options_.listen.insecure_listen;
+    if (trust_ != nullptr) listen.trust = trust_->ServerOf(PeerRole::kGateway);
     TANDEM_ASSIGN_OR_RETURN(auto registry_host, ServiceHost::Start(listen, {coordinator->service()},
                                                                    {"tandem.v1.Registry"}));
     spdlog::info("registry on {}; waiting for at least {} attention and {} expert workers",
@@ -267,6 +273,7 @@ class Gateway {
   LoadProgress progress_{"model"};
   StepDriver driver_;
   InferenceService inference_;
+  std::shared_ptr<const PeerTrust> trust_;  // null: plain text
   std::unique_ptr<ServiceHost> host_;
   std::atomic<bool> failed_ = false;
   std::atomic<bool> stopping_ = false;  // what loads is to end
@@ -292,6 +299,8 @@ class Gateway {
 
 void GatewayOptions::AddTo(CLI::App& app) {
   AddListenFlags(app, &listen);
+  public_trust.AddTo(app);
+  trust.AddTo(app);
   app.add_option("--model", embedded.model_dir, "checkpoint folder")->required();
   app.add_option("--served-name", embedded.served_name,
                  "what the model is called; without it, as its folder or hub repository");

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "common/service/service_host.h"
+#include "common/service/trust_options.h"
 #include "deployment/embedded.h"
 #include "gateway/live_calls.h"
 #include "gateway/scheduler.h"
@@ -19,6 +20,8 @@ namespace tandem {
 
 struct GatewayOptions {
   ListenOptions listen{"127.0.0.1:8470", "", false};
+  PublicTrustOptions public_trust;  // towards clients
+  PeerTrustOptions trust;           // towards workers
   std::string registry;  // host:port for workers to dial; empty: everything in this process
   int attention_workers = 1;
   int expert_workers = 1;

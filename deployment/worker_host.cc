@@ -34,6 +34,7 @@ void WorkerOptions::AddTo(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "grpc"}))
       ->capture_default_str();
   AddListenFlags(app, &listen);
+  trust.AddTo(app);
 }
 
 void WorkerOptions::AddExpertOptionsTo(CLI::App& app) {
@@ -62,6 +63,7 @@ absl::Status WorkerHost::Serve() {
   TANDEM_ASSIGN_OR_RETURN(parts_.format, ParseWeightFormat(options_.backend.weights, parts_.dtype));
   TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.registry));
   if (!options_.advertise.empty()) TANDEM_RETURN_IF_ERROR(CheckDialAddress(options_.advertise));
+  TANDEM_ASSIGN_OR_RETURN(parts_.trust, PeerTrust::Create(options_.trust));
   TANDEM_ASSIGN_OR_RETURN(backend_, MakeBackend(options_.backend));
   TANDEM_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir, &stopping_));
   watch_.emplace(checkpoint_.get());
@@ -77,8 +79,9 @@ absl::Status WorkerHost::Serve() {
 
   const WorkerNames names = role_->names();
   progress_ = std::make_unique<LoadProgress>(names.weights);
-  TANDEM_ASSIGN_OR_RETURN(host_,
-                          ServiceHost::Start(options_.listen, {role_->service()}, {names.health}));
+  ListenOptions listen = options_.listen;
+  if (parts_.trust != nullptr) listen.trust = parts_.trust->ServerOf(names.role);
+  TANDEM_ASSIGN_OR_RETURN(host_, ServiceHost::Start(listen, {role_->service()}, {names.health}));
   if (const absl::Status dialled = CheckDialAddress(Address()); !dialled.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(
         dialled.message(), ": pass --advertise with the address that others reach this worker at"));
@@ -130,7 +133,9 @@ absl::Status WorkerHost::Join() {
   MutexLock lock(mutex_);
   digest_ = std::move(digest);
   if (!ended_) {
-    registry_ = std::make_unique<RegistryClient>(options_.registry, Callbacks());
+    registry_ = std::make_unique<RegistryClient>(
+        options_.registry, Callbacks(),
+        parts_.trust == nullptr ? nullptr : parts_.trust->ClientOf(PeerRole::kGateway));
   }
   return absl::OkStatus();
 }

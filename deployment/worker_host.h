@@ -22,6 +22,7 @@
 #include "common/service/progress.h"
 #include "common/service/registry_client.h"
 #include "common/service/service_host.h"
+#include "common/service/trust_options.h"
 #include "common/tensor.h"
 #include "deployment/backend.h"
 #include "deployment/checkpoint_watch.h"
@@ -46,6 +47,7 @@ struct WorkerOptions {
   int drain_limit_s = 60;            // for others to take over what a worker has that is to end
   BackendOptions backend;
   ListenOptions listen{"127.0.0.1:0", "", false};
+  PeerTrustOptions trust;
 
   void AddTo(CLI::App& app);
   void AddExpertOptionsTo(CLI::App& app);
@@ -60,17 +62,19 @@ struct WorkerParts {
   const Checkpoint* checkpoint = nullptr;
   Dtype dtype = Dtype::kBF16;  // mode
   WeightFormat format = WeightFormat::kBF16;
-  std::function<std::string()> digest;  // of the checkpoint; known before the worker joins
-  uint64_t incarnation = 0;             // names this process's life
+  std::function<std::string()> digest;     // of the checkpoint; known before the worker joins
+  uint64_t incarnation = 0;                // names this process's life
+  std::shared_ptr<const PeerTrust> trust;  // null: plain text
 };
 
 // How a kind of worker is called.
 struct WorkerNames {
   v1::WorkerKind kind = v1::WORKER_KIND_UNSPECIFIED;
-  std::string worker;   // in logs: "expert worker"
-  std::string weights;  // what it loads: "experts"
-  std::string health;   // the full name of its service: "tandem.v1.ExpertWorker"
-  std::string metrics;  // prefix: "tandem_expert"
+  std::string worker;                   // in logs: "expert worker"
+  std::string weights;                  // what it loads: "experts"
+  std::string health;                   // the full name of its service: "tandem.v1.ExpertWorker"
+  std::string metrics;                  // prefix: "tandem_expert"
+  PeerRole role = PeerRole::kOperator;  // in its certificate
 };
 
 // What a kind of worker does in a worker's life. Thread-safe but for what is said of threads.

@@ -95,10 +95,8 @@ std::vector<bool> UnpackBits(const std::string& bytes) {
 
 class RegistryClient::Impl {
  public:
-  Impl(std::string address, Callbacks callbacks)
-      : address_(std::move(address)), callbacks_(std::move(callbacks)) {
-    stub_ = v1::Registry::NewStub(grpc::CreateCustomChannel(
-        address_, grpc::InsecureChannelCredentials(), ClientChannelArguments()));
+  Impl(std::string address, Callbacks callbacks, std::shared_ptr<const ClientTrust> trust)
+      : address_(std::move(address)), callbacks_(std::move(callbacks)), trust_(std::move(trust)) {
     thread_ = std::thread([this] { Run(); });
   }
 
@@ -142,7 +140,10 @@ class RegistryClient::Impl {
       if (ended_) return false;
       context_ = &context;
     }
-    auto stream = stub_->Join(&context);
+    // A channel for each: it has the certificates of the moment.
+    const auto stub = v1::Registry::NewStub(grpc::CreateCustomChannel(
+        address_, MakeChannelCredentials(trust_.get()), ClientChannelArguments()));
+    const auto stream = stub->Join(&context);
     v1::WorkerReport first;
     *first.mutable_hello() = callbacks_.hello();
     bool accepted = false;
@@ -211,7 +212,7 @@ class RegistryClient::Impl {
 
   const std::string address_;
   const Callbacks callbacks_;
-  std::unique_ptr<v1::Registry::Stub> stub_;
+  const std::shared_ptr<const ClientTrust> trust_;
 
   int64_t reports_ = 0;      // of the heartbeat thread
   std::string last_reason_;  // of the client's thread: said once, not at every try
@@ -226,8 +227,9 @@ class RegistryClient::Impl {
   std::thread thread_;
 };
 
-RegistryClient::RegistryClient(std::string address, Callbacks callbacks)
-    : impl_(std::make_unique<Impl>(std::move(address), std::move(callbacks))) {}
+RegistryClient::RegistryClient(std::string address, Callbacks callbacks,
+                               std::shared_ptr<const ClientTrust> trust)
+    : impl_(std::make_unique<Impl>(std::move(address), std::move(callbacks), std::move(trust))) {}
 RegistryClient::~RegistryClient() = default;
 void RegistryClient::ReportNow() { impl_->ReportNow(); }
 

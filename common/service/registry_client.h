@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/placement.h"
+#include "common/service/client_trust.h"
 #include "proto/registry.pb.h"
 
 namespace tandem {
@@ -55,7 +56,9 @@ class RegistryClient {
     std::function<void(absl::Status)> on_refused;
   };
 
-  RegistryClient(std::string address, Callbacks callbacks);
+  // `trust` null: plain text.
+  RegistryClient(std::string address, Callbacks callbacks,
+                 std::shared_ptr<const ClientTrust> trust = nullptr);
   ~RegistryClient();
 
   // The next heartbeat is sent at once.

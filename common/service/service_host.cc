@@ -140,17 +140,20 @@ void AddListenFlags(CLI::App& app, ListenOptions* options) {
       ->capture_default_str();
   app.add_option("--metrics-listen", options->metrics_listen,
                  "host:port to serve Prometheus metrics on");
+  app.add_option("--health-listen", options->health_listen,
+                 "host:port to answer health checks on, in plain text and nothing else: for probes "
+                 "that cannot encrypt");
   app.add_flag("--insecure-listen", options->insecure_listen,
                "allow plain text on addresses beyond loopback");
 }
 
-absl::Status CheckListenAddress(const std::string& address, bool insecure) {
+absl::Status CheckListenAddress(const std::string& address, bool allowed) {
   TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(address));
-  if (!IsLoopback(host_port.first) && !insecure) {
+  if (!IsLoopback(host_port.first) && !allowed) {
     return absl::FailedPreconditionError(
         absl::StrCat("listening on ", address,
                      " would send everything in plain text beyond this machine: listen ",
-                     "on a loopback address, or pass --insecure-listen"));
+                     "on a loopback address, give it certificates, or pass --insecure-listen"));
   }
   return absl::OkStatus();
 }
@@ -168,15 +171,13 @@ absl::Status CheckDialAddress(const std::string& address) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
-    const ListenOptions& options, const std::vector<grpc::Service*>& services,
-    const std::vector<std::string>& health_names) {
-  TANDEM_RETURN_IF_ERROR(CheckListenAddress(options.listen, options.insecure_listen));
-  TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(options.listen));
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  auto host = std::unique_ptr<ServiceHost>(new ServiceHost);
-  TANDEM_ASSIGN_OR_RETURN(host->listener_, Listener::Open(host_port.first, host_port.second));
+absl::StatusOr<ServiceHost::Port> ServiceHost::Open(const std::string& address,
+                                                    const std::shared_ptr<const ServerTrust>& trust,
+                                                    const std::vector<grpc::Service*>& services) {
+  TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(address));
+  Port port;
+  TANDEM_ASSIGN_OR_RETURN(port.listener, Listener::Open(host_port.first, host_port.second));
+  port.address = absl::StrCat(host_port.first, ":", port.listener->port());
   grpc::ServerBuilder builder;
   // Clients and meshes send keepalives as they were set up to; a strike would cut their streams
   // off.
@@ -185,54 +186,88 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(-1);
   for (grpc::Service* service : services) builder.RegisterService(service);
-  host->acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+  port.acceptor = builder.experimental().AddExternalConnectionAcceptor(
       grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
-      grpc::InsecureServerCredentials());
-  host->server_ = builder.BuildAndStart();
-  if (host->server_ == nullptr) return absl::InternalError("gRPC does not start a server");
-  host->address_ = absl::StrCat(host_port.first, ":", host->listener_->port());
-  host->health_names_ = health_names;
-  host->health_names_.push_back("");  // the server as a whole
-  host->SetServing(false);
-  host->server_->GetHealthCheckService()->SetServingStatus(kAliveHealthName, true);
-  host->memory_limit_bytes_ = ReadMachineLimits().memory_bytes;
-  host->listener_->Start([acceptor = host->acceptor_.get()](int fd) {
+      MakeServerCredentials(trust));
+  port.server = builder.BuildAndStart();
+  if (port.server == nullptr) return absl::InternalError("gRPC does not start a server");
+  return port;
+}
+
+void ServiceHost::Accept(Port& port) {
+  port.listener->Start([acceptor = port.acceptor.get()](int fd) {
     grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
     connection.fd = fd;
     acceptor->HandleNewConnection(&connection);
   });
+}
+
+absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
+    const ListenOptions& options, const std::vector<grpc::Service*>& services,
+    const std::vector<std::string>& health_names) {
+  TANDEM_RETURN_IF_ERROR(
+      CheckListenAddress(options.listen, options.insecure_listen || options.trust != nullptr));
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  auto host = std::unique_ptr<ServiceHost>(new ServiceHost);
+  host->trust_ = options.trust;
+  TANDEM_ASSIGN_OR_RETURN(host->main_, Open(options.listen, options.trust, services));
+  if (!options.health_listen.empty()) {
+    TANDEM_RETURN_IF_ERROR(CheckListenAddress(options.health_listen, options.insecure_listen));
+    TANDEM_ASSIGN_OR_RETURN(host->health_, Open(options.health_listen, nullptr, {}));
+  }
+  host->health_names_ = health_names;
+  host->health_names_.push_back("");  // the server as a whole
+  host->SetServing(false);
+  host->memory_limit_bytes_ = ReadMachineLimits().memory_bytes;
+  for (Port* port : {&host->main_, &host->health_}) {
+    if (port->server == nullptr) continue;
+    port->server->GetHealthCheckService()->SetServingStatus(kAliveHealthName, true);
+    Accept(*port);
+  }
   return host;
 }
 
 ServiceHost::~ServiceHost() { Shutdown(absl::ZeroDuration()); }
 
 void ServiceHost::SetServing(bool serving) {
-  for (const std::string& name : health_names_) {
-    server_->GetHealthCheckService()->SetServingStatus(name, serving);
+  for (const Port* port : {&main_, &health_}) {
+    if (port->server == nullptr) continue;
+    for (const std::string& name : health_names_) {
+      port->server->GetHealthCheckService()->SetServingStatus(name, serving);
+    }
   }
 }
 
 CounterSnapshot ServiceHost::Counters() const {
-  return {{"connections_refused_total", listener_->refused()},
-          {"memory_limit_bytes", memory_limit_bytes_},
-          {"memory_available_bytes", ReadAvailableMemory()},
-          {"memory_resident_bytes", ReadResidentMemory()},
-          {"unix_time_ms", absl::ToUnixMillis(absl::Now())}};
+  CounterSnapshot counters = {{"connections_refused_total", main_.listener->refused()},
+                              {"memory_limit_bytes", memory_limit_bytes_},
+                              {"memory_available_bytes", ReadAvailableMemory()},
+                              {"memory_resident_bytes", ReadResidentMemory()},
+                              {"unix_time_ms", absl::ToUnixMillis(absl::Now())}};
+  if (trust_ != nullptr) {
+    const absl::Duration left = trust_->certificates->Get()->expires - absl::Now();
+    counters.emplace_back("certificate_seconds_left", absl::ToInt64Seconds(left));
+  }
+  return counters;
 }
 
 std::shared_ptr<grpc::Channel> ServiceHost::InProcessChannel() {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetMaxSendMessageSize(-1);
-  return server_->InProcessChannel(arguments);
+  return main_.server->InProcessChannel(arguments);
 }
 
-// The server itself lives as long as the host: other threads may still say SetServing.
+// The servers themselves live as long as the host: other threads may still say SetServing.
 void ServiceHost::Shutdown(absl::Duration grace) {
-  if (server_ == nullptr) return;  // Start failed
-  listener_->Stop();
-  server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
-  server_->Wait();
+  const auto deadline = absl::ToChronoTime(absl::Now() + grace);
+  for (Port* port : {&main_, &health_}) {
+    if (port->server == nullptr) continue;  // Start failed, or it has none
+    port->listener->Stop();
+    port->server->Shutdown(deadline);
+    port->server->Wait();
+  }
 }
 
 struct MetricsHost::Impl {

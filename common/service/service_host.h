@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/service/listener.h"
+#include "common/service/server_trust.h"
 
 namespace CLI {
 class App;
@@ -24,17 +25,19 @@ class App;
 namespace tandem {
 
 struct ListenOptions {
-  std::string listen;            // host:port; port 0 takes a free one
-  std::string metrics_listen;    // host:port of Prometheus metrics over HTTP; empty: none
-  bool insecure_listen = false;  // allow plain text beyond loopback
+  std::string listen;              // host:port; port 0 takes a free one
+  std::string metrics_listen;      // host:port of Prometheus metrics over HTTP; empty: none
+  bool insecure_listen = false;    // allow plain text beyond loopback
+  std::string health_listen = "";  // host:port of health checks alone, in plain text; empty: none
+  std::shared_ptr<const ServerTrust> trust = nullptr;  // of `listen`; null: plain text
 };
 
-// --listen, --metrics-listen and --insecure-listen.
+// --listen, --metrics-listen, --health-listen and --insecure-listen.
 void AddListenFlags(CLI::App& app, ListenOptions* options);
 
 // INVALID_ARGUMENT unless `address` is host:port, an IPv6 host in brackets; FAILED_PRECONDITION if
-// the host is not loopback and `insecure` does not allow it.
-absl::Status CheckListenAddress(const std::string& address, bool insecure);
+// the host is not loopback and `allowed` is false.
+absl::Status CheckListenAddress(const std::string& address, bool allowed);
 
 // INVALID_ARGUMENT unless others can dial `address`: host:port, not port 0, and not the host that
 // stands for all of a machine's addresses.
@@ -45,8 +48,9 @@ absl::Status CheckDialAddress(const std::string& address);
 // whether they take requests.
 inline constexpr char kAliveHealthName[] = "alive";
 
-// A running gRPC server. It permits keepalive pings at any rate, also without calls, sends messages
-// of any size and takes them up to 64 MiB; every service starts NOT_SERVING, but for
+// A running gRPC server, and a second one if health checks have a port of their own: Kubernetes'
+// probes speak plain text only. It permits keepalive pings at any rate, also without calls, sends
+// messages of any size and takes them up to 64 MiB; every service starts NOT_SERVING, but for
 // kAliveHealthName.
 class ServiceHost {
  public:
@@ -62,9 +66,12 @@ class ServiceHost {
   // From any thread.
   void SetServing(bool serving);
   // host:port with the port that was really taken.
-  const std::string& address() const { return address_; }
-  // connections_refused_total: for want of descriptors; and of the process: memory_limit_bytes and
-  // memory_available_bytes (within all limits), memory_resident_bytes; unix_time_ms, its clock.
+  const std::string& address() const { return main_.address; }
+  const std::string& health_address() const { return health_.address; }  // empty: none
+  // connections_refused_total: for want of descriptors; certificate_seconds_left: until the
+  // server's own expires, negative since then, if it has one; and of the process:
+  // memory_limit_bytes and memory_available_bytes (within all limits), memory_resident_bytes;
+  // unix_time_ms, its clock.
   CounterSnapshot Counters() const;
   // A channel to this server that stays within the process.
   std::shared_ptr<grpc::Channel> InProcessChannel();
@@ -73,12 +80,24 @@ class ServiceHost {
   void Shutdown(absl::Duration grace);
 
  private:
+  // A server with what it listens with.
+  struct Port {
+    std::unique_ptr<Listener> listener;
+    std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
+    std::unique_ptr<grpc::Server> server;
+    std::string address;
+  };
+
   ServiceHost() = default;
-  std::unique_ptr<Listener> listener_;
-  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
-  std::unique_ptr<grpc::Server> server_;
+  static absl::StatusOr<Port> Open(const std::string& address,
+                                   const std::shared_ptr<const ServerTrust>& trust,
+                                   const std::vector<grpc::Service*>& services);
+  static void Accept(Port& port);
+
+  std::shared_ptr<const ServerTrust> trust_;
+  Port main_;
+  Port health_;  // its server is null: none
   std::vector<std::string> health_names_;
-  std::string address_;
   int64_t memory_limit_bytes_ = 0;
 };
 

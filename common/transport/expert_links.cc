@@ -41,7 +41,8 @@ void ExpertLinks::Bytes::Add(const Link& link) {
   if (link.shm() != nullptr) Add(link.shm()->Counters());
 }
 
-ExpertLinks::ExpertLinks(ExpertLinkKind kind) : kind_(kind), closer_([this] { RunCloser(); }) {}
+ExpertLinks::ExpertLinks(ExpertLinkKind kind, std::shared_ptr<const ClientTrust> trust)
+    : kind_(kind), trust_(std::move(trust)), closer_([this] { RunCloser(); }) {}
 
 ExpertLinks::~ExpertLinks() {
   {
@@ -62,7 +63,7 @@ std::shared_ptr<ExpertLink> ExpertLinks::Dial(const Placement::Worker& worker) {
         dialled.ok() ? "shared memory" : "gRPC (" + std::string(dialled.status().message()) + ")");
     if (dialled.ok()) shm = *std::move(dialled);
   }
-  auto link = std::make_unique<Link>(std::move(shm), GrpcPeer{worker.address, nullptr});
+  auto link = std::make_unique<Link>(std::move(shm), GrpcPeer{worker.address, trust_});
   Link* const raw = link.get();
   {
     MutexLock lock(mutex_);

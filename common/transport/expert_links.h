@@ -10,6 +10,7 @@
 #include "common/counters.h"
 #include "common/mutex.h"
 #include "common/placement.h"
+#include "common/service/client_trust.h"
 #include "common/transport/expert_link.h"
 
 namespace tandem {
@@ -25,7 +26,9 @@ enum class ExpertLinkKind : uint8_t {
 // gRPC what that does not take: everything once its connection has broken. Thread-safe.
 class ExpertLinks {
  public:
-  explicit ExpertLinks(ExpertLinkKind kind);
+  // `trust` is for gRPC; null: plain text. Shared memory is for processes of one user, which have
+  // nothing to hide from each other.
+  explicit ExpertLinks(ExpertLinkKind kind, std::shared_ptr<const ClientTrust> trust = nullptr);
   // Requires that every link has been let go; returns when all are closed.
   ~ExpertLinks();
 
@@ -48,6 +51,7 @@ class ExpertLinks {
   void RunCloser();
 
   const ExpertLinkKind kind_;
+  const std::shared_ptr<const ClientTrust> trust_;
   mutable Mutex mutex_;
   CondVar changed_;
   std::vector<std::unique_ptr<Link>> live_ ABSL_GUARDED_BY(mutex_);

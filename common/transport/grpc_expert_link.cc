@@ -91,7 +91,8 @@ class GrpcExpertLink::Impl {
   CondVar gone_;
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
   Stream* stream_ ABSL_GUARDED_BY(mu_) = nullptr;  // that new requests use; null: none, or it broke
-  std::shared_ptr<grpc::Channel> channel_ ABSL_GUARDED_BY(mu_);  // of the next stream
+  std::shared_ptr<grpc::Channel> channel_ ABSL_GUARDED_BY(mu_);     // of the next stream
+  std::shared_ptr<const void> trust_version_ ABSL_GUARDED_BY(mu_);  // of the channel, or older
   // Kept until their streams have gone: the last reference is not to be dropped in a reaction.
   std::vector<std::shared_ptr<grpc::Channel>> left_channels_ ABSL_GUARDED_BY(mu_);
   int streams_live_ ABSL_GUARDED_BY(mu_) = 0;  // whose reactions may still call
@@ -292,6 +293,7 @@ absl::Status GrpcExpertLink::Impl::Enqueue(const std::shared_ptr<const ExpertReq
 void GrpcExpertLink::Impl::OpenStream() {
   ++streams_total_;
   ++streams_live_;
+  if (peer_.trust != nullptr && peer_.trust->version() != trust_version_) LeaveConnection();
   stream_ = new Stream(this, channel_);
 }
 
@@ -302,6 +304,7 @@ void GrpcExpertLink::Impl::CloseStream() {
 }
 
 void GrpcExpertLink::Impl::LeaveConnection() {
+  if (peer_.trust != nullptr) trust_version_ = peer_.trust->version();
   left_channels_.push_back(std::exchange(channel_, CreatePeerChannel(peer_)));
 }
 

@@ -7,11 +7,13 @@
 #include <memory>
 #include <string>
 
+#include "common/service/client_trust.h"
+
 namespace tandem {
 
 struct GrpcPeer {
-  std::string address;                                    // host:port
-  std::shared_ptr<grpc::ChannelCredentials> credentials;  // null: plain text
+  std::string address;                       // host:port
+  std::shared_ptr<const ClientTrust> trust;  // null: plain text
 };
 
 // A channel of its own connection, not shared with other channels of the process, that receives

@@ -128,8 +128,10 @@ Deployment::Deployment(const DeploymentOptions& options) : options_(options) {
   ExpectServing();
 }
 
-void Deployment::StartExpertWorker() {
-  StartWorker("tandem-expert-worker", options_.expert_device, {});
+void Deployment::StartExpertWorker() { StartExpertWorker(options_.expert_flags); }
+
+void Deployment::StartExpertWorker(const std::vector<std::string>& flags) {
+  StartWorker("tandem-expert-worker", options_.expert_device, flags);
 }
 
 void Deployment::StartWorker(const std::string& binary, const std::string& device,
@@ -182,8 +184,10 @@ void Deployment::StartGateway(const std::string& registry) {
   }
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
-  stub_ = v1::Inference::NewStub(
-      grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
+  stub_ = v1::Inference::NewStub(grpc::CreateCustomChannel(
+      address_,
+      options_.credentials == nullptr ? grpc::InsecureChannelCredentials() : options_.credentials,
+      arguments));
 }
 
 void Deployment::ExpectServing() {

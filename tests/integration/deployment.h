@@ -75,7 +75,9 @@ struct DeploymentOptions {
   std::vector<std::string> gateway_flags;
   std::vector<std::string> weights_flags;  // of whoever holds weights
   std::vector<std::string> worker_flags;
-  std::vector<std::string> attention_flags;  // besides worker_flags
+  std::vector<std::string> attention_flags;               // besides worker_flags
+  std::vector<std::string> expert_flags;                  // likewise
+  std::shared_ptr<grpc::ChannelCredentials> credentials;  // of stub(); null: plain text
 };
 
 // A gateway with its workers, serving when the constructor returns (or the test has failed).
@@ -90,6 +92,7 @@ class Deployment {
   v1::GetStatusResponse Status();
   // Starts one more.
   void StartExpertWorker();
+  void StartExpertWorker(const std::vector<std::string>& flags);
   // Starts another gateway at the registry's address, after the first has died, and waits for it.
   void RestartGateway();
   // A counter summed over the processes of a kind: "gateway", "attention" or "expert".

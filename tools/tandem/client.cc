@@ -18,6 +18,7 @@ namespace tandem::tool {
 void ConnectOptions::AddTo(CLI::App& app) {
   auto* server_option =
       app.add_option("--server", server, "gateway to ask, host:port")->capture_default_str();
+  trust.AddTo(app);
   app.add_option("--model", model_dir, "checkpoint folder to run in this process instead")
       ->excludes(server_option);
   app.add_option("--served-name", served_name, "with --model: what the model is called");
@@ -40,8 +41,13 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& op
   client->options_ = options;
   std::shared_ptr<grpc::Channel> channel;
   if (options.model_dir.empty()) {
-    channel = grpc::CreateCustomChannel(options.server, grpc::InsecureChannelCredentials(),
-                                        ClientChannelArguments());
+    TANDEM_ASSIGN_OR_RETURN(client->trust_, MakeClientTrust(options.trust));
+    grpc::ChannelArguments arguments = ClientChannelArguments();
+    if (!options.trust.server_name.empty()) {
+      arguments.SetSslTargetNameOverride(options.trust.server_name);
+    }
+    channel = grpc::CreateCustomChannel(options.server,
+                                        MakeChannelCredentials(client->trust_.get()), arguments);
   } else {
     EmbeddedOptions embedded;
     embedded.model_dir = options.model_dir;

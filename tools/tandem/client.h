@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/service/trust_options.h"
 #include "common/tokenizer/chat_template.h"
 #include "deployment/backend.h"
 #include "deployment/embedded.h"
@@ -28,6 +29,7 @@ namespace tandem::tool {
 // Where to ask; the same flags on every command.
 struct ConnectOptions {
   std::string server = "127.0.0.1:8470";
+  ClientTrustOptions trust;
   std::string model_dir;  // not empty: in this process
   std::string served_name;
   std::string dtype = "bf16";
@@ -57,6 +59,7 @@ class Client {
  private:
   Client() = default;
   ConnectOptions options_;
+  std::shared_ptr<const ClientTrust> trust_;  // null: plain text
   std::unique_ptr<InProcessDeployment> deployment_;
   std::unique_ptr<v1::Inference::Stub> stub_;
 };

@@ -70,6 +70,7 @@ Command AddDoctor(CLI::App& root) {
   app->add_option("gateway", options->server, "its address, host:port")->capture_default_str();
   app->add_option("--timeout", options->timeout_s, "seconds that an answer may take; default 10")
       ->check(CLI::NonNegativeNumber);
+  options->trust.AddTo(*app);
   options->AddJsonTo(*app);
   return {app, [options] { return Run(*options); }};
 }

@@ -9,6 +9,7 @@
 #include "commands.h"
 #include "common/service/grpc_status.h"
 #include "common/service/service_host.h"
+#include "common/service/trust_options.h"
 #include "common/status.h"
 #include "common/transport/grpc_peer.h"
 #include "proto/registry.grpc.pb.h"
@@ -19,11 +20,14 @@ namespace {
 struct Options {
   std::string registry = "127.0.0.1:8471";
   uint32_t worker = 0;
+  PeerTrustOptions trust;
 };
 
 absl::Status Run(const Options& options) {
   TANDEM_RETURN_IF_ERROR(CheckDialAddress(options.registry));
-  const auto stub = v1::Registry::NewStub(CreatePeerChannel({options.registry, nullptr}));
+  TANDEM_ASSIGN_OR_RETURN(const auto trust, PeerTrust::Create(options.trust));
+  const auto stub = v1::Registry::NewStub(CreatePeerChannel(
+      {options.registry, trust == nullptr ? nullptr : trust->ClientOf(PeerRole::kGateway)}));
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
   v1::DrainRequest request;
@@ -42,6 +46,7 @@ Command AddDrain(CLI::App& root) {
   app->add_option("worker", options->worker, "its number, as `tandem status` shows it")->required();
   app->add_option("--registry", options->registry, "the gateway's registry, host:port")
       ->capture_default_str();
+  options->trust.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }
 
