@@ -40,14 +40,15 @@ def free_port():
 class Gateway:
     """All in one process, always at the same port."""
 
-    def __init__(self):
+    def __init__(self, *flags):
         self.address = f"127.0.0.1:{free_port()}"
+        self.flags = flags
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(
             [str(BIN / "tandem-gateway"), "--model", str(ROOT / "tests/golden/tiny"), "--dtype",
-             "f32", "--threads", "1", "--listen", self.address],
+             "f32", "--threads", "1", "--listen", self.address, *self.flags],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end(self, how=signal.SIGKILL):
@@ -168,6 +169,62 @@ class ResumeTest(unittest.TestCase):
         with self.assertRaises(TandemError) as raised:
             retries.on_error(TandemError(grpc.StatusCode.INTERNAL, "x"), 0)
         self.assertEqual(raised.exception.code, grpc.StatusCode.INTERNAL)
+
+
+class TlsTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.dir = pathlib.Path(cls.folder.name)
+        subprocess.run([str(ROOT / "scripts/make-certificates"), str(cls.dir)], check=True)
+        cls.tokens = cls.dir / "tokens"
+        cls.tokens.write_text("# ours\nalice 0123456789abcdef\n")
+        cls.gateway = Gateway("--public-cert", str(cls.dir / "gateway.pem"), "--public-key",
+                              str(cls.dir / "gateway.key"), "--client-ca", str(cls.dir / "ca.pem"),
+                              "--client-tokens", str(cls.tokens))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.gateway.end()
+        cls.folder.cleanup()
+
+    def tls(self, **fields):
+        return tandem.Tls(**{"ca": self.dir / "ca.pem", "cert": self.dir / "client.pem",
+                             "key": self.dir / "client.key", "token_file": self.tokens, **fields})
+
+    def test_encrypted_with_certificate_and_token(self):
+        with tandem.Client(self.gateway.address, tls=self.tls()) as client:
+            wait_until(lambda: client.get_status(timeout_s=LIMIT_S).state == "serving")
+            self.assertEqual(len(client.complete(long_request(4)).token_ids), 4)
+
+        async def ask():
+            async with tandem.AsyncClient(self.gateway.address, tls=self.tls()) as client:
+                return await client.complete(long_request(4))
+        self.assertEqual(len(asyncio.run(ask()).token_ids), 4)
+
+    def test_what_is_wrong_is_said(self):
+        other = self.dir / "other"
+        other.write_text("0123456789abcdeg\n")
+        no_retries = RetryPolicy(give_up_s=0)
+        for tls, code, words in (
+                (self.tls(token_file=None), "UNAUTHENTICATED", "a token is required"),
+                (self.tls(token_file=other), "UNAUTHENTICATED", "not one of this server's"),
+                (self.tls(cert=None, key=None), "UNAUTHENTICATED", "certificate is required"),
+                (self.tls(server_name="elsewhere.example"), "UNAVAILABLE", ""),
+                (None, "UNAVAILABLE", "")):
+            with tandem.Client(self.gateway.address, tls=tls, retry=no_retries) as client:
+                with self.assertRaises(TandemError) as raised:
+                    client.get_model(timeout_s=LIMIT_S)
+            self.assertEqual(raised.exception.code.name, code)
+            self.assertIn(words, raised.exception.message)
+
+    def test_files_that_are_none_are_found_at_once(self):
+        with self.assertRaises(OSError):
+            tandem.Client(tls=self.tls(ca=self.dir / "none"))
+        with self.assertRaises(OSError):
+            tandem.Client(tls=self.tls(token_file=self.dir / "none"))
+        with self.assertRaises(ValueError):
+            tandem.Client(tls=self.tls(key=None))
 
 
 class GatewayTest(unittest.TestCase):

@@ -10,7 +10,8 @@
 
 `AsyncClient` is the same with await. Fields are named as in proto/inference.proto. What a server
 answers with a status is a `TandemError` with code and message. A gateway that is away (UNAVAILABLE)
-is asked again, and an answer that broke is continued: see `RetryPolicy`.
+is asked again, and an answer that broke is continued: see `RetryPolicy`. Encrypted, and with a
+certificate or a token of its own, a client is with `tls=Tls(ca=..., token_file=...)`.
 """
 from .aio import AsyncClient, AsyncGenerateStream
 from .client import Client, GenerateStream
@@ -19,10 +20,11 @@ from .messages import (ChatMessage, Chunk, Completion, Finished, FinishReason, G
                        Model, Sampling, ScorePath, ScoreRequest, ScoreRow, Score, Started, Status,
                        WorkerStatus)
 from .resume import RetryPolicy
+from .tls import Tls
 
 __all__ = [
     "AsyncClient", "AsyncGenerateStream", "ChangedAnswerError", "ChatMessage", "Chunk", "Client",
     "Completion", "Finished", "FinishReason", "GenerateRequest", "GenerateStream", "Model",
     "RetryPolicy", "Sampling", "Score", "ScorePath", "ScoreRequest", "ScoreRow", "Started",
-    "Status", "TandemError", "WorkerStatus",
+    "Status", "TandemError", "Tls", "WorkerStatus",
 ]

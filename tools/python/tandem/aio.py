@@ -11,17 +11,18 @@ from . import wire
 from .client import CHANNEL_OPTIONS
 from .errors import from_rpc_error
 from .resume import AnswerStream, Retries, RetryPolicy
+from .tls import Tls, open_channel
 
 T = TypeVar("T")
 
 
 class AsyncClient(wire.Stubs):
-    """A connection to a gateway, for the tasks of one event loop. A timeout is of the whole call,
-    retries included; None: none."""
+    """A connection to a gateway, in plain text unless `tls` is given, for the tasks of one event loop.
+    A timeout is of the whole call, retries included; None: none."""
 
     def __init__(self, address: str = "127.0.0.1:8470", *, retry: RetryPolicy = RetryPolicy(),
-                 options: Sequence[Tuple[str, Any]] = ()) -> None:
-        super().__init__(grpc.aio.insecure_channel(address, [*CHANNEL_OPTIONS, *options]))
+                 tls: Optional[Tls] = None, options: Sequence[Tuple[str, Any]] = ()) -> None:
+        super().__init__(open_channel(grpc.aio, address, tls, [*CHANNEL_OPTIONS, *options]))
         self._retry = retry
 
     async def close(self) -> None:

@@ -9,13 +9,14 @@ from . import messages as m
 from . import wire
 from .errors import from_rpc_error
 from .resume import AnswerStream, Retries, RetryPolicy
+from .tls import Tls, open_channel
 
 T = TypeVar("T")
 
 # A gateway that comes back is found within a second, and one whose machine went away is noticed.
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # what connecting may take, with its handshake
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A gateway that comes back at another address, as a pod does, is looked for as often.
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
@@ -29,12 +30,12 @@ CHANNEL_OPTIONS = (
 
 
 class Client(wire.Stubs):
-    """A connection to a gateway. Any number of threads may use it at once. A timeout is of the whole
-    call, retries included; None: none."""
+    """A connection to a gateway, in plain text unless `tls` is given. Any number of threads may use it
+    at once. A timeout is of the whole call, retries included; None: none."""
 
     def __init__(self, address: str = "127.0.0.1:8470", *, retry: RetryPolicy = RetryPolicy(),
-                 options: Sequence[Tuple[str, Any]] = ()) -> None:
-        super().__init__(grpc.insecure_channel(address, [*CHANNEL_OPTIONS, *options]))
+                 tls: Optional[Tls] = None, options: Sequence[Tuple[str, Any]] = ()) -> None:
+        super().__init__(open_channel(grpc, address, tls, [*CHANNEL_OPTIONS, *options]))
         self._retry = retry
 
     def close(self) -> None:
