@@ -69,6 +69,8 @@ class Planner {
   struct Host {
     double share = 0;               // of a layer's work that is its own
     double layer_work = 0;          // as owner, in the layer at hand
+    double work = 0;                // as owner, in all layers so far
+    bool owned_in_layer = false;    // owns some in the layer at hand until now
     int64_t owned = 0;              // over all layers so far; given, or wanted once there is room
     int64_t copies = 0;             // likewise
     std::vector<int> layer_copies;  // likewise, by layer
@@ -171,6 +173,7 @@ class Planner {
   }
   void CountOwned(int host, size_t i) {
     hosts_[host].layer_work += work_[i];
+    hosts_[host].work += work_[i];
     ++hosts_[host].owned;
   }
 
@@ -178,7 +181,15 @@ class Planner {
     double sum = 0;
     for (int expert = 0; expert < config_.num_experts; ++expert)
       sum += work_[IndexOf(layer, expert)];
-    for (Host& host : hosts_) host.layer_work = 0;
+    for (Host& host : hosts_) {
+      host.layer_work = 0;
+      host.owned_in_layer = false;
+    }
+    for (int expert = 0; expert < config_.num_experts; ++expert) {
+      const int owner = owner_now_[IndexOf(layer, expert)];
+      if (owner >= 0) hosts_[owner].owned_in_layer = true;
+    }
+    work_so_far_ += sum;
     const auto is_fair = [&](int host, size_t i) {
       return Stays(host) && hosts_[host].owned < In(host).capacity &&
              hosts_[host].layer_work + work_[i] <= sum * hosts_[host].share * (1 + 1e-9);
@@ -212,10 +223,16 @@ class Planner {
     std::vector<int> turn(config_.num_experts, 0), turns(num_hosts_ + 1, 0);
     for (const int expert : homeless)
       turn[expert] = turns[owner_now_[IndexOf(layer, expert)] + 1]++;
-    std::stable_sort(homeless.begin(), homeless.end(), [&](int a, int b) {
-      return std::tuple(-work_[IndexOf(layer, a)], turn[a]) <
-             std::tuple(-work_[IndexOf(layer, b)], turn[b]);
-    });
+    // Where there is less than one for each host, those of the owners that have most so far first.
+    const auto owner_work = [&](int expert) {
+      const int owner = owner_now_[IndexOf(layer, expert)];
+      return num_hosts_ > config_.num_experts && owner >= 0 ? hosts_[owner].work : 0;
+    };
+    const auto rank = [&](int expert) {
+      return std::tuple(-work_[IndexOf(layer, expert)], -owner_work(expert), turn[expert]);
+    };
+    std::stable_sort(homeless.begin(), homeless.end(),
+                     [&](int a, int b) { return rank(a) < rank(b); });
     for (const int expert : homeless) GiveHome(IndexOf(layer, expert));
   }
 
@@ -264,19 +281,34 @@ class Planner {
     if (best.has_value()) CountOwned(*best, i);
   }
 
-  // Of the hosts that qualify, the one with least of its share in this layer, then who holds the
-  // expert, then the one with fewest experts in all, or with most if it is a hot one, with which go
+  // Has none of this layer, and so much less than its share of the layers so far that it is worth a
+  // move: not every host can have an expert of every layer if there are more than a layer has.
+  bool IsBehind(int host) const {
+    constexpr double kWorthAMove = 2 * kMeanWork;
+    return num_hosts_ > config_.num_experts && !hosts_[host].owned_in_layer &&
+           hosts_[host].work + kWorthAMove <= hosts_[host].share * work_so_far_;
+  }
+
+  // How much would have to happen for it to own the expert.
+  int Distance(int host, size_t i) const {
+    if (owner_now_[i] == host || IsBehind(host)) return 0;
+    return Holds(host, i) ? 1 : 2;
+  }
+
+  // Of the hosts that qualify, the one with least of its share in this layer, then who owns the
+  // expert or is behind, then who holds it, then the one with least of its share in all layers so
+  // far, then the one with fewest experts in all, or with most if it is a hot one, with which go
   // fewer others; then the first.
   template <typename Qualifies>
   std::optional<int> LeastWork(size_t i, const Qualifies& qualifies) const {
     std::optional<int> best;
-    std::tuple<double, bool, double> least;
+    std::tuple<double, int, double, double> least;
     for (int host = 0; host < num_hosts_; ++host) {
       if (!qualifies(host)) continue;
       const double share = std::max(hosts_[host].share, 1e-9);
       const double in_all = static_cast<double>(hosts_[host].owned) / share;
-      const std::tuple<double, bool, double> work(hosts_[host].layer_work / share, !Holds(host, i),
-                                                  work_[i] > kMeanWork ? -in_all : in_all);
+      const std::tuple work(hosts_[host].layer_work / share, Distance(host, i),
+                            hosts_[host].work / share, work_[i] > kMeanWork ? -in_all : in_all);
       if (best.has_value() && !(work < least)) continue;
       best = host;
       least = work;
@@ -335,6 +367,7 @@ class Planner {
   std::vector<Host> hosts_;
   std::map<std::string, int64_t> in_shared_memory_;  // held or given, by the memory's name
   std::vector<double> work_;     // of each expert; kMeanWork on average, but for roundings
+  double work_so_far_ = 0;       // of the layers for which owners are or were chosen
   std::vector<int> holders_of_;  // how many hosts hold each expert
   std::vector<int> owner_now_;   // host; -1: none of these
   Plan plan_;

@@ -53,7 +53,8 @@ struct Plan {
 // A pure function: the same request gives the same plan.
 //   * Every expert of every MoE layer has an owner, named first among its holders. Within each
 //     layer the owners' work is equal, but for one expert and as far as capacities allow; the work
-//     for an expert is one part for its weights and one by its share of the layer's tokens.
+//     for an expert is one part for its weights and one by its share of the layer's tokens. Where
+//     there are more hosts than a layer has experts, work is equal over all layers instead.
 //   * Memory that is left goes to further copies, up to max_copies, hot experts first.
 //   * An expert stays with the owner that `current` names, then goes to who holds it already, as
 //     far as that is fair: so little is moved, and nothing when nothing has changed.

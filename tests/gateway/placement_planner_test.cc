@@ -407,5 +407,45 @@ TEST_F(PlacementPlannerTest, HoldsItsPromisesWhateverHappens) {
   }
 }
 
+int OwnedInAll(const Placement& placement, WorkerId worker) {
+  int owned = 0;
+  for (int layer = 0; layer < placement.num_layers; ++layer) {
+    owned += Owned(placement, layer)[worker];
+  }
+  return owned;
+}
+
+TEST_F(PlacementPlannerTest, MoreHostsThanALayerHasExpertsShareTheHotOnesOfAllLayers) {
+  constexpr int kHosts = 128;
+  for (int i = 0; i < kHosts; ++i) request_.hosts.push_back(Host(10 + i));
+  request_.load.assign(static_cast<size_t>(config_.num_layers) * 64, 1);
+  for (int layer = 1; layer < config_.num_layers; ++layer) request_.load[layer * 64 + 5] = 1000;
+  const Placement placement = PlanAndSettle();
+  std::set<WorkerId> owners;
+  for (int layer = 1; layer < config_.num_layers; ++layer) {
+    EXPECT_TRUE(owners.insert(placement.Holders(layer, 5).front()).second) << layer;
+  }
+}
+
+TEST_F(PlacementPlannerTest, AHostMoreThanALayerHasExpertsGetsItsPartAndThenNothingMoves) {
+  for (int i = 0; i < 64; ++i) request_.hosts.push_back(Host(10 + i));
+  PlanAndSettle();
+  for (const WorkerId id : {WorkerId{80}, WorkerId{81}, WorkerId{82}}) {
+    request_.hosts.push_back(Host(id));
+    moves_ = 0;
+    const Placement placement = PlanAndSettle();
+    // 1,664 experts: 25 each.
+    EXPECT_GE(OwnedInAll(placement, id), 22);
+    EXPECT_LE(moves_, 50) << "at most as much again";
+    for (const ExpertHost& host : request_.hosts) {
+      EXPECT_GE(OwnedInAll(placement, host.worker.id), 22) << host.worker.id;
+      EXPECT_LE(OwnedInAll(placement, host.worker.id), 26) << host.worker.id;
+    }
+    moves_ = 0;
+    EXPECT_EQ(PlanAndSettle().holders, placement.holders);
+    EXPECT_EQ(moves_, 0);
+  }
+}
+
 }  // namespace
 }  // namespace tandem
