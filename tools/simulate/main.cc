@@ -6,6 +6,8 @@
 //   simulate plan --workers 1,2,4,16,64,256
 #include <cstdio>
 #include <fstream>
+#include <iostream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -93,16 +95,15 @@ absl::Status Serve(Options& options) {
 absl::Status PrintPlans(const Options& options) {
   PlanTableOptions table{options.base.model, options.plan_workers, options.base.copies,
                          options.base.skew, options.base.seed};
-  std::printf(
-      "workers  plan ms  with one more ms  experts each  uneven  moved: join  (fair)  leave  "
-      "nothing\n");
+  std::printf("%7s %8s %9s | %14s %12s %8s | %17s %6s %8s\n", "workers", "plan ms", "one more",
+              "experts each", "uneven: layer", "all", "moved: join, fair", "leave", "nothing");
   for (const int workers : table.workers) {
     TANDEM_ASSIGN_OR_RETURN(const PlanRow row, PlanFor(table, workers));
-    std::printf("%7d %8.2f %16.2f  %5ld to %4ld %7.2f %12ld %7ld %6ld %8ld\n", row.workers,
-                row.plan_ms, row.replan_ms, static_cast<long>(row.least_experts),
-                static_cast<long>(row.most_experts), row.busiest_share,
-                static_cast<long>(row.join_moves), static_cast<long>(row.fair_moves),
-                static_cast<long>(row.leave_moves), static_cast<long>(row.idle_moves));
+    std::cout << absl::StrFormat("%7d %8.2f %9.2f | %6d to %4d %13.2f %8.2f | %11d, %4d %6d %8d\n",
+                                 row.workers, row.plan_ms, row.replan_ms, row.least_experts,
+                                 row.most_experts, row.busiest_share, row.busiest_in_all,
+                                 row.join_moves, row.fair_moves, row.leave_moves, row.idle_moves)
+              << std::flush;
   }
   return absl::OkStatus();
 }

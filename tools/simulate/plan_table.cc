@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
+#include <numeric>
 #include <utility>
 
 #include "common/status.h"
@@ -21,6 +23,16 @@ class Planned {
     for (int i = 0; i < count; ++i) hosts_.emplace_back().worker.id = next_++;
   }
   void DrainFirst() { hosts_.front().leaving = true; }
+
+  // Until nothing moves any more, as after some times that balance was looked at.
+  absl::Status Settle() {
+    constexpr int kMaxPlans = 8;
+    int64_t moves = 1;
+    for (int i = 0; i < kMaxPlans && moves > 0; ++i) {
+      TANDEM_ASSIGN_OR_RETURN(moves, Plan());
+    }
+    return absl::OkStatus();
+  }
 
   // Plans until nothing is put off; how many experts somebody had to load.
   absl::StatusOr<int64_t> Plan() {
@@ -63,6 +75,27 @@ class Planned {
   std::chrono::duration<double, std::milli> took_{};
 };
 
+double BusiestInAll(const Placement& placement, const std::vector<double>& load, int workers) {
+  std::map<WorkerId, double> work;
+  double all = 0;
+  for (int layer = 0; layer < placement.num_layers; ++layer) {
+    const auto first = load.begin() + static_cast<ptrdiff_t>(layer) * placement.num_experts;
+    const double mean = std::accumulate(first, first + placement.num_experts, 0.0) /
+                        static_cast<double>(placement.num_experts);
+    for (int expert = 0; expert < placement.num_experts; ++expert) {
+      const std::vector<WorkerId>& holders = placement.Holders(layer, expert);
+      for (const WorkerId id : holders) {
+        const double mine = (1 + first[expert] / mean) / static_cast<double>(holders.size());
+        work[id] += mine;
+        all += mine;
+      }
+    }
+  }
+  double most = 0;
+  for (const auto& [id, mine] : work) most = std::max(most, mine);
+  return most * workers / all;
+}
+
 }  // namespace
 
 absl::StatusOr<PlanRow> PlanFor(const PlanTableOptions& options, int workers) {
@@ -83,8 +116,13 @@ absl::StatusOr<PlanRow> PlanFor(const PlanTableOptions& options, int workers) {
 
   Planned deployment(options, routing.load());
   deployment.Join(workers);
-  TANDEM_ASSIGN_OR_RETURN(const int64_t held, deployment.Plan());
+  TANDEM_RETURN_IF_ERROR(deployment.Settle());
+  int64_t held = 0;
+  for (const ExpertHost& host : deployment.hosts()) {
+    held += std::count(host.held.begin(), host.held.end(), true);
+  }
   row.busiest_share = BusiestShare(deployment.placement(), routing.load());
+  row.busiest_in_all = BusiestInAll(deployment.placement(), routing.load(), workers);
   row.least_experts = held;
   for (const ExpertHost& host : deployment.hosts()) {
     const int64_t mine = std::count(host.held.begin(), host.held.end(), true);

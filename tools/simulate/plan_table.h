@@ -26,6 +26,9 @@ struct PlanRow {
   double replan_ms = 0;  // when one has joined
   int64_t least_experts = 0, most_experts = 0;  // that a worker has, over all layers
   double busiest_share = 0;                     // BusiestShare
+  // Of all layers together, how much more work the busiest worker has than an equal part: for each
+  // expert one for its weights and one by its share of the layer's tokens, by all holders equally.
+  double busiest_in_all = 0;
   int64_t join_moves =
       0;  // experts that are loaded by somebody when one joins, first copies or not
   int64_t leave_moves = 0;  // when one drains

@@ -15,6 +15,7 @@ TEST(PlanTableTest, CountsWhatMoves) {
   EXPECT_EQ(row->least_experts, 8);
   EXPECT_EQ(row->most_experts, 8);
   EXPECT_EQ(row->busiest_share, 1);
+  EXPECT_EQ(row->busiest_in_all, 1);
   EXPECT_EQ(row->idle_moves, 0);
   EXPECT_EQ(row->fair_moves, 6);
   EXPECT_EQ(row->join_moves, 6);   // three of each layer's sixteen
