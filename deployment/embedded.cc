@@ -157,7 +157,7 @@ struct InProcessDeployment::Parts {
 
   StepDriver driver;
   std::unique_ptr<EmbeddedDeployment> deployment;
-  InferenceService service{&driver, [this] { return Status(); }};
+  InferenceService service{&driver, [this](const v1::GetStatusRequest&) { return Status(); }};
   std::unique_ptr<grpc::Server> server;
 
   v1::GetStatusResponse Status() const {

@@ -19,6 +19,7 @@
 #include "gateway/coordinator.h"
 #include "gateway/inference_service.h"
 #include "gateway/served_model.h"
+#include "gateway/status_report.h"
 #include "gateway/step_driver.h"
 #include "gateway/validate.h"
 #include "spdlog/spdlog.h"
@@ -34,7 +35,8 @@ class Gateway {
   explicit Gateway(GatewayOptions options)
       : options_(std::move(options)),
         driver_(options_.policy),
-        inference_(&driver_, [this] { return Status(); },
+        inference_(&driver_,
+                   [this](const v1::GetStatusRequest& request) { return Status(request); },
                    {options_.max_unread_bytes, absl::Seconds(options_.stall_limit_s)}) {}
 
   absl::Status Serve() {
@@ -199,7 +201,7 @@ class Gateway {
     return all;
   }
 
-  v1::GetStatusResponse Status() const {
+  v1::GetStatusResponse Status(const v1::GetStatusRequest& request) const {
     v1::GetStatusResponse status;
     v1::WorkerStatus& self = *status.add_workers();
     self.set_kind("gateway");
@@ -224,7 +226,7 @@ class Gateway {
       for (const v1::WorkerStatus& worker : embedded_->Workers()) *status.add_workers() = worker;
       status.set_detail(embedded_->Description());
     } else if (coordinator_ != nullptr) {
-      AddMembers(coordinator_->Look(), &status);
+      AddMembers(coordinator_->Look(), request.placement(), &status);
     } else {
       const bool has_digest = digest_progress_.share() == 1;
       const float share = has_digest ? progress_.share() : digest_progress_.share();
@@ -245,26 +247,6 @@ class Gateway {
           status->detail(), "; the checkpoint's files were changed under the ", worker.kind(),
           " worker", worker.address().empty() ? "" : absl::StrCat(" at ", worker.address()),
           ", whose answers may be wrong until it is started again"));
-    }
-  }
-
-  static void AddMembers(const Coordinator::View& view, v1::GetStatusResponse* status) {
-    status->set_detail(view.detail);
-    status->set_placement_epoch(view.placement.epoch);
-    status->set_placement_counter(view.placement.counter);
-    for (const std::string& why : view.refused) status->add_refused(why);
-    for (const auto& [member, state] : view.members) {
-      v1::WorkerStatus& worker = *status->add_workers();
-      worker.set_id(member.id);
-      worker.set_kind(WorkerKindName(member.join.kind));
-      worker.set_address(member.join.address);
-      worker.set_state(MemberStateName(state));
-      worker.set_build(member.join.build);
-      worker.set_digest(member.join.digest);
-      worker.set_numerics_class(member.join.numerics_class);
-      worker.set_loaded(member.health.loaded);
-      worker.set_device(member.join.device);
-      AddCounters(member.health.counters, &worker);
     }
   }
 

@@ -108,7 +108,9 @@ class Coordinator::Impl {
     View view;
     view.serving = membership_.serving();
     view.detail = membership_.Detail();
-    view.placement = membership_.placement().version;
+    view.now = absl::Now();
+    view.placement = membership_.placement();
+    view.target = membership_.target();
     for (const auto& [id, member] : membership_.members()) {
       view.members.push_back({member, membership_.StateOf(member)});
     }

@@ -39,7 +39,9 @@ class Coordinator {
     bool serving = false;
     std::string detail;
     std::vector<std::pair<Member, MemberState>> members;
-    PlacementVersion placement;  // in use
+    absl::Time now;       // when it was looked
+    Placement placement;  // in use
+    Placement target;     // to be used next; the same when nothing is under way
     std::vector<std::string>
         refused;  // why, the last of each address; at most 16, the oldest first
   };

@@ -218,9 +218,7 @@ absl::StatusOr<v1::DetokenizeResponse> DetokenizeRequested(const v1::DetokenizeR
 
 }  // namespace
 
-InferenceService::InferenceService(StepDriver* driver,
-                                   std::function<v1::GetStatusResponse()> status,
-                                   LiveCallLimits limits)
+InferenceService::InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits)
     : driver_(driver), status_(std::move(status)), live_(limits) {}
 
 absl::StatusOr<const ServedModel*> InferenceService::Model() const {
@@ -322,9 +320,9 @@ grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext
 }
 
 grpc::ServerUnaryReactor* InferenceService::GetStatus(grpc::CallbackServerContext* context,
-                                                      const v1::GetStatusRequest*,
+                                                      const v1::GetStatusRequest* request,
                                                       v1::GetStatusResponse* response) {
-  *response = status_();
+  *response = status_(*request);
   return Finished(context, absl::OkStatus());
 }
 

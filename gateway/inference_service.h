@@ -26,9 +26,9 @@ class InferenceService final
                   v1::Inference::WithCallbackMethod_GetModel<
                       v1::Inference::WithCallbackMethod_GetStatus<v1::Inference::Service>>>>>> {
  public:
-  // `driver` must outlive the service. `status` fills in the deployment's state.
-  InferenceService(StepDriver* driver, std::function<v1::GetStatusResponse()> status,
-                   LiveCallLimits limits = {});
+  using StatusFunction = std::function<v1::GetStatusResponse(const v1::GetStatusRequest&)>;
+  // `driver` must outlive the service. `status` says the deployment's state.
+  InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits = {});
 
   // Requests are UNAVAILABLE before this, and answered from then on. `model` must outlive the
   // service.
@@ -67,7 +67,7 @@ class InferenceService final
                                                                           const StopFunction&));
 
   StepDriver* const driver_;
-  const std::function<v1::GetStatusResponse()> status_;
+  const StatusFunction status_;
   std::atomic<const ServedModel*> model_ = nullptr;
   LiveCalls live_;
   TextWork text_work_;

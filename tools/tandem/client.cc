@@ -88,9 +88,11 @@ absl::Status Client::Explain(const grpc::Status& status) const {
   return FromGrpc(status);
 }
 
-absl::StatusOr<v1::GetStatusResponse> Client::GetStatus() {
+absl::StatusOr<v1::GetStatusResponse> Client::GetStatus(bool placement) {
+  v1::GetStatusRequest request;
+  request.set_placement(placement);
   v1::GetStatusResponse status;
-  TANDEM_RETURN_IF_ERROR(Explain(stub_->GetStatus(NewContext().get(), {}, &status)));
+  TANDEM_RETURN_IF_ERROR(Explain(stub_->GetStatus(NewContext().get(), request, &status)));
   return status;
 }
 

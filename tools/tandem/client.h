@@ -54,7 +54,8 @@ class Client {
   std::unique_ptr<grpc::ClientContext> NewContext() const;
   // The call's status with what a person needs to act on it.
   absl::Status Explain(const grpc::Status& status) const;
-  absl::StatusOr<v1::GetStatusResponse> GetStatus();
+  // With `placement`, also who holds which experts.
+  absl::StatusOr<v1::GetStatusResponse> GetStatus(bool placement = false);
 
  private:
   Client() = default;

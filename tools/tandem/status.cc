@@ -1,59 +1,128 @@
 #include "common/status.h"
 
 #include <google/protobuf/util/json_util.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
-#include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "client.h"
 #include "commands.h"
+#include "common/mutex.h"
+#include "interrupt.h"
+#include "status_view.h"
 
 namespace tandem::tool {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+constexpr double kAnswerLimitS = 10;  // without --timeout
+
 struct Options {
   ConnectOptions connect;
-  bool counters = false;
+  StatusViewOptions view;
+  bool watch = false;
+  double interval_s = 1;
 };
 
-absl::Status Run(const Options& options) {
+absl::StatusOr<std::string> Json(const v1::GetStatusResponse& status) {
+  google::protobuf::util::JsonPrintOptions print;
+  print.preserve_proto_field_names = true;
+  print.always_print_primitive_fields = true;
+  std::string json;
+  const auto written = google::protobuf::util::MessageToJsonString(status, &json, print);
+  if (!written.ok()) return absl::InternalError(written.ToString());
+  return absl::StrCat(json, "\n");
+}
+
+// Ctrl-C, for those who wait.
+class Interrupted {
+ public:
+  // Whether it came before `duration` was over.
+  bool WaitFor(std::chrono::duration<double> duration) {
+    MutexLock lock(mutex_);
+    return changed_.WaitFor(lock, std::chrono::duration_cast<std::chrono::nanoseconds>(duration),
+                            [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return came_; });
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool came_ ABSL_GUARDED_BY(mutex_) = false;
+  InterruptScope scope_{[this] {
+    {
+      MutexLock lock(mutex_);
+      came_ = true;
+    }
+    changed_.NotifyAll();
+  }};
+};
+
+// Over what was there before, in place.
+void Redraw(const std::string& text) {
+  winsize size = {};
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_row == 0) size = {24, 80, 0, 0};
+  std::string screen = "\x1b[H";  // to the upper left corner
+  for (const char c : FitToScreen(text, size.ws_row, size.ws_col)) {
+    if (c == '\n') screen += "\x1b[K";  // what is left of an older line
+    screen += c;
+  }
+  absl::StrAppend(&screen, "\x1b[K\x1b[J");  // and below
+  std::fputs(screen.c_str(), stdout);
+}
+
+// Goes on when no server answers: it may come back.
+absl::Status Watch(Client& client, const Options& options) {
+  const bool in_place = isatty(STDOUT_FILENO) == 1 && !options.connect.json;
+  Interrupted interrupted;
+  std::optional<v1::GetStatusResponse> before;
+  Clock::time_point asked_before;
+  if (in_place) std::fputs("\x1b[2J", stdout);
+  do {
+    const Clock::time_point asked = Clock::now();
+    absl::StatusOr<v1::GetStatusResponse> status = client.GetStatus(/*placement=*/true);
+    std::string text;
+    if (!status.ok()) {
+      text = absl::StrCat(status.status().message(), "\n");
+      before.reset();
+    } else if (options.connect.json) {
+      TANDEM_ASSIGN_OR_RETURN(text, Json(*status));
+    } else {
+      const std::chrono::duration<double> passed = asked - asked_before;
+      text = StatusText(*status, before.has_value() ? &*before : nullptr, passed.count(),
+                        options.view);
+      before = *std::move(status);
+      asked_before = asked;
+    }
+    if (in_place) {
+      Redraw(text);
+    } else {
+      std::fputs(absl::StrCat(text, options.connect.json ? "" : "\n").c_str(), stdout);
+    }
+    if (std::fflush(stdout) != 0) return absl::OkStatus();  // nobody reads any more
+  } while (!interrupted.WaitFor(std::chrono::duration<double>(options.interval_s)));
+  if (in_place) std::fputs("\n", stdout);
+  return absl::OkStatus();
+}
+
+absl::Status Run(Options options) {
+  if (options.connect.timeout_s == 0) options.connect.timeout_s = kAnswerLimitS;
   TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
-  TANDEM_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, client->GetStatus());
+  if (options.watch) return Watch(*client, options);
+  TANDEM_ASSIGN_OR_RETURN(const v1::GetStatusResponse status,
+                          client->GetStatus(/*placement=*/true));
+  std::string text = StatusText(status, nullptr, 1, options.view);
   if (options.connect.json) {
-    google::protobuf::util::JsonPrintOptions print;
-    print.preserve_proto_field_names = true;
-    print.always_print_primitive_fields = true;
-    std::string json;
-    const auto written = google::protobuf::util::MessageToJsonString(status, &json, print);
-    if (!written.ok()) return absl::InternalError(written.ToString());
-    std::cout << json << "\n";
-    return absl::OkStatus();
+    TANDEM_ASSIGN_OR_RETURN(text, Json(status));
   }
-  std::printf("%s: %s\n", status.state().c_str(), status.detail().c_str());
-  if (!status.model().empty()) std::printf("model %s\n", status.model().c_str());
-  if (status.has_default_sampling()) {
-    const v1::Sampling& defaults = status.default_sampling();
-    std::printf("defaults: temperature %g, top_k %u, top_p %g\n", defaults.temperature(),
-                defaults.top_k(), defaults.top_p());
-  }
-  for (const auto& worker : status.workers()) {
-    std::printf("%-9s %3u  %-8s %3.0f%%  %s %s\n", worker.kind().c_str(), worker.id(),
-                worker.state().c_str(), 100.0 * worker.loaded(), worker.address().c_str(),
-                worker.device().c_str());
-    if (!worker.build().empty() && worker.build() != status.workers(0).build()) {
-      std::printf("    its program is version %s, the gateway's %s\n", worker.build().c_str(),
-                  status.workers(0).build().c_str());
-    }
-    if (!options.counters) continue;
-    const std::map<std::string, int64_t> sorted(worker.counters().begin(), worker.counters().end());
-    for (const auto& [name, value] : sorted) {
-      std::printf("    %-40s %lld\n", name.c_str(), static_cast<long long>(value));
-    }
-  }
+  std::fputs(text.c_str(), stdout);
   return absl::OkStatus();
 }
 
@@ -62,7 +131,14 @@ absl::Status Run(const Options& options) {
 Command AddStatus(CLI::App& root) {
   auto options = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("status", "what the deployment is made of and does");
-  app->add_flag("--counters", options->counters, "also print every worker's counters");
+  app->add_flag("--counters", options->view.counters, "also print every worker's counters");
+  app->add_flag("--map", options->view.map, "which experts each worker has, instead of how many");
+  app->add_flag("--watch", options->watch,
+                "again and again, with rates, until Ctrl-C: in place in a terminal, one after the "
+                "other elsewhere");
+  app->add_option("--interval", options->interval_s, "seconds, with --watch")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
   options->connect.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }

@@ -81,7 +81,7 @@ class MessagesTest(unittest.TestCase):
         other_names = {"Started": answer + "Started", "Chunk": answer + "Chunk",
                        "Finished": answer + "Finished", "Score": "ScoreResponse",
                        "ScoreRow": "ScoreResponse.Row", "Model": "GetModelResponse",
-                       "Status": "GetStatusResponse"}
+                       "Status": "GetStatusResponse", "Holders": "PlacementStatus.Holders"}
         found = {name: cls for name, cls in vars(messages).items()
                  if dataclasses.is_dataclass(cls) and cls is not tandem.Completion}
         self.assertLessEqual(set(other_names), set(found))
@@ -104,12 +104,15 @@ class MessagesTest(unittest.TestCase):
         proto = answers_class("GetStatus")(
             state="serving", workers=[{"id": 3, "counters": {"steps": 5}, "build": "1.2",
                                          "digest": "d"}], refused=["e:1"],
-            default_sampling={"top_k": 0})
+            default_sampling={"top_k": 0}, target_counter=2,
+            placement={"counter": 1, "num_layers": 1, "num_experts": 2,
+                       "holders": [{"worker_ids": [3, 4]}, {"worker_ids": [4]}]})
         status = read(tandem.Status, proto)
         self.assertEqual(status, tandem.Status(
             "serving", "", "", [tandem.WorkerStatus(3, "", "", "", 0.0, {"steps": 5}, "", "1.2",
                                                           "d", "")],
-            0, 0, Sampling(top_k=0), ["e:1"]))
+            0, 0, Sampling(top_k=0), ["e:1"], 2, tandem.PlacementStatus(
+                1, 1, 2, [tandem.Holders((3, 4)), tandem.Holders((4,))])))
         self.assertIs(type(status.workers[0].counters), dict)
         proto.ClearField("default_sampling")
         self.assertIsNone(read(tandem.Status, proto).default_sampling)

@@ -17,14 +17,14 @@ from .aio import AsyncClient, AsyncGenerateStream
 from .client import Client, GenerateStream
 from .errors import ChangedAnswerError, TandemError
 from .messages import (ChatMessage, Chunk, Completion, Finished, FinishReason, GenerateRequest,
-                       Model, Sampling, ScorePath, ScoreRequest, ScoreRow, Score, Started, Status,
-                       WorkerStatus)
+                       Holders, Model, PlacementStatus, Sampling, ScorePath, ScoreRequest, ScoreRow,
+                       Score, Started, Status, WorkerStatus)
 from .resume import RetryPolicy
 from .tls import Tls
 
 __all__ = [
     "AsyncClient", "AsyncGenerateStream", "ChangedAnswerError", "ChatMessage", "Chunk", "Client",
-    "Completion", "Finished", "FinishReason", "GenerateRequest", "GenerateStream", "Model",
-    "RetryPolicy", "Sampling", "Score", "ScorePath", "ScoreRequest", "ScoreRow", "Started",
-    "Status", "TandemError", "Tls", "WorkerStatus",
+    "Completion", "Finished", "FinishReason", "GenerateRequest", "GenerateStream", "Holders",
+    "Model", "PlacementStatus", "RetryPolicy", "Sampling", "Score", "ScorePath", "ScoreRequest",
+    "ScoreRow", "Started", "Status", "TandemError", "Tls", "WorkerStatus",
 ]

@@ -68,9 +68,10 @@ class AsyncClient(wire.Stubs):
         return wire.read(m.Model, await self._ask(
             "GetModel", wire.METHODS["GetModel"].request(), timeout_s))
 
-    async def get_status(self, *, timeout_s: Optional[float] = None) -> m.Status:
-        return wire.read(m.Status, await self._ask(
-            "GetStatus", wire.METHODS["GetStatus"].request(), timeout_s))
+    async def get_status(self, *, placement: bool = False,
+                         timeout_s: Optional[float] = None) -> m.Status:
+        proto = wire.METHODS["GetStatus"].request(placement=placement)
+        return wire.read(m.Status, await self._ask("GetStatus", proto, timeout_s))
 
     async def _ask(self, name: str, proto: Any, timeout_s: Optional[float]) -> Any:
         async def attempt(left: Optional[float]) -> Any:

@@ -78,9 +78,10 @@ class Client(wire.Stubs):
         return wire.read(m.Model, self._ask("GetModel", wire.METHODS["GetModel"].request(),
                                             timeout_s))
 
-    def get_status(self, *, timeout_s: Optional[float] = None) -> m.Status:
-        return wire.read(m.Status, self._ask("GetStatus", wire.METHODS["GetStatus"].request(),
-                                             timeout_s))
+    def get_status(self, *, placement: bool = False,
+                   timeout_s: Optional[float] = None) -> m.Status:
+        proto = wire.METHODS["GetStatus"].request(placement=placement)
+        return wire.read(m.Status, self._ask("GetStatus", proto, timeout_s))
 
     def _ask(self, name: str, proto: Any, timeout_s: Optional[float]) -> Any:
         return self._call(lambda left: self._unary[name](proto, timeout=left), timeout_s)

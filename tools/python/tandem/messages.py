@@ -143,6 +143,26 @@ class WorkerStatus:
     build: str  # version of its program
     digest: str  # of the checkpoint, as GetModel's; of workers that joined, as the next
     numerics_class: str
+    # With a registry:
+    placement_counter: int = 0  # of the newest placement that it has loaded or uses
+    experts: int = 0            # of the placement in use, over all layers
+    target_experts: int = 0     # of the one that is being loaded
+    expert_capacity: int = 0    # that its memory holds
+    busy_ms: int = 0            # at one piece of work
+    silent_ms: int = 0          # since its last heartbeat
+
+
+@dataclasses.dataclass(frozen=True)
+class Holders:
+    worker_ids: Tuple[int, ...]  # the owner first
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacementStatus:
+    counter: int
+    num_layers: int
+    num_experts: int        # of a layer
+    holders: List[Holders]  # [num_layers * num_experts]; none in dense layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,3 +175,7 @@ class Status:
     placement_counter: int
     default_sampling: Optional[Sampling]  # as Model's, once it is loaded
     refused: List[str]  # why workers were refused, the last of each address
+    target_counter: int = 0  # of the placement that is to be used next; the same: none is
+    # If asked for and there is a registry: the one in use and, if it is another, the next one.
+    placement: Optional[PlacementStatus] = None
+    target: Optional[PlacementStatus] = None

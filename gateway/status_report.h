@@ -1,0 +1,16 @@
+// A deployment of several processes, as GetStatus shows it.
+#ifndef TANDEM_GATEWAY_STATUS_REPORT_H_
+#define TANDEM_GATEWAY_STATUS_REPORT_H_
+
+#include "gateway/coordinator.h"
+#include "proto/inference.pb.h"
+
+namespace tandem {
+
+// Adds the detail, the placements' versions and the workers of `view`; with `placement` also who
+// holds what.
+void AddMembers(const Coordinator::View& view, bool placement, v1::GetStatusResponse* status);
+
+}  // namespace tandem
+
+#endif  // TANDEM_GATEWAY_STATUS_REPORT_H_
