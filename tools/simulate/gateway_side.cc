@@ -42,7 +42,9 @@ void GatewaySide::Ask(double share_of_output) {
   Job job;
   const int64_t prompt = load_.prompt.Draw(random_);
   const auto output = static_cast<double>(load_.output.Draw(random_));
-  job.prompt.assign(prompt, 0);
+  // No two begin alike, but for what all share.
+  job.prompt.assign(prompt, static_cast<int32_t>(requests_ + 1));
+  std::fill_n(job.prompt.begin(), std::min(prompt, load_.shared_prefix), 0);
   job.expanded_length = SequenceSpec::ExpandedLength(prompt);
   job.max_new_tokens = std::max(static_cast<int32_t>(output * share_of_output), 1);
   ++requests_;

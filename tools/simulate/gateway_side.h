@@ -24,6 +24,7 @@ struct Load {
   double requests_per_s = 0;  // open loop, a Poisson process
   LengthDistribution prompt = LengthDistribution::Fixed(512);
   LengthDistribution output = LengthDistribution::Fixed(128);
+  int64_t shared_prefix = 0;  // tokens with which all prompts begin
 };
 
 // What clients have seen since the last ResetCounts.

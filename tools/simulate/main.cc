@@ -162,6 +162,11 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   serve->add_option("--output", options.output, "tokens of an answer, likewise")
       ->capture_default_str();
+  serve
+      ->add_option("--shared-prefix", base.load.shared_prefix,
+                   "tokens with which all prompts begin")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
   serve->add_option("--cache-pages", base.cache_pages, "of 64 tokens, of an attention worker")
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str();
