@@ -30,6 +30,7 @@ Command AddDoctor(CLI::App& root);
 Command AddDrain(CLI::App& root);
 Command AddBench(CLI::App& root);
 Command AddPlan(CLI::App& root);
+Command AddLoad(CLI::App& root);
 Command AddQuantize(CLI::App& root);
 
 }  // namespace tandem::tool

@@ -16,10 +16,10 @@ int main(int argc, char** argv) {
   root.require_subcommand(1);
   root.option_defaults()->always_capture_default(false);
   using namespace tandem::tool;  // NOLINT: the commands of this very program
-  const std::vector<Command> commands = {AddGenerate(root), AddChat(root),     AddEval(root),
-                                         AddScore(root),    AddTokenize(root), AddDetokenize(root),
-                                         AddStatus(root),   AddDoctor(root),   AddDrain(root),
-                                         AddBench(root),    AddQuantize(root), AddPlan(root)};
+  const std::vector<Command> commands = {
+      AddGenerate(root),   AddChat(root),     AddEval(root),   AddScore(root), AddTokenize(root),
+      AddDetokenize(root), AddStatus(root),   AddDoctor(root), AddDrain(root), AddBench(root),
+      AddLoad(root),       AddQuantize(root), AddPlan(root)};
   try {
     root.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
