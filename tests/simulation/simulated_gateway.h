@@ -229,6 +229,11 @@ inline void SimulatedGateway::CheckLetGo(WorkerId worker, bool release) {
 inline void SimulatedGateway::StartAttention(WorkerId id, const std::string& address) {
   const auto it = world_.attention.find(address);
   if (it == world_.attention.end()) return;  // the next Advance sees that there is no session
+  const uint64_t used = it->second->dispatcher().oldest_in_use().epoch;
+  if (used != epoch_ && ProcessOf(world_.attention, membership_.members().at(id).join) != nullptr) {
+    world_.trace.Violation(it->second->process().name(),
+                           " is given steps while it uses a placement of another gateway");
+  }
   const auto peer = std::make_shared<Peer>();
   peer->id = id;
   peer->worker = it->second;

@@ -70,6 +70,7 @@ class Simulation {
     seen["parts that failed"] += world_.failed_parts;
     seen["streams"] += static_cast<int64_t>(streams_.size());
     seen["preemptions"] += preemptions_ + gateway_->scheduler().preemptions();
+    seen["tokens found in a cache"] += prefix_hits_ + gateway_->scheduler().prefix_hits();
     seen["placements"] += static_cast<int64_t>(placements_) +
                           static_cast<int64_t>(gateway_->membership().placement().version.counter);
     for (const Stream& stream : streams_) {
@@ -138,6 +139,7 @@ class Simulation {
     policy_.decode_groups = static_cast<int>(dice_.Between(0, 2));
     policy_.max_batch_rows = static_cast<int>(dice_.Chance(0.5) ? 2048 : dice_.Between(16, 100));
     policy_.max_layers_per_step = static_cast<int>(dice_.Between(0, 2));
+    policy_.prefix_caching = dice_.Chance(0.8);
     if (dice_.Chance(0.3)) policy_.test_seed = static_cast<uint64_t>(dice_.Between(1, 1000000));
     dispatch_.attempt_timeout = absl::Milliseconds(dice_.Of(kAttemptTimeoutsMs));
     dispatch_.layer_timeout = absl::Milliseconds(dice_.Of(kLayerTimeoutsMs));
@@ -183,8 +185,7 @@ class Simulation {
     const int64_t count = dice_.Between(3, 7);
     streams_.resize(count);
     for (Stream& stream : streams_) {
-      stream.known = &world_.model.jobs()[dice_.Between(
-          int64_t{0}, static_cast<int64_t>(world_.model.jobs().size()) - 1)];
+      stream.known = &dice_.Of(world_.model.jobs());
       if (dice_.Chance(0.1)) stream.deadline = absl::Milliseconds(dice_.Between(10, 5000));
       const auto start = Ms(0, 3000);
       starts_.push_back(start);
@@ -299,6 +300,7 @@ class Simulation {
   void KillGateway(bool silently) {
     if (gateway_ == nullptr) return;
     preemptions_ += gateway_->scheduler().preemptions();
+    prefix_hits_ += gateway_->scheduler().prefix_hits();
     placements_ += gateway_->membership().placement().version.counter;
     world_.network.Kill(gateway_->process(), silently);
     world_.gateway = nullptr;
@@ -539,7 +541,9 @@ class Simulation {
   TimePoint faults_over_;
   TimePoint quiet_since_;
   std::map<std::string, int64_t> faults_;
+  // Of gateways that are gone.
   int64_t preemptions_ = 0;
+  int64_t prefix_hits_ = 0;
   uint64_t placements_ = 0;
 };
 

@@ -2,6 +2,7 @@
 #ifndef TANDEM_TESTS_SIMULATION_TINY_MODEL_H_
 #define TANDEM_TESTS_SIMULATION_TINY_MODEL_H_
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <memory>
@@ -79,7 +80,11 @@ class TinyModel {
     const int64_t size = dice->Chance(0.5)   ? dice->Between(1, 20)
                          : dice->Chance(0.6) ? dice->Between(50, 75)
                                              : dice->Between(100, 140);
-    for (int64_t i = 0; i < size; ++i) {
+    // Some begin like others, whose pages in the cache they may share.
+    if (!jobs_.empty() && dice->Chance(0.4)) job.prompt = dice->Of(jobs_).job.prompt;
+    const auto kept = std::min<int64_t>(dice->Between(60, 130), static_cast<int64_t>(size));
+    if (static_cast<int64_t>(job.prompt.size()) > kept) job.prompt.resize(kept);
+    while (static_cast<int64_t>(job.prompt.size()) < size) {
       job.prompt.push_back(static_cast<int32_t>(dice->Between(0, config().vocab_size - 1)));
     }
     job.expanded_length = SequenceSpec::ExpandedLength(size);
@@ -113,7 +118,10 @@ class TinyModel {
       std::vector<StepResult> results;
     } observer;
     const std::unique_ptr<AttentionLink> link = core->Connect(&observer);
-    Scheduler scheduler({.decode_groups = 1});
+    SchedulerPolicy policy;
+    policy.decode_groups = 1;
+    policy.prefix_caching = false;
+    Scheduler scheduler(policy);
     TANDEM_CHECK(scheduler.AddWorker(1, link->info()).ok());
     JobId id = 0;
     for (KnownJob& known : jobs_) {
