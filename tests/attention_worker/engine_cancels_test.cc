@@ -129,7 +129,9 @@ TEST_P(EngineTest, ClosingASessionStopsItsWorkAndFreesItsPages) {
 
 // A gateway that is back reckons with all pages before it is known that its session of old is over.
 TEST_P(EngineTest, AStepWaitsForPagesThatAnotherSessionGivesBack) {
-  const auto worker = MakeWorker({.total_pages = 2});
+  TestWorkerOptions options;
+  options.total_pages = 2;
+  const auto worker = MakeWorker(options);
   const std::vector<int32_t> ids = RandomIds(100, 21);
   auto gone = std::make_unique<TestGateway>(worker.get());
   const SequenceId old = gone->Open(ids);
