@@ -33,6 +33,7 @@ class UriVerifier : public grpc::experimental::ExternalCertificateVerifier {
  private:
   static std::vector<std::string> ToStrings(const std::vector<grpc::string_ref>& refs) {
     std::vector<std::string> strings;
+    strings.reserve(refs.size());
     for (const grpc::string_ref& ref : refs) strings.emplace_back(ref.data(), ref.size());
     return strings;
   }
