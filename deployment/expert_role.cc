@@ -69,13 +69,17 @@ class ExpertRole : public WorkerRole {
       experts_->DropUnwanted();
       MutexLock lock(mutex_);
       capacity_.Shrink(fit, absl::Now());
+      failed_ = placement.version;
       const std::string why =
           absl::StrCat("there is memory for ", fit, " experts only: ", loaded.message());
       spdlog::warn("{}", why);
       return absl::AbortedError(why);
     }
     MutexLock lock(mutex_);
-    if (loaded.ok()) placement_ = placement.version;
+    if (loaded.ok()) {
+      placement_ = placement.version;
+      failed_ = {};
+    }
     return loaded;
   }
 
@@ -92,6 +96,8 @@ class ExpertRole : public WorkerRole {
       spdlog::info("memory: there is room for {} experts again", capacity_.experts());
     }
     health.expert_capacity = static_cast<uint64_t>(capacity_.experts());
+    health.failed = failed_;
+    if (failed_.counter > 0) health.held_experts = experts_->Loaded();
   }
   bool drains() const override { return true; }
 
@@ -161,6 +167,7 @@ class ExpertRole : public WorkerRole {
 
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
+  PlacementVersion failed_ ABSL_GUARDED_BY(mutex_);     // newest that there was no memory for
   ExpertCapacity capacity_ ABSL_GUARDED_BY(mutex_);
   int64_t bytes_each_ = 1;  // of an expert
   std::string memory_;      // as v1::WorkerHello says

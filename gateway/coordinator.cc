@@ -67,6 +67,8 @@ MemberHealth FromProto(const v1::WorkerHeartbeat& heartbeat) {
   std::sort(health.counters.begin(), health.counters.end());
   health.draining = heartbeat.draining();
   if (heartbeat.has_expert_capacity()) health.expert_capacity = Count(heartbeat.expert_capacity());
+  health.failed = {heartbeat.failed_epoch(), heartbeat.failed_counter()};
+  health.held = UnpackBits(heartbeat.held_experts());
   for (const uint64_t tokens : heartbeat.expert_tokens()) {
     health.expert_tokens.push_back(Count(tokens));
   }

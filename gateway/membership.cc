@@ -113,15 +113,17 @@ void Membership::Heartbeat(WorkerId worker, MemberHealth health, absl::Time now)
     member.draining = true;
     plan_due_ = true;
   }
-  if (health.expert_capacity != member.health.expert_capacity) {
-    plan_due_ = true;
-    if (health.expert_capacity < member.health.expert_capacity) {
-      // It has let go of what it could not load whole.
-      member.held = placement_.GivenTo(worker);
-      member.held.resize(load_.size());
+  if (health.expert_capacity != member.health.expert_capacity) plan_due_ = true;
+  // An older order's failure says nothing of the newest, which is on its way.
+  if (health.failed.counter > 0 && health.failed == target_.version) {
+    health.held.resize(load_.size());
+    if (health.failed != member.health.failed || health.held != member.held) {
+      member.held = std::move(health.held);
+      plan_due_ = true;
       order_again_ = true;
     }
   }
+  health.held.clear();
   member.health = std::move(health);
   member.heard = true;
   member.last_seen = now;

@@ -49,6 +49,10 @@ struct MemberHealth {
   // [num_layers * num_experts], or empty if not told this time: tokens that went to each of its
   // experts since it was told last.
   std::vector<int64_t> expert_tokens;
+  // Expert workers: the order that it had no memory to carry out, until it has carried out a later
+  // one; and what it has loaded meanwhile, [num_layers * num_experts].
+  PlacementVersion failed;
+  std::vector<bool> held;
 };
 
 enum class MemberState : uint8_t {

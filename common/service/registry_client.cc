@@ -30,6 +30,11 @@ v1::WorkerReport HeartbeatReport(const WorkerHealth& health, int64_t number) {
   heartbeat.set_busy_ms(absl::ToInt64Milliseconds(health.busy));
   heartbeat.set_draining(health.draining);
   if (health.expert_capacity.has_value()) heartbeat.set_expert_capacity(*health.expert_capacity);
+  if (health.failed.counter > 0) {
+    heartbeat.set_failed_epoch(health.failed.epoch);
+    heartbeat.set_failed_counter(health.failed.counter);
+    heartbeat.set_held_experts(PackBits(health.held_experts));
+  }
   for (const int64_t tokens : health.expert_tokens) {
     heartbeat.add_expert_tokens(static_cast<uint64_t>(tokens));
   }

@@ -27,6 +27,8 @@ struct WorkerHealth {
   bool draining = false;                    // it wants to end as soon as nobody needs it
   std::optional<uint64_t> expert_capacity;  // as in v1::WorkerHeartbeat, as what follows
   std::vector<int64_t> expert_tokens;
+  PlacementVersion failed;         // counter 0: none
+  std::vector<bool> held_experts;  // if there is one
 };
 
 Placement PlacementFromProto(const v1::PlacementOrder& order);

@@ -323,6 +323,8 @@ class ElasticTest : public MembershipTest {
         health.ready = worker.placement.counter > 0;
         health.draining = worker.draining;
         health.expert_capacity = worker.capacity;
+        health.failed = worker.failed;
+        health.held = worker.held;
         membership_->Heartbeat(id, health, now_);
       }
       for (const MembershipAction& action : membership_->Advance(now_)) {
@@ -353,6 +355,8 @@ class ElasticTest : public MembershipTest {
     PlacementVersion told, placement;
     bool slow = false, draining = false;
     int64_t capacity = 1000;
+    PlacementVersion failed;  // for want of memory
+    std::vector<bool> held;   // then
   };
   std::optional<Membership> membership_;
   std::map<WorkerId, Worker> workers_;
@@ -527,12 +531,36 @@ TEST_F(ElasticTest, AWorkerThatCouldNotLoadIsToldAnew) {
   Settle();
   const int orders = orders_;
   workers_[second].capacity = kExperts / 2;  // as many as it is to have
+  workers_[second].failed = membership_->target().version;
   Settle();
   EXPECT_GT(orders_, orders);
   EXPECT_EQ(NumHeld(first), kExperts);
   workers_[second].slow = false;
   Settle();
   EXPECT_EQ(NumHeld(second), kExperts / 2);
+}
+
+// Not from what is in use: it may have more, of orders of which nothing came, and no room beside
+// it.
+TEST_F(ElasticTest, AWorkerWithoutMemoryIsPlannedForByWhatItHas) {
+  Start(1, 2);
+  std::vector<bool> held(3 * 8);
+  for (const int i : {9, 11, 14, 16, 19, 22}) held[i] = true;
+  std::vector<bool> all(3 * 8);
+  std::fill(all.begin() + 8, all.end(), true);
+  Join(WorkerKind::kExpert, "e:0", 1000, all);
+  const WorkerId full = Join(WorkerKind::kExpert, "e:1", 7, held);
+  workers_[full].capacity = 7;
+  workers_[full].slow = true;
+  Settle();
+  ASSERT_FALSE(membership_->serving());
+  workers_[full].capacity = 6;
+  workers_[full].failed = membership_->target().version;
+  workers_[full].held = held;
+  workers_[full].slow = false;
+  Settle();
+  EXPECT_TRUE(membership_->serving());
+  EXPECT_EQ(membership_->placement().GivenTo(full), held);
 }
 
 // Those that stay hold more than their parts until what nobody had is back in use.

@@ -109,6 +109,8 @@ class SimulatedExpert : public SimulatedWorker {
     health.ready = placement_.counter > 0;
     health.draining = duties_.draining();
     health.expert_capacity = capacity_;
+    health.failed = failed_;
+    if (failed_.counter > 0) health.held = experts_->Loaded();
     if (++beats_ % 10 == 0) health.expert_tokens = engine_->TakeExpertTokens();
     EndIfItMay();
     return health;
@@ -160,10 +162,12 @@ class SimulatedExpert : public SimulatedWorker {
     if (absl::IsResourceExhausted(loaded)) {
       capacity_ = experts_->num_loaded();
       experts_->DropUnwanted();
+      failed_ = order->placement.version;
       world_.trace.Note(process_.name(), " has memory for ", capacity_, " experts only");
     }
     if (loaded.ok()) {
       placement_ = order->placement.version;
+      failed_ = {};
       world_.trace.Note(process_.name(), " has loaded version ", placement_.counter);
     }
     process_.AfterWork(options_.load_time, [this] {
@@ -192,6 +196,7 @@ class SimulatedExpert : public SimulatedWorker {
   const std::unique_ptr<LoadedExperts> experts_;
   std::unique_ptr<ExpertEngineCore> engine_;
   PlacementVersion placement_;  // newest loaded
+  PlacementVersion failed_;     // newest that there was no memory for
   PlacementVersion floor_;      // of what it still has
   std::map<PlacementVersion, std::vector<bool>> wanted_;
   int64_t loads_ordered_ = 0;

@@ -512,7 +512,7 @@ class Simulation {
     return world_.time.now() - quiet_since_ >= std::chrono::seconds(12);
   }
 
-  static constexpr double kShortMemory = 0;
+  static constexpr double kShortMemory = 0.1;
   // Steps answered with UNAVAILABLE, and attention workers lost, before a stream may fail.
   static constexpr int kMostUnavailable = 5;
   static constexpr int kMostRemovals = 5;
