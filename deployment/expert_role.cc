@@ -99,7 +99,6 @@ class ExpertRole : public WorkerRole {
     health.failed = failed_;
     if (failed_.counter > 0) health.held_experts = experts_->Loaded();
   }
-  bool drains() const override { return true; }
 
   void Use(Placement) override {}  // requests name the experts that they are for
   void Retire(PlacementVersion oldest_in_use) override { experts_->Retire(oldest_in_use); }

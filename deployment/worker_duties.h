@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/time/time.h"
 #include "common/placement.h"
 
 namespace tandem {
@@ -41,8 +42,8 @@ class WorkerDuties {
   void Load(Placement placement) { next_load_ = {std::move(placement), self_, memberships_}; }
   void Use(PlacementVersion in_use) { in_use_ = in_use; }
   void Released() { released_ = true; }
-  // The worker wants to end once nobody needs it. Requires a member.
-  void Drain() { draining_ = true; }
+  // The worker wants to end once nobody needs it, or at that time. Requires a member.
+  void Drain(absl::Time until) { drain_until_ = until; }
 
   bool has_work() const { return next_load_.has_value() || in_use_.has_value(); }
   Work TakeWork() {
@@ -54,7 +55,8 @@ class WorkerDuties {
   }
 
   bool is_member() const { return is_member_; }
-  bool draining() const { return draining_; }
+  bool draining() const { return drain_until_.has_value(); }
+  absl::Time drain_until() const { return drain_until_.value_or(absl::InfinitePast()); }
   // Whether a worker that drains may end: nobody needs it, or nobody is there who would say so.
   bool may_end() const { return released_ || !is_member_; }
 
@@ -64,7 +66,7 @@ class WorkerDuties {
   uint64_t memberships_ = 0;  // begun and ended so far
   std::optional<LoadOrder> next_load_;
   std::optional<PlacementVersion> in_use_;
-  bool draining_ = false;
+  std::optional<absl::Time> drain_until_;  // once it drains
   bool released_ = false;
 };
 

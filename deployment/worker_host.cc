@@ -1,11 +1,13 @@
 #include "deployment/worker_host.h"
 
+#include <algorithm>
 #include <csignal>
 #include <thread>
 #include <utility>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/checkpoint/digest.h"
 #include "common/mode.h"
@@ -33,6 +35,10 @@ void WorkerOptions::AddTo(CLI::App& app) {
                  "where both are on one machine, otherwise over gRPC) or grpc")
       ->check(CLI::IsMember({"auto", "grpc"}))
       ->capture_default_str();
+  app.add_option("--drain-limit", drain_limit_s,
+                 "seconds that other workers get, after SIGTERM, to take over what this one has")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
   AddListenFlags(app, &listen);
   trust.AddTo(app);
 }
@@ -43,10 +49,6 @@ void WorkerOptions::AddExpertOptionsTo(CLI::App& app) {
                  "expert workers that share it, of what the machine or the container has")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 50));
-  app.add_option("--drain-limit", drain_limit_s,
-                 "seconds that other workers get, after SIGTERM, to take over what this one has")
-      ->check(CLI::Range(0, 86400))
-      ->capture_default_str();
 }
 
 WorkerHost::WorkerHost(WorkerOptions options, WorkerRoleFactory make_role)
@@ -110,10 +112,10 @@ absl::Status WorkerHost::Serve() {
 
 // Until others have what this worker has.
 void WorkerHost::Drain() {
-  if (!role_->drains() || !role_->loaded()) return;
+  if (!role_->loaded()) return;
   MutexLock lock(mutex_);
   if (!duties_.is_member()) return;
-  duties_.Drain();
+  duties_.Drain(absl::Now() + absl::Seconds(options_.drain_limit_s));
   registry_->ReportNow();
   spdlog::info("draining: others take over what this worker has, in at most {} s",
                options_.drain_limit_s);
@@ -172,6 +174,7 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
     role_->Report(health);
     MutexLock lock(mutex_);
     health.draining = duties_.draining();
+    health.drain_left = std::max(duties_.drain_until() - absl::Now(), absl::ZeroDuration());
     return health;
   };
   callbacks.on_accepted = [this](WorkerId self, uint64_t) {

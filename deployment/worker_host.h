@@ -103,8 +103,6 @@ class WorkerRole {
   // What only its kind says: when it joins, and at a heartbeat.
   virtual void Introduce(v1::WorkerHello&) const {}
   virtual void Report(WorkerHealth&) {}
-  // Whether other workers can take over what it has before it ends.
-  virtual bool drains() const { return false; }
 
   // Whether it has loaded what it needs to serve; once true always true.
   virtual bool loaded() const = 0;
@@ -124,10 +122,10 @@ class WorkerHost {
   WorkerHost(WorkerOptions options, WorkerRoleFactory make_role);
   ~WorkerHost();
 
-  // Lives until SIGTERM or SIGINT, or until the gateway drains it (OK), or the worker fails
-  // to start or load, or the registry refuses it: one sentence. After SIGTERM a worker that drains
-  // goes on until the gateway says that nobody needs it, is gone, or the drain limit has passed; a
-  // second signal ends it at once. At most once. Requires BlockEndSignals.
+  // Lives until SIGTERM or SIGINT, or until the gateway drains it (OK), or the worker fails to
+  // start or load, or the registry refuses it: one sentence. After SIGTERM it goes on until the
+  // gateway says that nobody needs it, is gone, or the drain limit has passed; a second signal ends
+  // it at once. At most once. Requires BlockEndSignals.
   absl::Status Serve();
 
  private:

@@ -21,6 +21,7 @@ namespace {
 
 // Often enough to keep the connection's polling hot.
 constexpr uint32_t kHeartbeatMs = 300;
+constexpr uint64_t kMaxDrainMs = 86'400'000;  // that is believed: a day
 
 int64_t Count(uint64_t value) {
   return static_cast<int64_t>(
@@ -66,6 +67,8 @@ MemberHealth FromProto(const v1::WorkerHeartbeat& heartbeat) {
   health.counters.assign(heartbeat.counters().begin(), heartbeat.counters().end());
   std::sort(health.counters.begin(), health.counters.end());
   health.draining = heartbeat.draining();
+  health.drain_left =
+      absl::Milliseconds(std::min<uint64_t>(heartbeat.drain_left_ms(), kMaxDrainMs));
   if (heartbeat.has_expert_capacity()) health.expert_capacity = Count(heartbeat.expert_capacity());
   health.failed = {heartbeat.failed_epoch(), heartbeat.failed_counter()};
   health.held = UnpackBits(heartbeat.held_experts());
@@ -294,6 +297,7 @@ class Coordinator::Impl {
       // A link may break while its worker's membership goes on.
       for (const auto& [id, member] : membership_.members()) {
         if (member.serving && !driver_->HasWorker(id)) membership_.SessionLost(id);
+        if (member.closed && driver_->IsDrained(id)) membership_.SequencesGone(id);
       }
       const std::vector<MembershipAction> actions = membership_.Advance(absl::Now());
       for (const MembershipAction& action : actions) CarryOut(action);
@@ -346,7 +350,7 @@ class Coordinator::Impl {
       }
       case Kind::kDrain: {
         if (stream == streams_.end()) return;
-        spdlog::info("expert worker {} is told to drain", action.worker);
+        spdlog::info("worker {} is told to drain", action.worker);
         v1::WorkerOrder order;
         order.mutable_drain();
         stream->second->Send(std::move(order));
@@ -354,7 +358,7 @@ class Coordinator::Impl {
       }
       case Kind::kRelease: {
         if (stream == streams_.end()) return;
-        spdlog::info("expert worker {} has nothing any more, and may end", action.worker);
+        spdlog::info("worker {} has nothing any more, and may end", action.worker);
         v1::WorkerOrder order;
         order.mutable_released();
         stream->second->Send(std::move(order));
@@ -379,6 +383,14 @@ class Coordinator::Impl {
         }
         return;
       }
+      case Kind::kDrainAttention:
+        spdlog::info("attention worker {} drains: it gets no new requests", action.worker);
+        driver_->DrainWorker(action.worker, false);
+        return;
+      case Kind::kMoveAttention:
+        spdlog::info("attention worker {} drains: what it still has goes to others", action.worker);
+        driver_->DrainWorker(action.worker, true);
+        return;
       case Kind::kStopAttention:
         mutex_.Unlock();
         driver_->RemoveWorker(action.worker);

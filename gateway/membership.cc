@@ -111,7 +111,8 @@ void Membership::Heartbeat(WorkerId worker, MemberHealth health, absl::Time now)
   health.expert_tokens.clear();
   if (health.draining && !member.draining) {
     member.draining = true;
-    plan_due_ = true;
+    plan_due_ = plan_due_ || member.join.kind == WorkerKind::kExpert;
+    member.move_at = now + health.drain_left / 2;  // until then some may end by themselves
   }
   if (health.expert_capacity != member.health.expert_capacity) plan_due_ = true;
   // An older order's failure says nothing of the newest, which is on its way.
@@ -147,9 +148,14 @@ absl::Status Membership::Drain(WorkerId worker) {
   if (it == members_.end()) {
     return absl::NotFoundError(absl::StrCat("there is no worker ", worker));
   }
-  if (it->second.join.kind != WorkerKind::kExpert) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "worker ", worker, " is an attention worker: end it, and its sequences go on elsewhere"));
+  if (it->second.join.kind == WorkerKind::kAttention) {
+    if (it->second.draining) return absl::OkStatus();
+    if (NumOpen() - (it->second.serving ? 1 : 0) == 0) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "there is no other attention worker that could take the sequences of worker ", worker));
+    }
+    departures_.push_back({MembershipAction::Kind::kDrain, worker, "", ""});
+    return absl::OkStatus();
   }
   const bool was_draining = std::exchange(it->second.draining, true);
   if (const absl::Status possible = PlanPlacement(MakePlanRequest(0)).status(); !possible.ok()) {
@@ -165,6 +171,37 @@ absl::Status Membership::Drain(WorkerId worker) {
 void Membership::SessionLost(WorkerId worker) {
   const auto it = members_.find(worker);
   if (it != members_.end()) it->second.serving = false;
+}
+
+void Membership::SequencesGone(WorkerId worker) {
+  const auto it = members_.find(worker);
+  if (it != members_.end()) it->second.drained = it->second.closed;
+}
+
+int64_t Membership::NumOpen() const {
+  return std::count_if(members_.begin(), members_.end(), [](const auto& entry) {
+    return entry.second.serving && !entry.second.draining;
+  });
+}
+
+void Membership::DrainAttention(absl::Time now, std::vector<MembershipAction>& actions) {
+  using Kind = MembershipAction::Kind;
+  const bool others = NumOpen() > 0;
+  for (auto& [id, member] : members_) {
+    if (member.join.kind != WorkerKind::kAttention || !member.draining || member.released) continue;
+    if (member.serving && !std::exchange(member.closed, true)) {
+      actions.push_back({Kind::kDrainAttention, id, "", ""});
+    }
+    if (member.serving && others && now >= member.move_at && !std::exchange(member.moving, true)) {
+      actions.push_back({Kind::kMoveAttention, id, "", ""});
+    }
+    if (member.serving && !member.drained) continue;
+    if (std::exchange(member.serving, false)) {
+      actions.push_back({Kind::kStopAttention, id, "", ""});
+    }
+    member.released = true;
+    actions.push_back({Kind::kRelease, id, "", ""});
+  }
 }
 
 std::vector<MembershipAction> Membership::Advance(absl::Time now) {
@@ -185,6 +222,7 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
     Leave(id);
   }
   std::vector<MembershipAction> actions = std::exchange(departures_, {});
+  DrainAttention(now, actions);
   if (plan_due_ && MayPlan(now)) Replan();
   Rebalance(now);
   if (target_.version.counter == 0) return actions;
@@ -206,7 +244,7 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
     }
     const bool can_start = member.health.ready && member.health.placement.counter > 0 &&
                            member.health.placement.epoch == options_.epoch;
-    if (can_start && !member.serving) {
+    if (can_start && !member.serving && !member.draining) {
       member.serving = true;
       actions.push_back({Kind::kStartAttention, id, member.join.address, ""});
     }
@@ -238,7 +276,7 @@ void Membership::LetGoOfOld(std::vector<MembershipAction>& actions) {
   }
   if (!settled || plan_due_) return;
   for (auto& [id, member] : members_) {
-    if (!member.draining || member.released) continue;
+    if (member.join.kind != WorkerKind::kExpert || !member.draining || member.released) continue;
     const std::vector<bool> given = placement_.GivenTo(id);
     member.released = std::find(given.begin(), given.end(), true) == given.end();
     if (member.released) actions.push_back({Kind::kRelease, id, "", ""});
@@ -255,12 +293,14 @@ MemberState Membership::StateOf(const Member& member) const {
 
 bool Membership::serving() const {
   if (!complete_ || !covered_) return false;
-  return std::any_of(members_.begin(), members_.end(),
-                     [](const auto& m) { return m.second.serving; });
+  return NumOpen() > 0;
 }
 
 std::string Membership::Detail() const {
-  const int attention = Count(WorkerKind::kAttention);
+  const auto drained = std::count_if(members_.begin(), members_.end(), [](const auto& entry) {
+    return entry.second.join.kind == WorkerKind::kAttention && entry.second.draining;
+  });
+  const int64_t attention = Count(WorkerKind::kAttention) - drained;
   const int expert = Count(WorkerKind::kExpert);
   if (serving()) {
     std::string detail =

@@ -43,7 +43,8 @@ struct MemberHealth {
   PlacementVersion placement;
   absl::Duration busy;  // how long its engine has been at one piece of work
   CounterSnapshot counters;
-  bool draining = false;  // it wants to end, and waits until it may
+  bool draining = false;      // it wants to end, and waits until it may
+  absl::Duration drain_left;  // for so long
   // Expert workers: less than when it joined if it has found no memory for so many.
   int64_t expert_capacity = std::numeric_limits<int64_t>::max();
   // [num_layers * num_experts], or empty if not told this time: tokens that went to each of its
@@ -59,7 +60,7 @@ enum class MemberState : uint8_t {
   kJoining,   // nothing is known of it yet
   kLoading,   // it loads what it was told to
   kReady,     // it has what it is to have
-  kDraining,  // it is to end; it goes on until others have its experts
+  kDraining,  // it is to end; it goes on until others have its experts, or its sequences have gone
 };
 const char* MemberStateName(MemberState state);  // "joining", ...
 
@@ -72,6 +73,11 @@ struct Member {
   bool serving = false;   // attention only: the step driver has it
   bool draining = false;  // its heartbeats say so
   bool released = false;  // was told that it may end
+  // Attention only, while it drains.
+  absl::Time move_at = absl::InfiniteFuture();  // from then on its sequences go to others
+  bool closed = false;                          // kDrainAttention was said
+  bool moving = false;                          // kMoveAttention was said
+  bool drained = false;                         // it has no sequence any more
   // Experts only, [num_layers * num_experts]: loaded, or told to load, and not yet told to let go.
   std::vector<bool> held;
 };
@@ -101,10 +107,12 @@ struct MembershipAction {
     kLoad,            // send expert worker `worker` the target()
     kUse,             // tell `worker` that placement() is in use: an attention worker, so that it
                       // uses it; an expert worker, once all attention workers do
-    kDrain,           // tell expert worker `worker` to end once nobody needs it
+    kDrain,           // tell `worker` to end once nobody needs it
     kRelease,         // tell `worker`, which drains, that nobody needs it any more
     kStartAttention,  // dial `worker` at `address` and give it steps
     kStopAttention,   // it is gone: give it no more steps
+    kDrainAttention,  // it drains: give it no more sequences
+    kMoveAttention,   // it still drains: those that it has are to go to others
     kDrop,            // its lease ran out, or it hangs: close its stream, saying `why`
   };
   Kind kind;
@@ -126,13 +134,16 @@ class Membership {
   absl::StatusOr<WorkerId> Join(const JoinRequest& request, absl::Time now);
   void Heartbeat(WorkerId worker, MemberHealth health, absl::Time now);
   void Leave(WorkerId worker);
-  // Has an expert worker told to drain, as if it had been sent SIGTERM.
+  // Has a worker told to drain, as if it had been sent SIGTERM.
   //   NOT_FOUND            there is no such worker
-  //   FAILED_PRECONDITION  it is an attention worker, or the memory of the others does not suffice
+  //   FAILED_PRECONDITION  there is no other attention worker, or the memory of the other expert
+  //                        workers does not suffice
   absl::Status Drain(WorkerId worker);
   // The session that kStartAttention asked for was not made, or broke later: it is asked for again
   // at the next Advance.
   void SessionLost(WorkerId worker);
+  // An attention worker for which kDrainAttention was said has no sequences any more.
+  void SequencesGone(WorkerId worker);
 
   // Everything to do now that was not said before. Call after every event and every lease / 4.
   std::vector<MembershipAction> Advance(absl::Time now);
@@ -160,6 +171,9 @@ class Membership {
 
  private:
   int Count(WorkerKind kind) const;
+  // Attention workers that take sequences.
+  int64_t NumOpen() const;
+  void DrainAttention(absl::Time now, std::vector<MembershipAction>& actions);
   void UpdateCovered();
   bool TargetLoaded() const;
   // By all attention workers that were told of any.

@@ -67,6 +67,23 @@ std::vector<SchedulerEvent> Scheduler::RemoveWorker(WorkerId worker, absl::Time 
   return events;
 }
 
+void Scheduler::DrainWorker(WorkerId worker, bool move) {
+  const auto it = workers_.find(worker);
+  if (it == workers_.end()) return;
+  it->second.draining = true;
+  it->second.moving = it->second.moving || move;
+}
+
+bool Scheduler::IsDrained(WorkerId worker) const {
+  const auto it = workers_.find(worker);
+  return it != workers_.end() && it->second.draining && it->second.running.empty();
+}
+
+void Scheduler::SetSilent(WorkerId worker, bool silent) {
+  const auto it = workers_.find(worker);
+  if (it != workers_.end()) it->second.silent = silent;
+}
+
 absl::Status Scheduler::Add(JobId id, Job job, absl::Time now) {
   if (num_waiting() >= policy_.max_waiting) {
     return absl::ResourceExhaustedError(
@@ -155,29 +172,68 @@ absl::Span<const PageName> Scheduler::PageNames(JobState* job, int64_t count) {
   return absl::MakeConstSpan(names).subspan(0, static_cast<size_t>(count));
 }
 
-Scheduler::Worker* Scheduler::ChooseWorker(int64_t pages, absl::Span<const PageName> names,
-                                           WorkerId* id, int* shared) {
-  Worker* best = nullptr;
-  for (auto& [worker_id, worker] : workers_) {
-    if (worker.recovering) continue;
+Scheduler::Seat Scheduler::ChooseSeat(JobState* job) {
+  // One page of slack, so that a sequence is not preempted as soon as it begins to decode.
+  const int64_t pages = std::min(PagesFor(job->KnownTokens()) + 1, PagesFor(job->EndRow()));
+  absl::Span<const PageName> names;
+  if (policy_.prefix_caching) names = PageNames(job, MostShared(*job));
+  const bool all_drain = std::all_of(workers_.begin(), workers_.end(),
+                                     [](const auto& w) { return w.second.draining; });
+  Seat best;
+  for (auto& [id, worker] : workers_) {
+    if (worker.silent || worker.recovering) continue;
+    // What was preempted where all are to end goes on as long as it can.
+    if (worker.draining && !(all_drain && job->admitted)) continue;
     if (static_cast<int>(worker.running.size()) >= policy_.max_running_per_worker) continue;
     const int found = worker.book.CountLeading(names);
     // What others hold as well takes no room.
     const int64_t needed = pages - found + worker.book.CountAvailable(names.subspan(0, found));
     if (worker.available_pages() < needed) continue;
-    if (best != nullptr && std::make_pair(int64_t{found}, worker.available_pages()) <=
-                               std::make_pair(int64_t{*shared}, best->available_pages())) {
+    if (best.worker != nullptr &&
+        std::make_pair(int64_t{found}, worker.available_pages()) <=
+            std::make_pair(int64_t{best.shared}, best.worker->available_pages())) {
       continue;
     }
-    best = &worker;
-    *id = worker_id;
-    *shared = found;
+    best = {&worker, id, found};
   }
   return best;
 }
 
+void Scheduler::Place(JobState* job, const Seat& seat) {
+  Worker& worker = *seat.worker;
+  waiting_.erase(job->id);
+  job->worker = seat.id;
+  job->known = job->KnownTokens();
+  for (int page = 0; page < seat.shared; ++page) {
+    job->pages.push_back(worker.book.Share(job->page_names[page]));
+  }
+  job->named = seat.shared;
+  job->shared = job->planned = kPageTokens * int64_t{seat.shared};
+  prefix_queries_ += job->known;
+  prefix_hits_ += job->shared;
+  worker.running.insert(job->id);
+  worker.reserved_pages += job->Reserved();
+}
+
+// Oldest first, as far as others have room.
+void Scheduler::MoveAway() {
+  for (auto& [from, worker] : workers_) {
+    if (!worker.moving && !worker.silent) continue;
+    const std::set<JobId> running = worker.running;
+    for (const JobId id : running) {
+      JobState& job = jobs_.at(id);
+      const Seat seat = ChooseSeat(&job);
+      if (seat.worker == nullptr || seat.worker->draining) break;
+      Detach(&job, Leave::kCancel);
+      Place(&job, seat);
+      ++moves_;
+    }
+  }
+}
+
 void Scheduler::Admit(std::vector<SchedulerEvent>* events) {
   if (workers_.empty()) return;
+  MoveAway();
   int64_t most_pages = 0;
   for (const auto& [id, worker] : workers_) {
     most_pages = std::max<int64_t>(most_pages, worker.info.total_pages);
@@ -200,26 +256,9 @@ void Scheduler::Admit(std::vector<SchedulerEvent>* events) {
            events);
       continue;
     }
-    // One page of slack, so that a sequence is not preempted as soon as it begins to decode.
-    const int64_t pages = std::min(PagesFor(job.KnownTokens()) + 1, PagesFor(tokens));
-    absl::Span<const PageName> names;
-    if (policy_.prefix_caching) names = PageNames(&job, MostShared(job));
-    WorkerId id = 0;
-    int shared = 0;
-    Worker* const worker = ChooseWorker(pages, names, &id, &shared);
-    if (worker == nullptr) return;
-    waiting_.erase(waiting_.begin());
-    job.worker = id;
-    job.known = job.KnownTokens();
-    for (const PageName& name : names.subspan(0, shared)) {
-      job.pages.push_back(worker->book.Share(name));
-    }
-    job.named = shared;
-    job.shared = job.planned = kPageTokens * int64_t{shared};
-    prefix_queries_ += job.known;
-    prefix_hits_ += job.shared;
-    worker->running.insert(job.id);
-    worker->reserved_pages += job.Reserved();
+    const Seat seat = ChooseSeat(&job);
+    if (seat.worker == nullptr) return;
+    Place(&job, seat);
   }
 }
 

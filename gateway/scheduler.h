@@ -88,6 +88,10 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
 // rows are planned until they have succeeded. A step that is answered so kMaxFailures times without
 // any progress fails its jobs with that status.
 //
+// A worker that drains or is silent gets no new sequences. Those that it has move, by a new
+// prefill, to workers that have room, at once or when they are told to; where there is none they
+// stay.
+//
 // With two decode groups a step takes one group's rows while the other group's step is outstanding,
 // so that the worker can run one's attention while the other waits for its experts. While there is
 // prefill, all rows go together.
@@ -101,6 +105,15 @@ class Scheduler {
   // UNAVAILABLE, since it may be what they die of. The link must be destroyed; results that were
   // under way are ignored.
   std::vector<SchedulerEvent> RemoveWorker(WorkerId worker, absl::Time now);
+
+  // `worker` is to end: it gets no sequence that it did not have before, unless it is the only one
+  // left. `move`: those that it has go to others as these have room. Again is allowed; unknown
+  // workers are ignored.
+  void DrainWorker(WorkerId worker, bool move);
+  // Whether a worker that drains has no sequence any more, and gets none.
+  bool IsDrained(WorkerId worker) const;
+  // `worker` says nothing, or does so again: as long as it is silent, its sequences go to others.
+  void SetSilent(WorkerId worker, bool silent);
 
   // Requires ids that grow. RESOURCE_EXHAUSTED: as many jobs wait as may.
   absl::Status Add(JobId id, Job job, absl::Time now);
@@ -128,6 +141,7 @@ class Scheduler {
   int num_running() const { return static_cast<int>(jobs_.size() - waiting_.size()); }
   int num_outstanding_steps() const;
   int64_t preemptions() const { return preemptions_; }
+  int64_t moves() const { return moves_; }  // of sequences, away from workers that were there
   // Sums of what the steps' results said.
   int64_t busy_us() const { return busy_us_; }
   int64_t wait_us() const { return wait_us_; }
@@ -225,7 +239,10 @@ class Scheduler {
     int last_group = 0;  // that a step was planned for
     std::deque<SentStep> outstanding;
     std::deque<SentStep> repeats;  // failed steps, to be sent again in this order
-    bool recovering = false;       // from a failed step until nothing is outstanding or repeated
+    bool draining = false;         // it is to end
+    bool moving = false;           // its sequences are to go to others
+    bool silent = false;
+    bool recovering = false;  // from a failed step until nothing is outstanding or repeated
     std::vector<SequenceId> cancels;
     std::vector<SequenceId> releases;
   };
@@ -233,9 +250,17 @@ class Scheduler {
   enum class Leave : uint8_t { kCancel, kRelease, kWorkerGone };
 
   void Admit(std::vector<SchedulerEvent>* events);
-  // The worker for a job that is to have `pages` pages, and how many of `names` it is to share
-  // there; null: none has room.
-  Worker* ChooseWorker(int64_t pages, absl::Span<const PageName> names, WorkerId* id, int* shared);
+  // Where a job may run now: null if nowhere. `shared`: how many of its first pages are there
+  // already.
+  struct Seat {
+    Worker* worker = nullptr;
+    WorkerId id = 0;
+    int shared = 0;
+  };
+  Seat ChooseSeat(JobState* job);
+  void Place(JobState* job, const Seat& seat);
+  // Sequences of workers that drain or are silent, to others.
+  void MoveAway();
   // The names of the job's first `count` pages, whose tokens must be known.
   static absl::Span<const PageName> PageNames(JobState* job, int64_t count);
   // How many of its first pages the job may share: what it wants of a row must be computed.
@@ -303,6 +328,7 @@ class Scheduler {
   SequenceId next_sequence_ = 1;
   BatchId next_batch_ = 1;
   int64_t preemptions_ = 0;
+  int64_t moves_ = 0;
   int64_t busy_us_ = 0;
   int64_t wait_us_ = 0;
   int64_t prefix_queries_ = 0;

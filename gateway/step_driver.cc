@@ -38,6 +38,8 @@ class StepDriver::Impl {
   void Finish(JobId job) { Enqueue(FinishJob{job}); }
   absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
   void RemoveWorker(WorkerId worker);
+  void DrainWorker(WorkerId worker, bool move);
+  bool IsDrained(WorkerId worker) const;
   bool HasWorker(WorkerId worker) const;
   int num_workers() const;
   bool Drain(absl::Duration grace);
@@ -50,6 +52,7 @@ class StepDriver::Impl {
     void OnStepResult(StepResult result) override {
       impl->Enqueue(StepDone{shared_from_this(), std::move(result)});
     }
+    void OnSilent(bool silent) override { impl->Enqueue(PeerSilent{shared_from_this(), silent}); }
     void OnDown(absl::Status status) override {
       impl->Enqueue(PeerGone{shared_from_this(), std::move(status)});
     }
@@ -79,6 +82,14 @@ class StepDriver::Impl {
     std::shared_ptr<Peer> peer;
     absl::Status status;
   };
+  struct PeerDrains {
+    std::shared_ptr<Peer> peer;
+    bool move;
+  };
+  struct PeerSilent {
+    std::shared_ptr<Peer> peer;
+    bool silent;
+  };
   struct StepDone {
     std::shared_ptr<Peer> peer;
     StepResult result;
@@ -87,8 +98,10 @@ class StepDriver::Impl {
   struct Member {
     std::shared_ptr<Peer> peer;
     bool joined = false;
+    bool drained = false;
   };
-  using Event = std::variant<NewJob, CancelJob, FinishJob, PeerJoined, PeerGone, StepDone>;
+  using Event = std::variant<NewJob, CancelJob, FinishJob, PeerJoined, PeerDrains, PeerSilent,
+                             PeerGone, StepDone>;
 
   void Enqueue(Event event) {
     {
@@ -106,6 +119,8 @@ class StepDriver::Impl {
   void Handle(CancelJob event) { Deliver(scheduler_.Cancel(event.id)); }
   void Handle(FinishJob event) { Deliver(scheduler_.Finish(event.id)); }
   void Handle(PeerJoined event);
+  void Handle(PeerDrains event) { scheduler_.DrainWorker(event.peer->id, event.move); }
+  void Handle(PeerSilent event);
   void Handle(PeerGone event);
   void Handle(StepDone event);
   void CloseLink(Peer* peer);
@@ -133,6 +148,7 @@ class StepDriver::Impl {
   int64_t jobs_running_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t steps_outstanding_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t preemptions_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t moves_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t busy_us_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t wait_us_ ABSL_GUARDED_BY(mutex_) = 0;
   int decode_groups_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -221,6 +237,22 @@ void StepDriver::Impl::RemoveWorker(WorkerId worker) {
   });
 }
 
+void StepDriver::Impl::DrainWorker(WorkerId worker, bool move) {
+  {
+    MutexLock lock(mutex_);
+    const auto it = members_.find(worker);
+    if (it == members_.end()) return;
+    queue_.push_back(PeerDrains{it->second.peer, move});
+  }
+  wake_.NotifyOne();
+}
+
+bool StepDriver::Impl::IsDrained(WorkerId worker) const {
+  MutexLock lock(mutex_);
+  const auto it = members_.find(worker);
+  return it == members_.end() || it->second.drained;
+}
+
 bool StepDriver::Impl::HasWorker(WorkerId worker) const {
   MutexLock lock(mutex_);
   return members_.contains(worker);
@@ -255,6 +287,7 @@ CounterSnapshot StepDriver::Impl::Counters() const {
           {"steps_total", steps_.load()},
           {"steps_outstanding", steps_outstanding_},
           {"preemptions_total", preemptions_},
+          {"moves_total", moves_},
           {"worker_busy_us_total", busy_us_},
           {"worker_wait_us_total", wait_us_},
           {"decode_groups", decode_groups_},
@@ -315,6 +348,14 @@ void StepDriver::Impl::Handle(PeerJoined event) {
   } else {
     peers_[peer.id] = event.peer;
   }
+}
+
+void StepDriver::Impl::Handle(PeerSilent event) {
+  if (event.peer->gone) return;
+  if (event.silent) {
+    spdlog::warn("attention worker {} is silent: what it has goes to others", event.peer->id);
+  }
+  scheduler_.SetSilent(event.peer->id, event.silent);
 }
 
 void StepDriver::Impl::Handle(PeerGone event) {
@@ -414,6 +455,8 @@ void StepDriver::Impl::Publish(int new_jobs_handled) {
   jobs_running_ = scheduler_.num_running();
   steps_outstanding_ = scheduler_.num_outstanding_steps();
   preemptions_ = scheduler_.preemptions();
+  moves_ = scheduler_.moves();
+  for (auto& [id, member] : members_) member.drained = scheduler_.IsDrained(id);
   busy_us_ = scheduler_.busy_us();
   wait_us_ = scheduler_.wait_us();
   decode_groups_ = scheduler_.decode_groups();
@@ -459,6 +502,8 @@ absl::Status StepDriver::AddWorker(WorkerId worker, const AttentionLinkFactory& 
   return impl_->AddWorker(worker, make_link);
 }
 void StepDriver::RemoveWorker(WorkerId worker) { impl_->RemoveWorker(worker); }
+void StepDriver::DrainWorker(WorkerId worker, bool move) { impl_->DrainWorker(worker, move); }
+bool StepDriver::IsDrained(WorkerId worker) const { return impl_->IsDrained(worker); }
 bool StepDriver::HasWorker(WorkerId worker) const { return impl_->HasWorker(worker); }
 int StepDriver::num_workers() const { return impl_->num_workers(); }
 bool StepDriver::Drain(absl::Duration grace) { return impl_->Drain(grace); }

@@ -40,6 +40,11 @@ class StepDriver {
   // removed.
   absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
   void RemoveWorker(WorkerId worker);
+  // It gets no new sequences; with `move`, those that it has go to others as these have room. May
+  // be said again.
+  void DrainWorker(WorkerId worker, bool move);
+  // Whether a worker that drains has nothing to do any more.
+  bool IsDrained(WorkerId worker) const;
   // False as well once its link went down.
   bool HasWorker(WorkerId worker) const;
   int num_workers() const;
@@ -49,8 +54,8 @@ class StepDriver {
   bool Drain(absl::Duration grace);
 
   // jobs_total, jobs_waiting, jobs_running, tokens_generated_total, prompt_tokens_total,
-  // steps_total, steps_outstanding, preemptions_total, worker_busy_us_total, worker_wait_us_total
-  // (sums over the steps' results), decode_groups (the most of any worker),
+  // steps_total, steps_outstanding, preemptions_total, moves_total, worker_busy_us_total,
+  // worker_wait_us_total (sums over the steps' results), decode_groups (the most of any worker),
   // prefix_cache_queries_total and prefix_cache_hits_total (tokens, Scheduler::prefix_queries),
   // pages_held, pages_cached, pages_evicted_total (over all workers, Scheduler::PageCounts)
   CounterSnapshot Counters() const;

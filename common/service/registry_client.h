@@ -25,6 +25,7 @@ struct WorkerHealth {
   absl::Duration busy;         // how long its engine has been at one piece of work
   CounterSnapshot counters;
   bool draining = false;                    // it wants to end as soon as nobody needs it
+  absl::Duration drain_left;                // and waits for that for so long
   std::optional<uint64_t> expert_capacity;  // as in v1::WorkerHeartbeat, as what follows
   std::vector<int64_t> expert_tokens;
   PlacementVersion failed;         // counter 0: none

@@ -139,6 +139,9 @@ class AttentionLink {
     virtual ~Observer() = default;
     // Results come in the order of the steps.
     virtual void OnStepResult(StepResult result) = 0;
+    // The worker has said nothing for so long that it may be gone, though it is asked to; or it
+    // says something again. Nothing is lost: its results may still come. In turns, `true` first.
+    virtual void OnSilent(bool silent) { static_cast<void>(silent); }
     // The worker is gone; at most once, and nothing follows. Every outstanding step is lost.
     virtual void OnDown(absl::Status status) = 0;
   };

@@ -1,19 +1,40 @@
 #include "common/transport/grpc_attention_link.h"
 
+#include <algorithm>
 #include <deque>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/transport/attention_proto.h"
+#include "common/transport/silence_watch.h"
 #include "common/transport/timer_thread.h"
 #include "proto/attention.grpc.pb.h"
 
 namespace tandem {
 
 namespace {
+
 using Clock = TimerThread::Clock;
+
+SilenceWatch::Options SilenceOptions(const GrpcAttentionLinkOptions& options) {
+  return {absl::ToChronoNanoseconds(options.suspect_after),
+          absl::ToChronoNanoseconds(std::max(options.silence_limit, options.suspect_after)),
+          absl::ToChronoNanoseconds(options.silence_memory),
+          absl::ToChronoNanoseconds(options.keepalive_interval)};
+}
+
+bool AsksForLogits(const v1::Step& step) {
+  for (const v1::NewBatch& batch : step.new_batches()) {
+    for (const v1::RowOutput& output : batch.outputs()) {
+      if (output.kind() == v1::ROW_OUTPUT_KIND_LOGITS) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 // The stream and everything about it. Created before the stream starts and destroyed after OnDone.
@@ -45,6 +66,8 @@ class GrpcAttentionLink::Impl
   void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Break() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Clock::time_point Tick();
+  // What is due of keepalives; when the next one is.
+  Clock::time_point KeepAlive(Clock::time_point now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string address_;
   const GrpcAttentionLinkOptions options_;
@@ -68,6 +91,9 @@ class GrpcAttentionLink::Impl
   absl::Status end_ ABSL_GUARDED_BY(mu_);     // why it ended
   Clock::time_point last_write_ ABSL_GUARDED_BY(mu_) = Clock::now();
   Clock::time_point last_read_ ABSL_GUARDED_BY(mu_) = Clock::now();
+  Clock::time_point last_keepalive_ ABSL_GUARDED_BY(mu_) = Clock::now();
+  SilenceWatch silence_ ABSL_GUARDED_BY(mu_){SilenceOptions(options_), Clock::now()};
+  std::set<StepId> steps_with_logits_ ABSL_GUARDED_BY(mu_);  // outstanding
   int64_t messages_sent_total_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t messages_received_total_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t steps_sent_total_ ABSL_GUARDED_BY(mu_) = 0;
@@ -130,7 +156,10 @@ void GrpcAttentionLink::Impl::Break() {
 void GrpcAttentionLink::Impl::Write(v1::AttentionRequest message) {
   MutexLock lock(mu_);
   if (broken_) return;
-  if (message.has_step()) ++steps_sent_total_;
+  if (message.has_step()) {
+    ++steps_sent_total_;
+    if (AsksForLogits(message.step())) steps_with_logits_.insert(message.step().step());
+  }
   queue_.push_back(std::move(message));
   WriteNext();
 }
@@ -158,6 +187,8 @@ void GrpcAttentionLink::Impl::OnReadDone(bool ok) {
   if (!status.ok()) reason_ = status;
   if (!ok || !status.ok()) Break();
   if (broken_) return;
+  // Told with the lock held, so that it is told in turns.
+  if (silence_.Heard(last_read_)) observer_->OnSilent(false);
   ++messages_received_total_;
   read_message_.Clear();
   StartRead(&read_message_);
@@ -182,6 +213,10 @@ absl::Status GrpcAttentionLink::Impl::OnReply(const v1::AttentionReply& reply) {
   }
   absl::StatusOr<StepResult> result = FromProto(reply.result());
   if (!result.ok()) return result.status();
+  {
+    MutexLock lock(mu_);
+    steps_with_logits_.erase(result->step);
+  }
   if (state == State::kEstablished) observer_->OnStepResult(*std::move(result));
   return absl::OkStatus();
 }
@@ -204,22 +239,32 @@ void GrpcAttentionLink::Impl::OnDone(const grpc::Status& status) {
 }
 
 Clock::time_point GrpcAttentionLink::Impl::Tick() {
-  const auto keepalive = absl::ToChronoNanoseconds(options_.keepalive_interval);
   MutexLock lock(mu_);
   const Clock::time_point now = Clock::now();
   if (broken_) return now + std::chrono::hours(1);
+  if (silence_.Look(now, !steps_with_logits_.empty())) observer_->OnSilent(true);
   if (now - last_read_ >= absl::ToChronoNanoseconds(options_.silence_limit)) {
     reason_ = absl::UnavailableError(
         absl::StrCat("it said nothing for ", absl::FormatDuration(options_.silence_limit)));
     Break();
-  } else if (!writing_ && queue_.empty()) {
-    if (now - last_write_ < keepalive) return last_write_ + keepalive;
+  }
+  return std::min(KeepAlive(now), silence_.due());
+}
+
+// One where either side has said nothing for an interval.
+Clock::time_point GrpcAttentionLink::Impl::KeepAlive(Clock::time_point now) {
+  const auto interval = absl::ToChronoNanoseconds(options_.keepalive_interval);
+  const Clock::time_point due =
+      std::max(std::min(last_write_, last_read_), last_keepalive_) + interval;
+  if (now < due) return due;
+  if (!writing_ && queue_.empty() && !broken_) {
     v1::AttentionRequest message;
     message.mutable_keepalive();
     queue_.push_back(std::move(message));
+    last_keepalive_ = now;
     WriteNext();
   }
-  return now + keepalive;
+  return now + interval;
 }
 
 CounterSnapshot GrpcAttentionLink::Impl::Counters() const {

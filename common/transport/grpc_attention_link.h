@@ -17,8 +17,13 @@ namespace tandem {
 struct GrpcAttentionLinkOptions {
   uint64_t gateway_incarnation = 0;
   std::string digest;  // of the checkpoint that the gateway serves
-  absl::Duration connect_timeout = absl::Seconds(5);
-  absl::Duration keepalive_interval = absl::Milliseconds(300);
+  absl::Duration connect_timeout = absl::Seconds(2);
+  absl::Duration keepalive_interval = absl::Milliseconds(200);  // each is answered
+  // A worker that says nothing for so long is told to be silent (Observer::OnSilent), unless it has
+  // logits to send, which may take their time. Twice as long after each time that it came back
+  // within `silence_memory` of it.
+  absl::Duration suspect_after = absl::Milliseconds(700);
+  absl::Duration silence_memory = absl::Seconds(30);
   absl::Duration silence_limit =
       absl::Seconds(10);  // a worker that says nothing for so long is gone
 };

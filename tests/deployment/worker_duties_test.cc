@@ -47,8 +47,10 @@ TEST(WorkerDutiesTest, AnOrderEndsWithItsMembership) {
 TEST(WorkerDutiesTest, ADrainingWorkerMayEndOnceReleasedOrAlone) {
   WorkerDuties duties;
   duties.Accepted(7);
-  duties.Drain();
+  EXPECT_FALSE(duties.draining());
+  duties.Drain(absl::UnixEpoch());
   EXPECT_TRUE(duties.draining());
+  EXPECT_EQ(duties.drain_until(), absl::UnixEpoch());
   EXPECT_FALSE(duties.may_end());
   duties.Lost();
   EXPECT_TRUE(duties.may_end());

@@ -136,8 +136,22 @@ class FakeRegistry : public v1::Registry::Service {
       std::lock_guard lock(mutex_);
       heartbeat_ = report.heartbeat();
       changed_.notify_all();
+      if (hangs_up_) return grpc::Status::OK;
+      if (!releases_) continue;
+      order.mutable_released();
+      stream->Write(order);
     }
     return grpc::Status::OK;
+  }
+  // At its next heartbeat the worker is told that it may end.
+  void Release() {
+    std::lock_guard lock(mutex_);
+    releases_ = true;
+  }
+  // From its next heartbeat on the worker has no gateway.
+  void HangUp() {
+    std::lock_guard lock(mutex_);
+    hangs_up_ = true;
   }
 
   // A heartbeat that is `wanted`; an empty one if none comes.
@@ -159,6 +173,8 @@ class FakeRegistry : public v1::Registry::Service {
   std::condition_variable changed_;
   v1::WorkerHello hello_;
   v1::WorkerHeartbeat heartbeat_;
+  bool releases_ = false;
+  bool hangs_up_ = false;
 };
 
 // The answer of grpc.health.v1.Health/Check as bytes: field 1, then 1 for SERVING, 2 for
@@ -202,6 +218,7 @@ class WorkerHostTest : public testing::Test {
   void TearDown() override {
     if (!served_.valid()) return;
     diary_.Write("may start");
+    registry_->HangUp();
     kill(getpid(), SIGTERM);
     served_.wait();
   }
@@ -214,6 +231,7 @@ class WorkerHostTest : public testing::Test {
     options.registry = registry_host_->address();
     options.dtype = "f32";
     options.backend.threads = 1;
+    options.drain_limit_s = drain_limit_s_;
     host_ = std::make_unique<WorkerHost>(
         options,
         [this,
@@ -224,6 +242,16 @@ class WorkerHostTest : public testing::Test {
     served_ = std::async(std::launch::async, [this] { return host_->Serve(); });
   }
 
+  // A worker that has been sent SIGTERM and waits for others to take over. Returns whether it does.
+  bool StartToDrain() {
+    Start(absl::OkStatus());
+    diary_.Write("may start");
+    if (!diary_.WaitFor("load 3 as 7")) return false;
+    kill(getpid(), SIGTERM);
+    const v1::WorkerHeartbeat last =
+        registry_->WaitForHeartbeat([](const auto& heartbeat) { return heartbeat.draining(); });
+    return last.draining() && last.drain_left_ms() <= drain_limit_s_ * 1000u;
+  }
   absl::Status WaitForEndOfWorker() {
     if (served_.wait_for(absl::ToChronoNanoseconds(kLimit)) != std::future_status::ready) {
       return absl::DeadlineExceededError("the worker does not end");
@@ -232,6 +260,7 @@ class WorkerHostTest : public testing::Test {
   }
 
   const std::string model_ = absl::StrCat(TANDEM_SOURCE_DIR, "/tests/golden/tiny");
+  int drain_limit_s_ = 3600;
   Diary diary_;
   std::function<std::string()> digest_;  // what the role was told
   std::unique_ptr<FakeRegistry> registry_;
@@ -275,6 +304,7 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
   EXPECT_THAT(diary_.entries(),
               UnorderedElementsAre("start", "use 3", "may start", "retire below 3", "load 3 as 7"));
 
+  registry_->Release();
   kill(getpid(), SIGTERM);
   EXPECT_TRUE(WaitForEndOfWorker().ok());
   EXPECT_EQ(hello.digest(), digest_());
@@ -290,6 +320,34 @@ TEST_F(WorkerHostTest, EndsWithTheReasonOfARefusal) {
   Start(absl::OkStatus(), {grpc::StatusCode::FAILED_PRECONDITION, "not one of us"});
   diary_.Write("may start");
   EXPECT_EQ(WaitForEndOfWorker(), absl::FailedPreconditionError("not one of us"));
+}
+
+TEST_F(WorkerHostTest, GoesOnWhileItDrainsUntilItIsReleased) {
+  ASSERT_TRUE(StartToDrain());
+  EXPECT_EQ(AskHealth(registry_->hello().address()), "\x08\x01");
+  registry_->Release();
+  EXPECT_TRUE(WaitForEndOfWorker().ok());
+}
+
+TEST_F(WorkerHostTest, DrainsForItsLimitAtMost) {
+  drain_limit_s_ = 1;
+  ASSERT_TRUE(StartToDrain());
+  EXPECT_TRUE(WaitForEndOfWorker().ok());
+}
+
+TEST_F(WorkerHostTest, WithoutAGatewayThereIsNobodyToWaitFor) {
+  ASSERT_TRUE(StartToDrain());
+  registry_->HangUp();
+  EXPECT_TRUE(WaitForEndOfWorker().ok());
+}
+
+TEST_F(WorkerHostTest, ASecondSignalEndsItAtOnce) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto signal_twice = [this] {
+    if (StartToDrain()) kill(getpid(), SIGTERM);
+    served_.wait();
+  };
+  EXPECT_EXIT(signal_twice(), testing::KilledBySignal(SIGTERM), "");
 }
 
 TEST_F(WorkerHostTest, RefusesAWrongModeBeforeItListens) {

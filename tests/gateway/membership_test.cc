@@ -493,7 +493,7 @@ TEST_F(ElasticTest, DrainingByHand) {
   const WorkerId second = Join(WorkerKind::kExpert, "e:1", 10);
   Settle();
   EXPECT_EQ(membership_->Drain(99).code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(membership_->Drain(1).code(), absl::StatusCode::kFailedPrecondition);  // attention
+  EXPECT_EQ(membership_->Drain(1).code(), absl::StatusCode::kFailedPrecondition);  // the only one
   const absl::Status no_room = membership_->Drain(first);
   EXPECT_EQ(no_room.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(no_room.message()), HasSubstr("holds 10"));
@@ -503,6 +503,87 @@ TEST_F(ElasticTest, DrainingByHand) {
   Settle();
   EXPECT_EQ(released_, std::vector<WorkerId>{first});
   EXPECT_GT(NumHeld(second), 0);
+}
+
+TEST_F(MembershipTest, AnAttentionWorkerDrains) {
+  Membership membership(&config_, Options(1, 1));
+  const WorkerId goes = Serve(membership);
+  MemberHealth draining = Ready({7, 1});
+  draining.draining = true;
+  draining.drain_left = absl::Seconds(60);
+  membership.Heartbeat(goes, draining, kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), std::vector<Kind>{Kind::kDrainAttention});
+  EXPECT_FALSE(membership.serving());  // nobody takes sequences
+  EXPECT_THAT(membership.Detail(), HasSubstr("0 of 1 attention"));
+
+  // Half of its time has passed, but there is no other to move to yet.
+  const absl::Time half = kStart + absl::Seconds(30);
+  const auto beat = [&](WorkerId id, const MemberHealth& health, absl::Time now) {
+    for (const auto& [other, member] : membership.members()) {
+      if (other != id) membership.Heartbeat(other, member.health, now);
+    }
+    membership.Heartbeat(id, health, now);
+  };
+  beat(goes, draining, half);
+  EXPECT_THAT(membership.Advance(half), IsEmpty());
+  const WorkerId next = *membership.Join(Request(WorkerKind::kAttention, "a:2"), half);
+  EXPECT_EQ(Kinds(membership.Advance(half)), std::vector<Kind>{Kind::kUse});
+  beat(next, Ready({7, 1}), half);
+  EXPECT_EQ(Kinds(membership.Advance(half)), std::vector<Kind>{Kind::kStartAttention});
+  EXPECT_TRUE(membership.serving());
+  const auto moves = membership.Advance(half);
+  ASSERT_EQ(Kinds(moves), std::vector<Kind>{Kind::kMoveAttention});
+  EXPECT_EQ(moves[0].worker, goes);
+  EXPECT_THAT(membership.Advance(half), IsEmpty());
+
+  membership.SequencesGone(goes);
+  membership.SequencesGone(next);  // which does not drain
+  const auto ends = membership.Advance(half);
+  ASSERT_EQ(Kinds(ends), (std::vector<Kind>{Kind::kStopAttention, Kind::kRelease}));
+  EXPECT_EQ(ends[1].worker, goes);
+  EXPECT_THAT(membership.Advance(half), IsEmpty());
+  membership.Leave(goes);
+  EXPECT_THAT(membership.Advance(half), IsEmpty());
+  EXPECT_TRUE(membership.serving());
+}
+
+TEST_F(MembershipTest, SequencesStayForHalfOfTheTimeThatAWorkerDrains) {
+  Membership membership(&config_, Options(1, 1));
+  const WorkerId goes = Serve(membership);
+  const WorkerId stays = *membership.Join(Request(WorkerKind::kAttention, "a:2"), kStart);
+  membership.Heartbeat(stays, Ready({7, 1}), kStart);
+  membership.Advance(kStart);
+  MemberHealth draining = Ready({7, 1});
+  draining.draining = true;
+  draining.drain_left = absl::Seconds(4);
+  membership.Heartbeat(goes, draining, kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), std::vector<Kind>{Kind::kDrainAttention});
+  EXPECT_THAT(membership.Advance(kStart + absl::Milliseconds(1999)), IsEmpty());
+  draining.drain_left = absl::Seconds(2);  // it says so again
+  membership.Heartbeat(goes, draining, kStart + absl::Seconds(2));
+  EXPECT_EQ(Kinds(membership.Advance(kStart + absl::Seconds(2))),
+            std::vector<Kind>{Kind::kMoveAttention});
+}
+
+// One that drains under a gateway that is started again has nothing there.
+TEST_F(MembershipTest, ADrainingAttentionWorkerWithoutASessionMayEndAtOnce) {
+  Membership membership(&config_, Options(1, 1));
+  const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
+  MemberHealth draining = Ready({6, 3});
+  draining.draining = true;
+  membership.Heartbeat(a, draining, kStart);
+  EXPECT_EQ(Kinds(membership.Advance(kStart)), std::vector<Kind>{Kind::kRelease});
+}
+
+TEST_F(ElasticTest, DrainingAnAttentionWorkerByHand) {
+  Start(2, 1);
+  Join(WorkerKind::kExpert, "e:0");
+  Settle();
+  EXPECT_TRUE(membership_->Drain(1).ok());
+  Settle();
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(1)), MemberState::kDraining);
+  EXPECT_TRUE(membership_->Drain(1).ok());  // again
+  EXPECT_EQ(membership_->Drain(2).code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(ElasticTest, AWorkerThatFindsLessMemoryGetsFewerExperts) {

@@ -3,6 +3,7 @@
 
 #include <iterator>
 #include <random>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -220,6 +221,35 @@ void ChangeWorkers(House* house, Random* random, WorkerId* last_worker) {
   }
 }
 
+// Lets workers fall silent, speak again, and drain.
+class Disturber {
+ public:
+  Disturber(House* house, Random* random) : house_(house), random_(random) {}
+
+  void Disturb(WorkerId worker) {
+    if (random_->Chance(20)) {
+      house_->scheduler.DrainWorker(worker, random_->Chance(50));
+      draining_.insert(worker);
+    } else {
+      house_->scheduler.SetSilent(worker, random_->Chance(60));
+    }
+  }
+  // All speak; those that drain go, and another comes.
+  void End(WorkerId next) {
+    for (const auto& [id, worker] : house_->workers) house_->scheduler.SetSilent(id, false);
+    if (draining_.empty()) return;
+    house_->AddWorker(next, 16);
+    for (const WorkerId id : draining_) {
+      if (house_->workers.contains(id)) house_->RemoveWorker(id);
+    }
+  }
+
+ private:
+  House* const house_;
+  Random* const random_;
+  std::set<WorkerId> draining_;
+};
+
 void RunRandomly(uint64_t seed) {
   SCOPED_TRACE(absl::StrCat("seed ", seed));
   Random random(seed);
@@ -230,6 +260,7 @@ void RunRandomly(uint64_t seed) {
   const int unavailable_percent = random.Chance(50) ? 0 : random.Draw(1, 20);
   const bool workers_change = random.Chance(30);
   const int moves = random.Draw(50, 600);
+  Disturber disturber(&house, &random);
   for (int move = 0; move < moves; ++move) {
     if (jobs_left > 0 && random.Chance(10)) {
       --jobs_left;
@@ -239,6 +270,9 @@ void RunRandomly(uint64_t seed) {
     }
     if (house.last_job > 0 && random.Chance(1)) house.Cancel(random.Draw(1, house.last_job));
     if (workers_change && random.Chance(1)) ChangeWorkers(&house, &random, &last_worker);
+    if (workers_change && random.Chance(2)) {
+      disturber.Disturb(random.Draw(1, static_cast<int>(last_worker)));
+    }
     if (random.Chance(10)) {
       house.now += absl::Seconds(1);
       house.Expire();
@@ -263,6 +297,7 @@ void RunRandomly(uint64_t seed) {
         break;
     }
   }
+  disturber.End(++last_worker);
   ASSERT_TRUE(house.RunToEnd());
   int admitted = 0;
   for (JobId id = 1; id <= house.last_job; ++id) {
@@ -280,6 +315,126 @@ TEST(SchedulerTest, AnswersDoNotDependOnTheRun) {
     RunRandomly(seed);
     if (testing::Test::HasFailure()) return;
   }
+}
+
+// ---- workers that are to end, and workers that are silent
+// ----------------------------------------
+
+TEST(SchedulerTest, AWorkerThatDrainsFinishesWhatItHasAndGetsNothingNew) {
+  House house;
+  house.AddWorker(1, 100);
+  const JobId old = house.Add(MakeJob(10, 20));
+  house.PlanAll();
+  house.AddWorker(2, 100);
+  house.scheduler.DrainWorker(1, false);
+  EXPECT_FALSE(house.scheduler.IsDrained(1));
+  const JobId young = house.Add(MakeJob(10, 20, 8));
+  house.PlanAll();
+  EXPECT_EQ(house.workers[1]->live_sequences(), 1u);
+  EXPECT_EQ(house.workers[2]->live_sequences(), 1u);
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_TRUE(house.scheduler.IsDrained(1));
+  EXPECT_FALSE(house.scheduler.IsDrained(2));
+  EXPECT_EQ(house.scheduler.moves(), 0);
+  house.CheckOutcome(old);
+  house.CheckOutcome(young);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, WhatIsToldToMoveGoesOnElsewhereAsFarAsThereIsRoom) {
+  House house;
+  house.AddWorker(1, 100);
+  std::vector<JobId> jobs;
+  for (int i = 0; i < 3; ++i) jobs.push_back(house.Add(MakeJob(100, 30, i)));
+  house.PlanAll();
+  house.AddWorker(2, 6);  // pages: for two of the three
+  house.Work(1);
+  house.Deliver(1);
+  house.scheduler.DrainWorker(1, true);
+  house.PlanAll();
+  EXPECT_EQ(house.scheduler.moves(), 2);
+  EXPECT_FALSE(house.scheduler.IsDrained(1));
+  EXPECT_EQ(house.scheduler.num_running(), 3);
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_TRUE(house.scheduler.IsDrained(1));
+  for (const JobId job : jobs) house.CheckOutcome(job);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, WithoutAnotherWorkerWhatRunsGoesOnAndWhatIsNewWaits) {
+  House house;
+  house.AddWorker(1, 5);
+  // Together they outgrow the cache, so one is preempted and comes back.
+  const JobId first = house.Add(MakeJob(100, 90));
+  const JobId second = house.Add(MakeJob(100, 90, 8));
+  house.PlanAll();
+  house.scheduler.DrainWorker(1, true);
+  const JobId young = house.Add(MakeJob(10, 5, 9));
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_GT(house.scheduler.preemptions(), 0);
+  house.CheckOutcome(first);
+  house.CheckOutcome(second);
+  EXPECT_EQ(house.outcomes[young].admitted, 0);
+  EXPECT_TRUE(house.scheduler.IsDrained(1));
+  house.AddWorker(2, 5);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(young);
+}
+
+// Two that are to end do not play ball.
+TEST(SchedulerTest, NothingMovesToAWorkerThatDrains) {
+  House house;
+  house.AddWorker(1, 100);
+  house.AddWorker(2, 100);
+  const JobId first = house.Add(MakeJob(10, 20));
+  const JobId second = house.Add(MakeJob(10, 20, 8));
+  house.PlanAll();
+  house.scheduler.DrainWorker(1, true);
+  house.scheduler.DrainWorker(2, true);
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_EQ(house.scheduler.moves(), 0);
+  house.CheckOutcome(first);
+  house.CheckOutcome(second);
+}
+
+TEST(SchedulerTest, TheSequencesOfASilentWorkerGoOnElsewhere) {
+  House house;
+  house.AddWorker(1, 100);
+  const JobId job = house.Add(MakeJob(100, 30));
+  house.PlanAll();
+  house.AddWorker(2, 100);
+  house.scheduler.SetSilent(1, true);
+  for (int i = 0; i < 1000 && house.outcomes[job].done == 0; ++i) {
+    house.PlanAll();
+    house.Work(2);
+    house.Deliver(2);
+  }
+  EXPECT_EQ(house.scheduler.moves(), 1);
+  house.CheckOutcome(job);
+  // It comes back: its answers are of no use any more, and it gets work again.
+  house.scheduler.SetSilent(1, false);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+  const JobId next = house.Add(MakeJob(10, 5));
+  house.PlanAll();
+  EXPECT_EQ(house.workers[1]->live_sequences() + house.workers[2]->live_sequences(), 1u);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(next);
+}
+
+TEST(SchedulerTest, ASilentWorkerKeepsWhatNobodyElseHasRoomFor) {
+  House house;
+  house.AddWorker(1, 100);
+  const JobId job = house.Add(MakeJob(100, 30));
+  house.PlanAll();
+  house.scheduler.SetSilent(1, true);
+  house.AddWorker(2, 1);
+  house.PlanAll();
+  EXPECT_EQ(house.scheduler.moves(), 0);
+  house.scheduler.SetSilent(1, false);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(job);
+  house.CheckAllFree();
 }
 
 }  // namespace

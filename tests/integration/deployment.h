@@ -90,6 +90,7 @@ class Deployment {
   Process& gateway() { return *gateway_; }
   std::vector<std::unique_ptr<Process>>& workers() { return workers_; }
   v1::GetStatusResponse Status();
+  const std::string& registry() const { return registry_; }  // its address
   // Starts one more.
   void StartExpertWorker();
   void StartExpertWorker(const std::vector<std::string>& flags);

@@ -1,4 +1,4 @@
-// Expert workers come, go and die under load: no request fails, and all get the bits that they get
+// Workers come, go, stop and die under load: no request fails, and all get the bits that they get
 // from one process.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <future>
 #include <map>
 #include <memory>
 #include <string>
@@ -21,6 +22,7 @@ constexpr absl::Duration kLimit = absl::Seconds(30);
 constexpr int kRequests = 16;
 constexpr uint32_t kTokens = 24;
 constexpr int kStreams = 6;
+constexpr uint32_t kLongTokens = 600;
 
 const std::vector<Answer>& Undisturbed() {
   static const std::vector<Answer>* const answers = [] {
@@ -67,17 +69,28 @@ class Load {
 
 class ElasticTest : public testing::Test {
  protected:
-  void Start(const std::string& copies) {
+  void Start(const std::string& copies, int attention_workers = 1) {
     DeploymentOptions options;
-    options.attention_workers = 1;
+    options.attention_workers = attention_workers;
     options.expert_workers = 1;
     options.gateway_flags = {"--expert-copies", copies};
+    options.attention_flags = {"--drain-limit", "10"};
     deployment_ = std::make_unique<Deployment>(options);
-    experts_ = {1};  // the worker after the attention worker
+    experts_ = {static_cast<size_t>(attention_workers)};  // behind them
   }
   void Add() {
     deployment_->StartExpertWorker();
     experts_.push_back(deployment_->workers().size() - 1);
+  }
+  Process& Attention(size_t i) { return *deployment_->workers()[i]; }
+  // The number by which the gateway calls the attention worker of that process; 0: none.
+  uint32_t AttentionId(size_t i) {
+    const std::string address = Attention(i).WaitForWord("attention worker on ", kLimit);
+    const v1::GetStatusResponse status = deployment_->Status();
+    for (const auto& worker : status.workers()) {
+      if (worker.kind() == "attention" && worker.address() == address) return worker.id();
+    }
+    return 0;
   }
   Process& Expert(size_t i) { return *deployment_->workers()[experts_[i]]; }
   // Whether so many expert workers are there, and have what they are to have.
@@ -164,6 +177,44 @@ TEST_F(ElasticTest, TheLastOneWaitsForItsSuccessor) {
   Add();
   EXPECT_EQ(Expert(0).Wait(kLimit), 0) << Expert(0).Output();
   EXPECT_TRUE(load.GoesOn());
+}
+
+// What runs there ends there or goes on elsewhere; the last one that is left has it all.
+TEST_F(ElasticTest, AttentionWorkersDrainWithoutALostRequest) {
+  Start("1", 3);
+  Load load(*deployment_);
+  ASSERT_TRUE(load.GoesOn());
+  Attention(0).Signal(SIGTERM);
+  const TempDir dir;
+  Process drain({Binary("tandem"), "drain", "--registry", deployment_->registry(),
+                 std::to_string(AttentionId(1))},
+                dir.path() + "/drain");
+  EXPECT_EQ(drain.Wait(kLimit), 0) << drain.Output();
+  for (const size_t i : {0, 1}) {
+    EXPECT_EQ(Attention(i).Wait(kLimit), 0) << Attention(i).Output();
+    EXPECT_THAT(Attention(i).Output(), testing::Not(testing::HasSubstr("it ends now")));
+  }
+  EXPECT_TRUE(load.GoesOn());
+  EXPECT_EQ(deployment_->CounterEach("attention", "reports_total").size(), 1u);
+}
+
+// Its sequences go on elsewhere, though it is still a member.
+TEST_F(ElasticTest, AStoppedAttentionWorkerHoldsNobodyUp) {
+  Start("1", 2);
+  std::vector<v1::GenerateRequest> requests;
+  for (int i = 0; i < 8; ++i) requests.push_back(SeededRequest(i, kLongTokens));
+  Deployment embedded({});
+  const std::vector<Answer> expected = AskAll(embedded.stub(), requests, 8);
+  auto answers =
+      std::async(std::launch::async, [&] { return AskAll(deployment_->stub(), requests, 8); });
+  ASSERT_TRUE(WaitUntil(
+      [&] { return deployment_->Counter("gateway", "tokens_generated_total") > 100; }, kLimit));
+  Attention(0).Signal(SIGSTOP);
+  EXPECT_EQ(answers.get(), expected);
+  EXPECT_THAT(deployment_->gateway().Output(), testing::HasSubstr("is silent"));
+  EXPECT_GT(deployment_->Counter("gateway", "moves_total"), 0);
+  Attention(0).Signal(SIGCONT);
+  EXPECT_TRUE(deployment_->WaitIdle());
 }
 
 // A gateway that is started again takes its workers as they are.

@@ -311,6 +311,16 @@ async def roll(run):
         run.deployment.gateway.start()
 
 
+async def drain_attention(run):
+    """Ended by SIGTERM: what it runs ends there or goes on elsewhere; another life begins."""
+    worker = pick(run, "attention")
+    async with during(run, "drain-attention", worker.name):
+        code = await worker.terminate(60)
+        if code != 0:
+            run.defect(f"{worker.name} ended with {code} after SIGTERM")
+        worker.start()
+
+
 async def nothing(run):
     async with during(run, "none", ""):
         await run.sleep(1)
@@ -335,10 +345,12 @@ SCENARIOS = {
     "garbage": Scenario((garbage, corrupt), 3, ("expert",)),
     "corrupt": Scenario((corrupt,), 4, ("expert",)),
     "kill-attention": Scenario((kill_attention,), 8),
+    "stop-attention": Scenario((stop_attention,), 10),
+    "drain-attention": Scenario((drain_attention,), 8),
     "kill-gateway": Scenario((kill_gateway,), 10),
     "full-disk": Scenario((full_disk,), 8, (), True),
     "all": Scenario((scale, scale, kill_expert, kill_expert, stop_expert, stop_attention,
                      stop_gateway, slow_expert, partition, partition, garbage, corrupt,
-                     kill_attention, kill_gateway, full_disk), 6,
+                     kill_attention, drain_attention, kill_gateway, full_disk), 6,
                     ("expert", "attention", "registry"), True),
 }

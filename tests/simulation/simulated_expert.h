@@ -3,6 +3,7 @@
 #ifndef TANDEM_TESTS_SIMULATION_SIMULATED_EXPERT_H_
 #define TANDEM_TESTS_SIMULATION_SIMULATED_EXPERT_H_
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <set>
@@ -69,7 +70,7 @@ class SimulatedExpert : public SimulatedWorker {
       return;
     }
     world_.trace.Note(process_.name(), " drains");
-    duties_.Drain();
+    duties_.Drain(world_.time.wall_now() + absl::FromChrono(kDrainLimit));
     process_.After(kDrainLimit, [this] { has_ended_ = true; });
   }
 
@@ -108,6 +109,8 @@ class SimulatedExpert : public SimulatedWorker {
     health.placement = placement_;
     health.ready = placement_.counter > 0;
     health.draining = duties_.draining();
+    health.drain_left =
+        std::max(duties_.drain_until() - world_.time.wall_now(), absl::ZeroDuration());
     health.expert_capacity = capacity_;
     health.failed = failed_;
     if (failed_.counter > 0) health.held = experts_->Loaded();

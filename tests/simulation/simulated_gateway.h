@@ -142,6 +142,7 @@ class SimulatedGateway {
 inline void SimulatedGateway::Advance() {
   for (const auto& [id, member] : membership_.members()) {
     if (member.serving && !peers_.contains(id)) membership_.SessionLost(id);
+    if (member.closed && scheduler_.IsDrained(id)) membership_.SequencesGone(id);
   }
   const std::vector<MembershipAction> actions = membership_.Advance(world_.time.wall_now());
   if (membership_.placement().version != in_use_) {
@@ -181,6 +182,10 @@ inline void SimulatedGateway::CarryOut(const MembershipAction& action) {
       it->second.connection->Close(1);
       streams_.erase(it);
       return;
+    case Kind::kDrainAttention:
+    case Kind::kMoveAttention:
+      scheduler_.DrainWorker(action.worker, action.kind == Kind::kMoveAttention);
+      return SendOrders();
     case Kind::kStartAttention:
       return StartAttention(action.worker, action.address);
     case Kind::kStopAttention:

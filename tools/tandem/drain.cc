@@ -34,7 +34,7 @@ absl::Status Run(const Options& options) {
   request.set_worker_id(options.worker);
   v1::DrainResponse response;
   TANDEM_RETURN_IF_ERROR(FromGrpc(stub->Drain(&context, request, &response)));
-  std::printf("worker %u drains, and ends when others have what it has\n", options.worker);
+  std::printf("worker %u drains, and ends when it has nothing any more\n", options.worker);
   return absl::OkStatus();
 }
 
@@ -42,7 +42,8 @@ absl::Status Run(const Options& options) {
 
 Command AddDrain(CLI::App& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand("drain", "moves everything away from an expert worker");
+  CLI::App* app =
+      root.add_subcommand("drain", "moves everything away from a worker, which then ends");
   app->add_option("worker", options->worker, "its number, as `tandem status` shows it")->required();
   app->add_option("--registry", options->registry, "the gateway's registry, host:port")
       ->capture_default_str();

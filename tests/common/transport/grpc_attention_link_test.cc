@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -16,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/transport/grpc_attention_service.h"
+#include "proto/attention.grpc.pb.h"
 
 namespace tandem {
 namespace {
@@ -113,6 +115,9 @@ class Gateway : public AttentionLink::Observer {
     }
     log.Add("result");
   }
+  void OnSilent(bool silent) override {
+    if (hears_silence) log.Add(silent ? "silent" : "not silent");
+  }
   void OnDown(absl::Status status) override {
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
     log.Add(absl::StrCat("down: ", status.message()));
@@ -122,6 +127,7 @@ class Gateway : public AttentionLink::Observer {
     return results_;
   }
   Log log;
+  bool hears_silence = false;  // others' tests may run slowly
 
  private:
   mutable std::mutex mu_;
@@ -331,6 +337,51 @@ TEST_F(GrpcAttentionLinkTest, AGatewayThatFallsSilentLosesItsSession) {
   ASSERT_TRUE(worker_log_.WaitFor(1));
   EXPECT_THAT(worker_log_.events(), ElementsAre("closed"));
   EXPECT_TRUE(gateway_.log.WaitFor(1));
+}
+
+// Says welcome, then nothing until it is told to.
+class QuietWorker : public v1::AttentionWorker::Service {
+ public:
+  grpc::Status Run(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::AttentionReply, v1::AttentionRequest>* stream) override {
+    v1::AttentionReply reply;
+    reply.mutable_welcome()->set_num_layers(1);
+    stream->Write(reply);
+    speak_.get_future().wait();
+    reply.mutable_keepalive();
+    stream->Write(reply);
+    v1::AttentionRequest request;
+    while (stream->Read(&request)) {
+    }
+    return grpc::Status::OK;
+  }
+  void Speak() { speak_.set_value(); }
+
+ private:
+  std::promise<void> speak_;
+};
+
+TEST_F(GrpcAttentionLinkTest, ASilentWorkerIsToldToBeUntilItSpeaks) {
+  QuietWorker worker;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&worker);
+  const auto server = builder.BuildAndStart();
+  gateway_.hears_silence = true;
+  GrpcAttentionLinkOptions options = Options();
+  options.suspect_after = absl::Milliseconds(50);
+  options.silence_limit = absl::Hours(1);
+  auto link =
+      GrpcAttentionLink::Connect({absl::StrCat("127.0.0.1:", port), nullptr}, &gateway_, options);
+  ASSERT_TRUE(link.ok());
+  ASSERT_TRUE(gateway_.log.WaitFor(1));
+  EXPECT_EQ(gateway_.log.events()[0], "silent");
+  worker.Speak();
+  ASSERT_TRUE(gateway_.log.WaitFor(2));
+  EXPECT_EQ(gateway_.log.events()[1], "not silent");
+  link->reset();
 }
 
 TEST_F(GrpcAttentionLinkTest, AWorkerThatFallsSilentIsDown) {
