@@ -116,6 +116,7 @@ class Gateway {
     membership.dtype = options_.dtype;
     membership.epoch = NewIncarnation();
     membership.busy_limit = absl::Seconds(options_.hang_limit_s);
+    membership.load_limit = absl::Seconds(options_.load_limit_s);
     auto coordinator = std::make_unique<Coordinator>(
         &model_.config, membership, &driver_,
         [this, epoch = membership.epoch,
@@ -338,6 +339,11 @@ void GatewayOptions::AddTo(CLI::App& app) {
   app.add_option(
          "--hang-limit", hang_limit_s,
          "with --registry: seconds that a worker may be at one layer before it counts as lost")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--load-limit", load_limit_s,
+                 "with --registry: seconds that a worker may be at loading without any progress "
+                 "before the others do without it")
       ->check(CLI::Range(1.0, 1e6))
       ->capture_default_str();
   app.add_option("--max-unread-bytes", max_unread_bytes,

@@ -31,6 +31,7 @@ struct GatewayOptions {
   SchedulerPolicy policy;
   double grace_s = 20;
   double hang_limit_s = 120;
+  double load_limit_s = 60;
   int64_t max_unread_bytes = LiveCallLimits{}.unread_bytes;
   double stall_limit_s = absl::ToDoubleSeconds(LiveCallLimits{}.stall);
 

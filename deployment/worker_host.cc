@@ -170,6 +170,7 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
     health.ready = role_->loaded() && health.placement.counter > 0;
     health.loaded = progress_->share();
     health.busy = role_->busy_for();
+    health.load_idle = load_clock_.elapsed();
     health.counters = Counters();
     role_->Report(health);
     MutexLock lock(mutex_);
@@ -200,6 +201,7 @@ RegistryClient::Callbacks WorkerHost::Callbacks() {
     {
       MutexLock lock(mutex_);
       duties_.Load(std::move(placement));
+      load_clock_.Given();
     }
     wake_.NotifyAll();
   };
@@ -230,8 +232,12 @@ CounterSnapshot WorkerHost::Counters() const {
 }
 
 void WorkerHost::RunLoads() {
-  const auto report = [this](float share) { progress_->Report(share); };
+  const auto report = [this](float share) {
+    load_clock_.Begin();
+    progress_->Report(share);
+  };
   absl::Status status = Join();
+  load_clock_.Begin();
   if (status.ok()) status = role_->LoadAtStart(report);
   while (true) {
     if (absl::IsCancelled(status)) return;  // the worker ends
@@ -244,11 +250,13 @@ void WorkerHost::RunLoads() {
     WorkerDuties::Work work;
     {
       MutexLock lock(mutex_);
+      if (!duties_.has_work()) load_clock_.Rest();
       wake_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
         return duties_.has_work() || ended_;
       });
       if (ended_) return;
       work = duties_.TakeWork();
+      load_clock_.Begin();
     }
     if (work.retire.has_value()) role_->Retire(*work.retire);
     if (work.load.has_value()) {

@@ -24,6 +24,7 @@
 #include "common/service/service_host.h"
 #include "common/service/trust_options.h"
 #include "common/tensor.h"
+#include "common/work_clock.h"
 #include "deployment/backend.h"
 #include "deployment/checkpoint_watch.h"
 #include "deployment/worker_duties.h"
@@ -147,6 +148,7 @@ class WorkerHost {
   mutable Mutex mutex_;
   CondVar wake_;
   WorkerDuties duties_ ABSL_GUARDED_BY(mutex_);
+  WorkClock load_clock_;  // of the thread that loads; a piece is what its progress shows
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   std::string digest_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<RegistryClient> registry_ ABSL_GUARDED_BY(mutex_);  // once the digest is known

@@ -64,6 +64,7 @@ MemberHealth FromProto(const v1::WorkerHeartbeat& heartbeat) {
   health.loaded = heartbeat.loaded();
   health.placement = {heartbeat.placement_epoch(), heartbeat.placement_counter()};
   health.busy = absl::Milliseconds(heartbeat.busy_ms());
+  health.load_idle = absl::Milliseconds(Count(heartbeat.load_idle_ms()));
   health.counters.assign(heartbeat.counters().begin(), heartbeat.counters().end());
   std::sort(health.counters.begin(), health.counters.end());
   health.draining = heartbeat.draining();

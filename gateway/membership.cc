@@ -38,6 +38,8 @@ const char* MemberStateName(MemberState state) {
       return "joining";
     case MemberState::kLoading:
       return "loading";
+    case MemberState::kStalled:
+      return "stalled";
     case MemberState::kReady:
       return "ready";
     case MemberState::kDraining:
@@ -109,9 +111,17 @@ void Membership::Heartbeat(WorkerId worker, MemberHealth health, absl::Time now)
     load_[i] += static_cast<double>(health.expert_tokens[i]);
   }
   health.expert_tokens.clear();
+  // One that has stalled is counted on again once it has carried out an order.
+  const bool is_expert = member.join.kind == WorkerKind::kExpert;
+  const bool stalls = health.load_idle > options_.load_limit;
+  const bool caught_up = is_expert ? health.placement == target_.version : health.ready;
+  if (stalls != member.stalled && (stalls || caught_up)) {
+    member.stalled = stalls;
+    plan_due_ = plan_due_ || is_expert;
+  }
   if (health.draining && !member.draining) {
     member.draining = true;
-    plan_due_ = plan_due_ || member.join.kind == WorkerKind::kExpert;
+    plan_due_ = plan_due_ || is_expert;
     member.move_at = now + health.drain_left / 2;  // until then some may end by themselves
   }
   if (health.expert_capacity != member.health.expert_capacity) plan_due_ = true;
@@ -250,7 +260,8 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
     }
   }
   complete_ = complete_ || std::count_if(members_.begin(), members_.end(), [](const auto& m) {
-                             return m.second.serving;
+                             return m.second.join.kind == WorkerKind::kAttention &&
+                                    (m.second.serving || m.second.stalled);
                            }) >= options_.attention_workers;
   if (in_use > 0 && PlacementUsed()) LetGoOfOld(actions);
   return actions;
@@ -285,6 +296,7 @@ void Membership::LetGoOfOld(std::vector<MembershipAction>& actions) {
 
 MemberState Membership::StateOf(const Member& member) const {
   if (member.draining) return MemberState::kDraining;
+  if (member.stalled) return MemberState::kStalled;
   if (!member.heard) return MemberState::kJoining;
   const bool behind =
       member.join.kind == WorkerKind::kExpert && member.health.placement != target_.version;
@@ -302,13 +314,19 @@ std::string Membership::Detail() const {
   });
   const int64_t attention = Count(WorkerKind::kAttention) - drained;
   const int expert = Count(WorkerKind::kExpert);
+  std::string stalled;
+  for (const auto& [id, member] : members_) {
+    if (!member.stalled) continue;
+    absl::StrAppend(&stalled, "; ", WorkerKindName(member.join.kind), " worker at ",
+                    member.join.address, " does not get on with loading");
+  }
   if (serving()) {
     std::string detail =
         placement_.version == target_.version ? "all workers are ready" : "experts are moving";
     if (!plan_error_.empty()) absl::StrAppend(&detail, "; ", plan_error_);
-    return detail;
+    return absl::StrCat(detail, stalled);
   }
-  std::string lost;
+  std::string lost = stalled;
   for (const auto& [address, let_go] : let_go_) absl::StrAppend(&lost, "; ", let_go.why);
   const bool too_few_experts = !covered_;
   if (attention < (complete_ ? 1 : options_.attention_workers) ||
@@ -328,7 +346,7 @@ std::string Membership::Detail() const {
     return absl::StrCat("attention worker ", id, " does not answer at ", member.join.address);
   }
   return absl::StrCat("workers load their weights: the slowest has ",
-                      static_cast<int>(loaded * 100), "%");
+                      static_cast<int>(loaded * 100), "%", stalled);
 }
 
 int Membership::Count(WorkerKind kind) const {
@@ -362,12 +380,21 @@ Membership::Coverage Membership::ExpertCoverage() const {
 }
 
 bool Membership::TargetLoaded() const {
-  return std::all_of(target_.workers.begin(), target_.workers.end(),
-                     [this](const Placement::Worker& worker) {
-                       const auto it = members_.find(worker.id);
-                       return it != members_.end() && it->second.health.ready &&
-                              it->second.health.placement == target_.version;
-                     });
+  return std::all_of(
+      target_.workers.begin(), target_.workers.end(), [this](const Placement::Worker& worker) {
+        const auto it = members_.find(worker.id);
+        if (it == members_.end()) return false;
+        if (it->second.stalled) return HasAll(it->second);
+        return it->second.health.ready && it->second.health.placement == target_.version;
+      });
+}
+
+bool Membership::HasAll(const Member& member) const {
+  const std::vector<bool> has = placement_.GivenTo(member.id), wanted = target_.GivenTo(member.id);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (wanted[i] && (has.empty() || !has[i])) return false;
+  }
+  return true;
 }
 
 bool Membership::PlacementUsed() const {
@@ -394,6 +421,11 @@ ExpertHost Membership::MakeHost(const Member& member) const {
     host.capacity /= std::max<int64_t>(sharers, 1);
   }
   host.capacity = std::min(host.capacity, member.health.expert_capacity);
+  if (member.stalled) {
+    host.held = placement_.GivenTo(member.id);
+    host.held.resize(load_.size());
+    host.capacity = std::count(host.held.begin(), host.held.end(), true);
+  }
   return host;
 }
 

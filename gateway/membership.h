@@ -41,7 +41,8 @@ struct MemberHealth {
   bool ready = false;
   float loaded = 0;
   PlacementVersion placement;
-  absl::Duration busy;  // how long its engine has been at one piece of work
+  absl::Duration busy;       // how long its engine has been at one piece of work
+  absl::Duration load_idle;  // how long it has been at loading without any progress
   CounterSnapshot counters;
   bool draining = false;      // it wants to end, and waits until it may
   absl::Duration drain_left;  // for so long
@@ -59,6 +60,7 @@ struct MemberHealth {
 enum class MemberState : uint8_t {
   kJoining,   // nothing is known of it yet
   kLoading,   // it loads what it was told to
+  kStalled,   // it should load, but does not get on: the others do without it until it does
   kReady,     // it has what it is to have
   kDraining,  // it is to end; it goes on until others have its experts, or its sequences have gone
 };
@@ -73,6 +75,8 @@ struct Member {
   bool serving = false;   // attention only: the step driver has it
   bool draining = false;  // its heartbeats say so
   bool released = false;  // was told that it may end
+  // It makes no progress with loading: it keeps what placement() gives it, and gets no more.
+  bool stalled = false;
   // Attention only, while it drains.
   absl::Time move_at = absl::InfiniteFuture();  // from then on its sequences go to others
   bool closed = false;                          // kDrainAttention was said
@@ -93,6 +97,7 @@ struct MembershipOptions {
   std::string numerics_class;
   absl::Duration lease = absl::Seconds(3);
   absl::Duration busy_limit = absl::Seconds(120);  // a worker that is busy for longer hangs
+  absl::Duration load_limit = absl::Seconds(60);   // without progress, until others do without it
   // If workers bring experts from an earlier gateway's time, the first placement waits for others
   // until none has joined for so long: they dial again at least every second.
   absl::Duration settle = absl::Milliseconds(1500);
@@ -176,6 +181,8 @@ class Membership {
   void DrainAttention(absl::Time now, std::vector<MembershipAction>& actions);
   void UpdateCovered();
   bool TargetLoaded() const;
+  // Whether `placement_` gives the worker all that `target_` does.
+  bool HasAll(const Member& member) const;
   // By all attention workers that were told of any.
   bool PlacementUsed() const;
   ExpertHost MakeHost(const Member& member) const;

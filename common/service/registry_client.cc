@@ -28,6 +28,7 @@ v1::WorkerReport HeartbeatReport(const WorkerHealth& health, int64_t number) {
   heartbeat.set_placement_epoch(health.placement.epoch);
   heartbeat.set_placement_counter(health.placement.counter);
   heartbeat.set_busy_ms(absl::ToInt64Milliseconds(health.busy));
+  heartbeat.set_load_idle_ms(absl::ToInt64Milliseconds(health.load_idle));
   heartbeat.set_draining(health.draining);
   heartbeat.set_drain_left_ms(absl::ToInt64Milliseconds(health.drain_left));
   if (health.expert_capacity.has_value()) heartbeat.set_expert_capacity(*health.expert_capacity);

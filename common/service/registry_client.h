@@ -23,6 +23,7 @@ struct WorkerHealth {
   float loaded = 0;            // share of its weights, 0 to 1
   PlacementVersion placement;  // newest loaded (expert), oldest in use (attention)
   absl::Duration busy;         // how long its engine has been at one piece of work
+  absl::Duration load_idle;    // how long it has been at loading without any progress
   CounterSnapshot counters;
   bool draining = false;                    // it wants to end as soon as nobody needs it
   absl::Duration drain_left;                // and waits for that for so long

@@ -292,6 +292,10 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
     EXPECT_GT(Counter(loading, name), 1 << 20) << name;
   }
   EXPECT_EQ(Counter(loading, "loaded_percent"), 50);
+  // It does not get on.
+  EXPECT_GT(registry_->WaitForHeartbeat([](const auto& h) { return h.load_idle_ms() > 50; })
+                .load_idle_ms(),
+            50u);
 
   diary_.Write("may start");
   ASSERT_TRUE(diary_.WaitFor("load 3 as 7"));
@@ -300,6 +304,8 @@ TEST_F(WorkerHostTest, AnswersWhileItLoadsAndThenCarriesOutTheNewestOrderOnly) {
       registry_->WaitForHeartbeat([](const auto& heartbeat) { return heartbeat.ready(); });
   EXPECT_EQ(ready.loaded(), 1.0f);
   EXPECT_EQ(ready.placement_counter(), 3u);
+  EXPECT_TRUE(
+      registry_->WaitForHeartbeat([](const auto& h) { return h.load_idle_ms() == 0; }).ready());
   EXPECT_EQ(AskHealth(hello.address()), "\x08\x01");
   EXPECT_THAT(diary_.entries(),
               UnorderedElementsAre("start", "use 3", "may start", "retire below 3", "load 3 as 7"));

@@ -325,6 +325,7 @@ class ElasticTest : public MembershipTest {
         health.expert_capacity = worker.capacity;
         health.failed = worker.failed;
         health.held = worker.held;
+        health.load_idle = worker.load_idle;
         membership_->Heartbeat(id, health, now_);
       }
       for (const MembershipAction& action : membership_->Advance(now_)) {
@@ -357,6 +358,7 @@ class ElasticTest : public MembershipTest {
     int64_t capacity = 1000;
     PlacementVersion failed;  // for want of memory
     std::vector<bool> held;   // then
+    absl::Duration load_idle;
   };
   std::optional<Membership> membership_;
   std::map<WorkerId, Worker> workers_;
@@ -584,6 +586,59 @@ TEST_F(ElasticTest, DrainingAnAttentionWorkerByHand) {
   EXPECT_EQ(membership_->StateOf(membership_->members().at(1)), MemberState::kDraining);
   EXPECT_TRUE(membership_->Drain(1).ok());  // again
   EXPECT_EQ(membership_->Drain(2).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// The others do without it, and it goes on with what it has; once it gets on, it counts again.
+TEST_F(ElasticTest, AWorkerThatDoesNotGetOnWithLoadingIsNotWaitedFor) {
+  Start(1, 1);
+  const WorkerId first = Join(WorkerKind::kExpert, "e:0");
+  const WorkerId second = Join(WorkerKind::kExpert, "e:1");
+  Settle();
+  const WorkerId third = Join(WorkerKind::kExpert, "e:2");
+  workers_[second].slow = true;
+  Settle();
+  EXPECT_EQ(membership_->Detail(), "experts are moving");
+  workers_[second].load_idle = absl::Seconds(60);
+  Settle();
+  EXPECT_EQ(membership_->Detail(), "experts are moving");
+  workers_[second].load_idle = absl::Seconds(61);
+  Settle();
+  EXPECT_EQ(membership_->placement().version, membership_->target().version);
+  EXPECT_GT(NumHeld(first), 0);
+  EXPECT_GT(NumHeld(second), 0);
+  EXPECT_GT(NumHeld(third), 0);
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(second)), MemberState::kStalled);
+  EXPECT_THAT(membership_->Detail(), HasSubstr("expert worker at e:1 does not get on"));
+  // What it has stays in use when another goes.
+  Kill(first);
+  Settle();
+  EXPECT_TRUE(membership_->serving());
+  EXPECT_EQ(membership_->placement().version, membership_->target().version);
+
+  workers_[second].load_idle = absl::ZeroDuration();  // but it has not carried out an order yet
+  Settle();
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(second)), MemberState::kStalled);
+  workers_[second].slow = false;
+  Settle();
+  EXPECT_EQ(membership_->StateOf(membership_->members().at(second)), MemberState::kReady);
+  EXPECT_EQ(NumHeld(second), kExperts / 2);
+}
+
+TEST_F(ElasticTest, TheFirstPlacementDoesWithoutWhoDoesNotGetOn) {
+  Start(2, 2);
+  const WorkerId stuck = Join(WorkerKind::kExpert, "e:0");
+  const WorkerId other = Join(WorkerKind::kExpert, "e:1");
+  for (const WorkerId id : {WorkerId{1}, stuck}) {  // an attention worker as well
+    workers_[id].slow = true;
+    workers_[id].load_idle = absl::Minutes(5);
+  }
+  Settle();
+  EXPECT_TRUE(membership_->serving());
+  EXPECT_EQ(NumHeld(other), kExperts);
+  workers_[stuck].slow = false;
+  workers_[stuck].load_idle = absl::ZeroDuration();
+  Settle();
+  EXPECT_EQ(NumHeld(stuck), kExperts / 2);
 }
 
 TEST_F(ElasticTest, AWorkerThatFindsLessMemoryGetsFewerExperts) {
