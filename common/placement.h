@@ -31,6 +31,7 @@ struct Placement {
   };
 
   PlacementVersion version;
+  bool urgent = false;  // requests wait for it: it is loaded as fast as can be
   int num_layers = 0;   // of the model, dense ones included
   int num_experts = 0;  // routed experts per layer
   std::vector<Worker> workers;

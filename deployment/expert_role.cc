@@ -1,7 +1,11 @@
 #include "deployment/expert_role.h"
 
+#include <sys/resource.h>
+#include <time.h>
+
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -13,9 +17,11 @@
 #include "common/transport/grpc_expert_service.h"
 #include "common/transport/shm_expert_service.h"
 #include "deployment/expert_capacity.h"
+#include "deployment/load_pacer.h"
 #include "deployment/memory_needs.h"
 #include "expert_worker/engine.h"
 #include "expert_worker/loaded_experts.h"
+#include "kernels/background.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
@@ -26,6 +32,57 @@ constexpr int kBeatsPerReport = 10;
 // Bytes of memory that no expert may take.
 constexpr int64_t kLeastLeft = int64_t{256} << 20;
 
+// Beside others' 0 a thread has a tenth of a core that both want.
+constexpr int kLoadingNice = 10;
+
+absl::Duration ComputedByThisThread() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return absl::DurationFromTimespec(time);
+}
+
+// Loading beside running work, piece by piece: on one thread, which pauses for the engine's sake.
+// Of the thread that loads.
+class LoadingTime {
+ public:
+  explicit LoadingTime(const ExpertEngine* engine) : engine_(*engine) {
+    background_.Set(true);
+    setpriority(PRIO_PROCESS, 0, kLoadingNice);  // of this thread, for good
+    Begin();
+  }
+
+  // Between two pieces. Ends once `superseded`.
+  void MakeRoom(const LoadPacer& pacer, const std::function<bool()>& superseded) {
+    const absl::Time now = absl::Now();
+    const double engine_share =
+        now > looked_at_ ? absl::FDivDuration(engine_.busy_total() - engine_busy_, now - looked_at_)
+                         : 0;
+    looked_at_ = now;
+    engine_busy_ = engine_.busy_total();
+    const absl::Time until =
+        now + pacer.Pause(ComputedByThisThread() - computed_, now - begin_, engine_share);
+    constexpr absl::Duration kBetweenLooks = absl::Milliseconds(20);
+    for (absl::Duration left; (left = until - absl::Now()) > absl::ZeroDuration();) {
+      if (superseded()) return;
+      absl::SleepFor(std::min(left, kBetweenLooks));
+    }
+    Begin();
+  }
+
+ private:
+  void Begin() {
+    begin_ = absl::Now();
+    computed_ = ComputedByThisThread();
+  }
+
+  const ExpertEngine& engine_;
+  kernels::Background background_;
+  absl::Time begin_;                    // of the piece
+  absl::Duration computed_;             // by the thread until then
+  absl::Time looked_at_ = absl::Now();  // the engine
+  absl::Duration engine_busy_ = engine_.busy_total();
+};
+
 class ExpertRole : public WorkerRole {
  public:
   ExpertRole(const WorkerParts& parts, std::unique_ptr<LoadedExperts> experts)
@@ -33,6 +90,7 @@ class ExpertRole : public WorkerRole {
         checkpoint_(*parts.checkpoint),
         format_(parts.format),
         dtype_(parts.dtype),
+        pacer_(parts.options->load_share),
         experts_(std::move(experts)),
         engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
         service_(&engine_) {
@@ -60,7 +118,10 @@ class ExpertRole : public WorkerRole {
                     const std::function<bool()>& superseded,
                     const std::function<void(float)>& progress) override {
     int64_t looked_at_bytes = 0;
+    std::optional<LoadingTime> time;
+    if (!placement.urgent) time.emplace(&engine_);
     absl::Status loaded = experts_->Load(placement, self, progress, [&] {
+      if (time.has_value()) time->MakeRoom(pacer_, superseded);
       return superseded() ? absl::AbortedError("there is a newer order")
                           : CheckRoom(&looked_at_bytes);
     });
@@ -164,6 +225,7 @@ class ExpertRole : public WorkerRole {
   const WeightFormat format_;
   const Dtype dtype_;
 
+  const LoadPacer pacer_;
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
   PlacementVersion failed_ ABSL_GUARDED_BY(mutex_);     // newest that there was no memory for

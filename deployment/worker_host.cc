@@ -49,6 +49,10 @@ void WorkerOptions::AddExpertOptionsTo(CLI::App& app) {
                  "expert workers that share it, of what the machine or the container has")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 50));
+  app.add_option("--load-share", load_share,
+                 "of a core's time, how much loading experts may take while the worker computes")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
 }
 
 WorkerHost::WorkerHost(WorkerOptions options, WorkerRoleFactory make_role)

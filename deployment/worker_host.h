@@ -45,6 +45,7 @@ struct WorkerOptions {
   std::string dtype = "bf16";
   std::string expert_link = "auto";  // or "grpc"
   int64_t expert_memory_bytes = 0;   // for experts' weights; 0: what there is
+  double load_share = 0.2;           // of a core, that loading experts takes beside running work
   int drain_limit_s = 60;            // for others to take over what a worker has that is to end
   BackendOptions backend;
   ListenOptions listen{"127.0.0.1:0", "", false};

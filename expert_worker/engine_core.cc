@@ -52,6 +52,7 @@ class ExpertEngineCore::Impl {
   CounterSnapshot Counters() const;
   std::vector<int64_t> TakeExpertTokens();
   absl::Duration busy_for() const { return work_clock_.elapsed(); }
+  absl::Duration busy_total() const { return absl::Microseconds(busy_us_total_.load()); }
 
  private:
   absl::Status Validate(const ExpertRequest& request) const;
@@ -80,6 +81,7 @@ class ExpertEngineCore::Impl {
   std::vector<std::atomic<int64_t>> expert_tokens_;  // [num_layers * num_experts]
   std::atomic<int64_t> dropped_total_{0};
   std::atomic<int64_t> requests_live_{0};
+  std::atomic<int64_t> busy_us_total_{0};
 
   // Of the engine's thread; device memory that is kept from batch to batch.
   std::unique_ptr<kernels::Buffer> rows_buffer_;
@@ -151,7 +153,9 @@ bool ExpertEngineCore::Impl::Turn() {
     }
   }
   work_clock_.Begin();
+  const Clock::time_point begin = now_();
   Execute(TakeOldestLayer());
+  busy_us_total_ += std::chrono::duration_cast<std::chrono::microseconds>(now_() - begin).count();
   return true;
 }
 
@@ -358,7 +362,8 @@ CounterSnapshot ExpertEngineCore::Impl::Counters() const {
           {"experts_loaded", experts_.num_loaded()},
           {"expert_loads_total", experts_.num_loads()},
           {"expert_bytes", experts_.bytes()},
-          {"busy_ms", absl::ToInt64Milliseconds(busy_for())}};
+          {"busy_ms", absl::ToInt64Milliseconds(busy_for())},
+          {"busy_us_total", busy_us_total_}};
 }
 
 ExpertEngineCore::ExpertEngineCore(kernels::Backend* backend, const ModelConfig* config,
@@ -377,5 +382,6 @@ bool ExpertEngineCore::Turn() { return impl_->Turn(); }
 CounterSnapshot ExpertEngineCore::Counters() const { return impl_->Counters(); }
 std::vector<int64_t> ExpertEngineCore::TakeExpertTokens() { return impl_->TakeExpertTokens(); }
 absl::Duration ExpertEngineCore::busy_for() const { return impl_->busy_for(); }
+absl::Duration ExpertEngineCore::busy_total() const { return impl_->busy_total(); }
 
 }  // namespace tandem

@@ -46,6 +46,7 @@ class ExpertEngineCore : public ExpertLink {
   CounterSnapshot Counters() const;
   std::vector<int64_t> TakeExpertTokens();
   absl::Duration busy_for() const;
+  absl::Duration busy_total() const;
 
  private:
   class Impl;

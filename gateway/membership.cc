@@ -478,6 +478,7 @@ void Membership::Replan() {
 
 void Membership::SetTarget(Plan plan) {
   target_ = std::move(plan.placement);
+  target_.urgent = !covered_;
   plan_deferred_ = plan.deferred;
   for (auto& [id, member] : members_) {
     if (member.join.kind != WorkerKind::kExpert) continue;

@@ -55,6 +55,7 @@ bool IsRefusal(const grpc::Status& status) {
 Placement PlacementFromProto(const v1::PlacementOrder& order) {
   Placement placement;
   placement.version = {order.epoch(), order.counter()};
+  placement.urgent = order.urgent();
   placement.num_layers = static_cast<int>(order.num_layers());
   placement.num_experts = static_cast<int>(order.num_experts());
   for (const auto& worker : order.workers()) {
@@ -71,6 +72,7 @@ v1::PlacementOrder PlacementToProto(const Placement& placement) {
   v1::PlacementOrder order;
   order.set_epoch(placement.version.epoch);
   order.set_counter(placement.version.counter);
+  order.set_urgent(placement.urgent);
   order.set_num_layers(placement.num_layers);
   order.set_num_experts(placement.num_experts);
   for (const Placement::Worker& worker : placement.workers) {

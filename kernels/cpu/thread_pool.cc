@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "common/check.h"
+#include "kernels/background.h"
 
 namespace tandem::kernels::cpu {
 namespace {
@@ -74,7 +75,8 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain, Body body) {
   Loop loop{body, count, grain};
   const int64_t chunks = loop.chunks();
   TANDEM_CHECK(chunks <= std::numeric_limits<uint32_t>::max());
-  const bool alone = threads_.empty() || chunks == 1 || taken_.exchange(true);
+  const bool alone =
+      threads_.empty() || chunks == 1 || Background::is_on() || taken_.exchange(true);
   if (alone) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) loop.RunChunk(chunk);
     return;

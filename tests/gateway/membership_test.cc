@@ -376,11 +376,13 @@ TEST_F(ElasticTest, WorkersThatJoinTakeTheirSharesAndThoseThatDieLeaveThem) {
   std::vector<WorkerId> experts = {Join(WorkerKind::kExpert, "e:0")};
   Settle();
   EXPECT_TRUE(membership_->serving());
+  EXPECT_TRUE(membership_->target().urgent);  // nothing could be served before
   EXPECT_EQ(NumHeld(experts[0]), kExperts);
   for (int i = 1; i < 4; ++i) experts.push_back(Join(WorkerKind::kExpert, absl::StrCat("e:", i)));
   Settle();
   for (const WorkerId id : experts) EXPECT_EQ(NumHeld(id), kExperts / 4);
   EXPECT_EQ(membership_->placement().version, membership_->target().version);
+  EXPECT_FALSE(membership_->target().urgent);
   Kill(experts[1]);
   EXPECT_FALSE(membership_->serving());
   Settle();
@@ -709,6 +711,7 @@ TEST_F(ElasticTest, WhatNobodyHoldsComesBeforeWhatIsBetter) {
   Join(WorkerKind::kExpert, "e:4");
   Kill(experts[0]);
   membership_->Advance(now_);
+  EXPECT_TRUE(membership_->target().urgent);
   for (size_t i = 0; i < before.holders.size(); ++i) {
     if (before.holders[i].empty() || before.holders[i].front() == experts[0]) continue;
     EXPECT_EQ(membership_->target().holders[i], before.holders[i]);

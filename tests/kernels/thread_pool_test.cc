@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/background.h"
+
 namespace tandem::kernels::cpu {
 namespace {
 
@@ -44,6 +46,20 @@ TEST(ThreadPoolTest, AThreadGoesThroughItsShareAndThenTakesTheLastOfOthers) {
   });
   EXPECT_EQ(of_caller, (std::vector<int64_t>{0}));
   EXPECT_EQ(of_helper, (std::vector<int64_t>{8, 10, 12, 14, 6, 4, 2}));
+}
+
+TEST(ThreadPoolTest, WorkInTheBackgroundTakesNoThreadOfThePool) {
+  ThreadPool pool(3);
+  const std::thread::id caller = std::this_thread::get_id();
+  {
+    Background background;
+    background.Set(true);
+    pool.ParallelFor(1000, 1,
+                     [&](int64_t, int64_t) { EXPECT_EQ(std::this_thread::get_id(), caller); });
+    // Others' is not in the background for that.
+    std::thread([] { EXPECT_FALSE(Background::is_on()); }).join();
+  }
+  EXPECT_FALSE(Background::is_on());
 }
 
 TEST(ThreadPoolTest, WritesOfBodiesAreVisibleToTheCaller) {
