@@ -18,8 +18,7 @@ class SilenceWatch {
     Duration suspect_after;  // of silence
     Duration at_most;        // that this grows to
     Duration memory;         // after which a false suspicion is forgotten
-    Duration
-        look_interval;  // the longest between two calls of Look, unless this process is stopped
+    Duration look_interval;  // the longest between two calls of Look
   };
 
   SilenceWatch(const Options& options, TimePoint now)
