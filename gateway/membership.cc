@@ -216,9 +216,11 @@ void Membership::DrainAttention(absl::Time now, std::vector<MembershipAction>& a
 
 std::vector<MembershipAction> Membership::Advance(absl::Time now) {
   using Kind = MembershipAction::Kind;
+  // Where the gateway itself did not run, it could not hear anybody.
+  if (now - std::exchange(last_advance_, now) > options_.lease / 2) heard_since_ = now;
   std::vector<MembershipAction> drops;
   for (const auto& [id, member] : members_) {
-    if (now - member.last_seen > options_.lease) {
+    if (now - std::max(member.last_seen, heard_since_) > options_.lease) {
       drops.push_back({Kind::kDrop, id, "", Silent(member.join, options_.lease)});
     } else if (member.health.busy > options_.busy_limit) {
       drops.push_back({Kind::kDrop, id, "", Hangs(member.join, member.health.busy)});

@@ -150,7 +150,8 @@ class Membership {
   // An attention worker for which kDrainAttention was said has no sequences any more.
   void SequencesGone(WorkerId worker);
 
-  // Everything to do now that was not said before. Call after every event and every lease / 4.
+  // Everything to do now that was not said before. Call after every event and every lease / 4:
+  // after a pause of more than lease / 2 no lease ends before its time has passed anew.
   std::vector<MembershipAction> Advance(absl::Time now);
 
   // What is in use: every expert in it is loaded. Version 0: nothing yet.
@@ -209,6 +210,8 @@ class Membership {
   uint64_t let_go_of_ = 0;  // counter of the placement_ for which all workers let go of old ones
   std::string plan_error_;  // why there is no better target_; empty: no reason
   bool complete_ = false;   // once there were attention workers enough
+  absl::Time last_advance_ = absl::InfinitePast();
+  absl::Time heard_since_ = absl::InfinitePast();  // without a pause
   absl::Time last_join_ = absl::InfinitePast();
   absl::Time last_rebalance_ = absl::InfinitePast();
   std::vector<double> load_;                // tokens by expert, of old ones less and less

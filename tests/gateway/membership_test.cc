@@ -63,6 +63,16 @@ class MembershipTest : public testing::Test {
     return kinds;
   }
 
+  // What is to be done until `end`, by calls a second apart.
+  static std::vector<MembershipAction> AdvanceUntil(Membership& membership, absl::Time begin,
+                                                    absl::Time end) {
+    std::vector<MembershipAction> all;
+    for (absl::Time now = begin; now <= end; now += absl::Seconds(1)) {
+      for (auto& action : membership.Advance(now)) all.push_back(std::move(action));
+    }
+    return all;
+  }
+
   // One attention worker, whose id is returned, and one expert worker, both in service.
   static WorkerId Serve(Membership& membership) {
     const WorkerId a = *membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart);
@@ -143,7 +153,7 @@ TEST_F(MembershipTest, TheLostAreForgottenOnceOthersAreInTheirPlaces) {
   Membership membership(&config_, Options(1, 2));
   const WorkerId e1 = *membership.Join(Request(WorkerKind::kExpert, "e:1"), kStart);
   const absl::Time later = kStart + absl::Seconds(10);
-  EXPECT_EQ(Kinds(membership.Advance(later)), std::vector<Kind>{Kind::kDrop});
+  EXPECT_EQ(Kinds(AdvanceUntil(membership, kStart, later)), std::vector<Kind>{Kind::kDrop});
   EXPECT_THAT(membership.Detail(), HasSubstr("e:1 has sent no heartbeat for 3s"));
   ASSERT_TRUE(membership.Join(Request(WorkerKind::kExpert, "e:2"), later).ok());
   EXPECT_THAT(membership.Detail(), HasSubstr("e:1"));
@@ -177,13 +187,25 @@ TEST_F(MembershipTest, DropsASilentWorkerAndPlansAnewWhenAnotherTakesItsPlace) {
 
   const absl::Time later = kStart + absl::Seconds(10);
   membership.Heartbeat(a, Ready({7, 1}), later);
-  EXPECT_EQ(Kinds(membership.Advance(later)), (std::vector<Kind>{Kind::kDrop}));
+  EXPECT_EQ(Kinds(AdvanceUntil(membership, kStart, later)), (std::vector<Kind>{Kind::kDrop}));
   EXPECT_FALSE(membership.serving());
   const WorkerId e2 = *membership.Join(Request(WorkerKind::kExpert, "e:2"), later);
   EXPECT_EQ(Kinds(membership.Advance(later)), (std::vector<Kind>{Kind::kLoad}));
   membership.Heartbeat(e2, Ready({7, 2}), later);
   EXPECT_EQ(Kinds(membership.Advance(later)), (std::vector<Kind>{Kind::kUse}));
   EXPECT_TRUE(membership.serving());
+}
+
+// Heartbeats that came meanwhile are read after it.
+TEST_F(MembershipTest, AStopOfTheGatewayEndsNoLease) {
+  Membership membership(&config_, Options(1, 1));
+  Serve(membership);
+  const absl::Time later = kStart + absl::Seconds(10);
+  EXPECT_THAT(membership.Advance(later), IsEmpty());
+  EXPECT_TRUE(membership.serving());
+  EXPECT_THAT(AdvanceUntil(membership, later, later + absl::Seconds(3)), IsEmpty());
+  EXPECT_THAT(Kinds(AdvanceUntil(membership, later, later + absl::Seconds(4))),
+              testing::Contains(Kind::kDrop));
 }
 
 TEST_F(MembershipTest, AnAttentionWorkerWhoseSessionIsLostIsStartedAgain) {
@@ -208,7 +230,7 @@ TEST_F(MembershipTest, ALostAttentionWorkerIsStoppedHoweverItIsLost) {
       ASSERT_TRUE(membership.Join(Request(WorkerKind::kAttention, "a:1"), kStart).ok());
     }
     std::vector<WorkerId> stopped;
-    for (const MembershipAction& action : membership.Advance(now)) {
+    for (const MembershipAction& action : AdvanceUntil(membership, kStart, now)) {
       if (action.kind == Kind::kStopAttention) stopped.push_back(action.worker);
     }
     EXPECT_EQ(stopped, std::vector<WorkerId>{lost}) << how;
