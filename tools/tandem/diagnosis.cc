@@ -16,6 +16,8 @@ namespace {
 // Clocks that differ by less are as good as the same: a heartbeat may be 0.3 s old.
 constexpr absl::Duration kClockTolerance = absl::Seconds(2);
 constexpr int64_t kBusyTooLongMs = 10'000;
+// What issues certificates for an hour or more has had time to issue the next one.
+constexpr int64_t kRenewalIsLateSeconds = 15 * 60;
 constexpr int64_t kLeastRoomShare = 20;  // a process with less than a twentieth of its memory left
 
 using Findings = std::vector<Finding>;
@@ -232,6 +234,29 @@ void CheckWorkers(const Observation& seen, Findings& findings) {
   }
 }
 
+void CheckCertificates(const Observation& seen, Findings& findings) {
+  const size_t before = findings.size();
+  std::optional<std::pair<int64_t, std::string>> first;  // to expire
+  for (const auto& worker : seen.status.workers()) {
+    const auto left = CounterOf(worker, "certificate_seconds_left");
+    if (!left.has_value()) continue;
+    if (!first.has_value() || *left < first->first) first = {*left, NameOf(worker)};
+    if (*left >= kRenewalIsLateSeconds) continue;
+    findings.push_back(
+        {*left <= 0 ? Verdict::kWrong : Verdict::kNote, "certificates",
+         absl::StrCat("that of ", NameOf(worker), *left <= 0 ? " has expired" : " expires in ",
+                      *left <= 0 ? "" : absl::FormatDuration(absl::Seconds(*left))),
+         "renew its files: they are read again without a restart"});
+  }
+  if (findings.size() > before) return;
+  findings.push_back({Verdict::kFine, "certificates",
+                      first.has_value()
+                          ? absl::StrCat("the first to expire is that of ", first->second, ", in ",
+                                         absl::FormatDuration(absl::Seconds(first->first)))
+                          : "nobody has one: plain text",
+                      ""});
+}
+
 }  // namespace
 
 const char* VerdictName(Verdict verdict) {
@@ -257,6 +282,7 @@ std::vector<Finding> Diagnose(const Observation& observation) {
   CheckPlacement(observation, findings);
   CheckMemory(observation, findings);
   CheckClock(observation, findings);
+  CheckCertificates(observation, findings);
   return findings;
 }
 

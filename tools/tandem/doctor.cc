@@ -25,7 +25,7 @@ void Print(const std::vector<Finding>& findings, bool json) {
                                            {"advice", finding.advice}};
       std::printf("%s\n", line.dump().c_str());
     } else {
-      std::printf("%-5s  %-10s  %s%s%s\n", VerdictName(finding.verdict), finding.check.c_str(),
+      std::printf("%-5s  %-12s  %s%s%s\n", VerdictName(finding.verdict), finding.check.c_str(),
                   finding.what.c_str(), finding.advice.empty() ? "" : ": ", finding.advice.c_str());
     }
   }

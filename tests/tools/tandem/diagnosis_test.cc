@@ -66,7 +66,8 @@ TEST_F(DiagnosisTest, AHealthyDeploymentIsFineInEachCheck) {
   EXPECT_THAT(findings, Each(Field("verdict", &Finding::verdict, Verdict::kFine)));
   std::string checks;
   for (const Finding& finding : findings) checks += finding.check + " ";
-  EXPECT_EQ(checks, "reachable state versions checkpoint workers placement memory clock ");
+  EXPECT_EQ(checks,
+            "reachable state versions checkpoint workers placement memory clock certificates ");
 }
 
 TEST_F(DiagnosisTest, WhateverIsNotFineSaysWhatToDo) {
@@ -165,6 +166,21 @@ TEST_F(DiagnosisTest, WorkersThatHangLoadOrFailAreNamed) {
   EXPECT_THAT(findings, Contains(Is(Verdict::kNote, "workers", "expert worker 2 cannot keep")));
   EXPECT_THAT(findings, Contains(Is(Verdict::kNote, "workers", "expert worker 3 is loading, 50%")));
   EXPECT_THAT(findings, Contains(Is(Verdict::kNote, "workers", "the gateway has refused 7")));
+}
+
+TEST_F(DiagnosisTest, CertificatesThatAreNotRenewedInTimeAreNamed) {
+  EXPECT_THAT(Diagnose(seen_), Contains(Is(Verdict::kFine, "certificates", "plain text")));
+  Counters(1)["certificate_seconds_left"] = 900;
+  Counters(2)["certificate_seconds_left"] = 3600;
+  EXPECT_THAT(Diagnose(seen_),
+              Contains(Is(Verdict::kFine, "certificates",
+                          "the first to expire is that of attention worker 1, in 15m")));
+  Counters(1)["certificate_seconds_left"] = 899;
+  EXPECT_THAT(Diagnose(seen_), Contains(Is(Verdict::kNote, "certificates",
+                                           "that of attention worker 1 expires in 14m59s")));
+  Counters(2)["certificate_seconds_left"] = 0;
+  EXPECT_THAT(Diagnose(seen_),
+              Contains(Is(Verdict::kWrong, "certificates", "that of expert worker 2 has expired")));
 }
 
 TEST_F(DiagnosisTest, AnAnswerWithoutWorkersIsNoReasonToCrash) {
