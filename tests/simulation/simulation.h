@@ -142,6 +142,8 @@ class Simulation {
     policy_.prefix_caching = dice_.Chance(0.8);
     if (dice_.Chance(0.3)) policy_.test_seed = static_cast<uint64_t>(dice_.Between(1, 1000000));
     dispatch_.attempt_timeout = absl::Milliseconds(dice_.Of(kAttemptTimeoutsMs));
+    dispatch_.least_patience = absl::Milliseconds(dice_.Of(kLeastPatiencesMs));
+    dispatch_.first_patience = 3 * dispatch_.least_patience;
     dispatch_.layer_timeout = absl::Milliseconds(dice_.Of(kLayerTimeoutsMs));
 
     const int num_attention = static_cast<int>(dice_.Between(1, 3));
@@ -519,6 +521,7 @@ class Simulation {
   static constexpr int kMostAttentionLosses = 3;
   static constexpr size_t kMostExpertWorkers = 8;
   static constexpr std::array<int, 4> kMostLatenciesUs = {100, 500, 2000, 10000};
+  static constexpr std::array<int, 4> kLeastPatiencesMs = {1, 5, 20, 100};
   static constexpr std::array<int, 3> kAttemptTimeoutsMs = {500, 2000, 10000};
   static constexpr std::array<int, 4> kLayerTimeoutsMs = {400, 3000, 10000, 60000};
 
