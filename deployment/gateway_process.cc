@@ -326,6 +326,12 @@ void GatewayOptions::AddTo(CLI::App& app) {
                  "layers that a prefill batch goes per step, 0 for all")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  app.add_option(
+         "--prefill-step-target", policy.prefill_step_target,
+         "how long a step of decoding requests may take with prefill beside it, as a multiple "
+         "of what it takes without; 0: prefill goes as a whole")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->capture_default_str();
   app.add_option("--decode-groups", policy.decode_groups,
                  "groups of decoding requests in alternating steps: 1, 2, or 0 for whichever "
                  "measures faster")

@@ -4,8 +4,10 @@
 #define TANDEM_GATEWAY_SCHEDULER_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <optional>
 #include <random>
@@ -22,6 +24,7 @@
 #include "gateway/decode_groups.h"
 #include "gateway/job.h"
 #include "gateway/page_book.h"
+#include "gateway/step_costs.h"
 
 namespace tandem {
 
@@ -29,7 +32,11 @@ struct SchedulerPolicy {
   int max_waiting = 1024;
   int max_running_per_worker = 64;
   int max_batch_rows = 2048;    // rows of prefill that are put into new batches in one step
-  int max_layers_per_step = 0;  // that a prefill batch goes; 0: all
+  int max_layers_per_step = 0;  // that a prefill batch goes at most; 0: all
+  // How long a step that decodes may take with prefill beside it, as a multiple of what its decode
+  // rows take alone: prefill gets as many rows and layers as fit. Where more prompts wait than
+  // sequences decode, what is above 1 counts once per prompt and sequence. 0: as many as there are.
+  double prefill_step_target = 1.5;
   // In how many groups of sequences, whose steps alternate, a worker decodes: 1 or 2; 0: as its
   // steps' times show to be faster (DecodeGroupChooser).
   int decode_groups = 0;
@@ -92,11 +99,23 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
 // prefill, to workers that have room, at once or when they are told to; where there is none they
 // stay.
 //
+// A prefill batch is as many rows as may be, of one prompt or several, since in each layer the
+// weights are read once for all of its rows. While others decode, it has as many as can pass one
+// layer in the time that is left for them (SchedulerPolicy::prefill_step_target, StepCosts), at
+// least kLeastPrefillRows and one per kContextPerLeastRow positions before them, whose keys and
+// values are expanded once more for each such slice, and passes as many layers per step as fit, at
+// least one. After kMostMixedSteps such steps there is one without prefill, which shows what decode
+// rows take alone.
+//
 // With two decode groups a step takes one group's rows while the other group's step is outstanding,
 // so that the worker can run one's attention while the other waits for its experts. While there is
 // prefill, all rows go together.
 class Scheduler {
  public:
+  static constexpr int kLeastPrefillRows = 64;
+  static constexpr int kContextPerLeastRow = 8;
+  static constexpr int kMostMixedSteps = 16;
+
   explicit Scheduler(SchedulerPolicy policy);
 
   // ALREADY_EXISTS, or as CheckWorkerInfo.
@@ -160,6 +179,10 @@ class Scheduler {
   // them it had in the cache.
   int64_t prefix_queries() const { return prefix_queries_; }
   int64_t prefix_hits() const { return prefix_hits_; }
+  // Rows of prefill batches so far, and layers that these batches were to pass: in each the
+  // experts' weights are read at most once for all rows of the batch.
+  int64_t prefill_rows() const { return prefill_rows_; }
+  int64_t prefill_layers() const { return prefill_layers_; }
 
  private:
   // What arrived for one entry of Job::scored.
@@ -207,6 +230,7 @@ class Scheduler {
   // A batch's rows of one job.
   struct JobRows {
     JobId job = 0;  // 0: dead
+    int64_t first_row = 0;
     int64_t end_row = 0;
   };
   struct Batch {
@@ -214,13 +238,28 @@ class Scheduler {
     std::vector<JobRows> rows;
     int num_live = 0;
     int32_t next_layer = 0;  // after all steps planned so far
+
+    PrefillShape LiveShape() const {
+      PrefillShape shape;
+      for (const JobRows& r : rows) {
+        if (r.job != 0) shape.Add(r.first_row, r.end_row - r.first_row);
+      }
+      return shape;
+    }
+  };
+  // What prefill may take of a step that is being planned.
+  struct PrefillBudget {
+    double left_us = std::numeric_limits<double>::infinity();
+    bool used = false;
+    bool limited() const { return !std::isinf(left_us); }
   };
   struct SentStep {
     Step step;
-    std::optional<int> group;    // whose decode rows alone it has
-    int decode_rows = 0;         // 0 if it has others as well
-    int failures = 0;            // UNAVAILABLE answers since it last made progress
-    bool after_failure = false;  // sent before it was heard that the one before it failed
+    std::optional<int> group;        // whose decode rows alone it has
+    int decode_rows = 0;             // 0 if it has others as well
+    int failures = 0;                // UNAVAILABLE answers since it last made progress
+    bool after_failure = false;      // sent before it was heard that the one before it failed
+    std::optional<StepShape> shape;  // none if it is the rest of a step that failed
   };
 
   struct Worker {
@@ -236,6 +275,16 @@ class Scheduler {
     std::map<BatchId, Batch> batches;  // until confirmed to be finished, or all dead
     StepId next_step = 1;
     DecodeGroupChooser decode_groups;
+    StepCosts costs;
+    // Steps with prefill beside decode rows since the last one without.
+    int mixed_steps = kMostMixedSteps;
+    // The last step that was measured, if it had nothing but decode rows of one group.
+    struct GroupStep {
+      int group = 0;
+      DecodeShape shape;
+      int64_t busy_us = 0;
+    };
+    std::optional<GroupStep> last_group_step;
     int last_group = 0;  // that a step was planned for
     std::deque<SentStep> outstanding;
     std::deque<SentStep> repeats;  // failed steps, to be sent again in this order
@@ -284,8 +333,17 @@ class Scheduler {
   std::optional<int> ChooseGroup(Worker* worker);
   void PlanDecode(Worker* worker, std::optional<int> group, WorkerOrders* orders,
                   std::vector<NewBatch>* batches);
-  void PlanPrefill(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches);
-  void PlanAdvances(Worker* worker, Step* step);
+  PrefillBudget BudgetFor(const Worker& worker, const DecodeShape& decode) const;
+  static void Learn(Worker* worker, const SentStep& sent, int64_t busy_us);
+  // Takes batches that exist as far through the layers as they may go, decode batches to the end.
+  void PlanAdvances(Worker* worker, bool decode_only, PrefillBudget* budget, SentStep* sent);
+  // Makes new batches of prefill and takes them as far as they may go.
+  void PlanPrefill(Worker* worker, const std::vector<JobId>& ready, PrefillBudget* budget,
+                   WorkerOrders* orders, SentStep* sent);
+  // How many rows of a job that is ready for prefill a batch of this shape may get more; 0: none.
+  int64_t PrefillRows(const Worker& worker, const JobState& job, const PrefillShape& batch,
+                      const PrefillBudget& budget) const;
+  void AdvanceBatch(Worker* worker, BatchId id, PrefillBudget* budget, SentStep* sent);
   // Puts rows [planned, planned + count) of `job` into `batch`, opening the sequence if need be.
   void PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* batch, WorkerOrders* orders);
   void MaybeTestPreempt(Worker* worker);
@@ -333,6 +391,8 @@ class Scheduler {
   int64_t wait_us_ = 0;
   int64_t prefix_queries_ = 0;
   int64_t prefix_hits_ = 0;
+  int64_t prefill_rows_ = 0;
+  int64_t prefill_layers_ = 0;
   int64_t evicted_before_ = 0;  // by workers that are gone
 };
 

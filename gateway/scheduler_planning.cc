@@ -59,6 +59,7 @@ void Scheduler::RepeatStep(Worker* worker, WorkerOrders* orders) {
   SentStep sent = std::move(worker->repeats.front());
   worker->repeats.pop_front();
   sent.decode_rows = 0;  // what is left of it says nothing of how long a whole step takes
+  sent.shape.reset();
   SendStep(worker, std::move(sent), orders);
 }
 
@@ -77,24 +78,55 @@ void Scheduler::MaybeTestPreempt(Worker* worker) {
 }
 
 void Scheduler::PlanStep(Worker* worker, WorkerOrders* orders) {
-  // Decode rows come first, since they may preempt; what exists advances last, when it is known
-  // what is still alive.
+  // Decode rows come first, since they may preempt; then it is known what is still alive.
   SentStep sent;
+  sent.shape.emplace();
   sent.group = ChooseGroup(worker);
   PlanDecode(worker, sent.group, orders, &sent.step.new_batches);
-  if (!sent.group.has_value()) PlanPrefill(worker, orders, &sent.step.new_batches);
-  PlanAdvances(worker, &sent.step);
-  if (sent.step.advance.empty()) return;
-  for (const Advance& advance : sent.step.advance) {
-    const Batch& batch = worker->batches.at(advance.batch);
-    if (!batch.decode) {
-      sent.decode_rows = 0;
-      break;
+  DecodeShape& decode = sent.shape->decode;
+  for (const NewBatch& batch : sent.step.new_batches) {
+    for (const JobRows& rows : worker->batches.at(batch.batch).rows) {
+      ++decode.rows;
+      decode.context += rows.end_row;
     }
-    sent.decode_rows += static_cast<int>(batch.rows.size());
+  }
+  std::vector<JobId> ready;  // a job's next batch comes when its last one was sent to the end
+  for (const JobId id : worker->running) {
+    if (jobs_.at(id).PrefillReady()) ready.push_back(id);
+  }
+  PrefillBudget budget = BudgetFor(*worker, decode);
+  const bool decode_only = budget.limited() && worker->mixed_steps >= kMostMixedSteps;
+  PlanAdvances(worker, decode_only, &budget, &sent);
+  if (!decode_only) PlanPrefill(worker, ready, &budget, orders, &sent);
+  if (sent.step.advance.empty()) return;
+  if (sent.shape->prefill.empty()) {
+    sent.decode_rows = static_cast<int>(decode.rows);
+    worker->mixed_steps = 0;
+  } else if (decode.rows > 0) {
+    ++worker->mixed_steps;
   }
   worker->last_group = sent.group.value_or(worker->last_group);
   SendStep(worker, std::move(sent), orders);
+}
+
+Scheduler::PrefillBudget Scheduler::BudgetFor(const Worker& worker,
+                                              const DecodeShape& decode) const {
+  PrefillBudget budget;
+  if (policy_.test_seed != 0 || policy_.prefill_step_target <= 0) return budget;
+  if (decode.rows == 0) return budget;
+  budget.left_us = 0;
+  if (!worker.costs.knows_decode()) return budget;
+  // Where more prompts wait than sequences decode, they get more.
+  int64_t prompts = 0;
+  for (const JobId id : worker.running) {
+    const JobState& job = jobs_.at(id);
+    const bool under_way = job.batch != 0 && !worker.batches.at(job.batch).decode;
+    prompts += job.PrefillReady() || under_way ? 1 : 0;
+  }
+  const double prompts_per_row = static_cast<double>(prompts) / static_cast<double>(decode.rows);
+  budget.left_us = std::max(policy_.prefill_step_target - 1, 0.0) * std::max(prompts_per_row, 1.0) *
+                   worker.costs.DecodeUs(decode);
+  return budget;
 }
 
 std::optional<int> Scheduler::ChooseGroup(Worker* worker) {
@@ -147,26 +179,48 @@ void Scheduler::PlanDecode(Worker* worker, std::optional<int> group, WorkerOrder
   batches->push_back(std::move(batch));
 }
 
-void Scheduler::PlanPrefill(Worker* worker, WorkerOrders* orders, std::vector<NewBatch>* batches) {
-  int64_t budget = std::max(policy_.max_batch_rows, 1);
+int64_t Scheduler::PrefillRows(const Worker& worker, const JobState& job, const PrefillShape& batch,
+                               const PrefillBudget& budget) const {
+  int64_t most =
+      std::min(job.known - job.planned, std::max(policy_.max_batch_rows, 1) - batch.rows);
+  if (job.job.max_rows_per_batch > 0) most = std::min<int64_t>(most, job.job.max_rows_per_batch);
+  if (!budget.limited()) return most;
+  const double left_us = budget.left_us - worker.costs.LayerUs(batch);
+  const int64_t rows = worker.costs.RowsWithin(left_us, job.planned, most);
+  const int64_t least = std::min(most, kLeastPrefillRows + job.planned / kContextPerLeastRow);
+  if (rows >= least) return rows;
+  return budget.used || batch.rows > 0 ? 0 : least;
+}
+
+void Scheduler::PlanPrefill(Worker* worker, const std::vector<JobId>& ready, PrefillBudget* budget,
+                            WorkerOrders* orders, SentStep* sent) {
+  std::vector<NewBatch> batches;
   NewBatch batch;
-  for (const JobId id : worker->running) {
-    if (budget == 0) break;
+  PrefillShape shape;
+  int64_t rows_in_step = 0;
+  for (const JobId id : ready) {
     JobState& job = jobs_.at(id);
-    if (!job.PrefillReady()) continue;
-    int64_t count = std::min(job.known - job.planned, budget);
-    if (job.job.max_rows_per_batch > 0) {
-      count = std::min<int64_t>(count, job.job.max_rows_per_batch);
-    }
+    int64_t count = PrefillRows(*worker, job, shape, *budget);
+    count = std::min(count, std::max(policy_.max_batch_rows, 1) - rows_in_step);
+    if (count <= 0) break;
     if (policy_.test_seed != 0) {
       count = Draw(1, count);
-      if (batch.batch != 0 && Draw(0, 1) == 1) batches->push_back(std::exchange(batch, {}));
+      if (batch.batch != 0 && Draw(0, 1) == 1) {
+        batches.push_back(std::exchange(batch, {}));
+        shape = {};
+      }
     }
     if (batch.batch == 0) batch.batch = next_batch_++;
+    shape.Add(job.planned, count);
     PutRows(worker, &job, count, &batch, orders);
-    budget -= count;
+    rows_in_step += count;
   }
-  if (batch.batch != 0) batches->push_back(std::move(batch));
+  prefill_rows_ += rows_in_step;
+  if (batch.batch != 0) batches.push_back(std::move(batch));
+  for (NewBatch& made : batches) {
+    AdvanceBatch(worker, made.batch, budget, sent);
+    sent->step.new_batches.push_back(std::move(made));
+  }
 }
 
 void Scheduler::PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* batch,
@@ -212,10 +266,9 @@ void Scheduler::PutRows(Worker* worker, JobState* job, int64_t count, NewBatch* 
   }
   worker->reserved_pages += job->Reserved();
   TANDEM_CHECK(worker->available_pages() >= 0);
-  job->planned = end;
   job->batch = batch->batch;
   Batch& known_batch = worker->batches[batch->batch];
-  known_batch.rows.push_back({job->id, end});
+  known_batch.rows.push_back({job->id, std::exchange(job->planned, end), end});
   ++known_batch.num_live;
 }
 
@@ -232,22 +285,39 @@ SequenceSpec Scheduler::MakeSpec(const JobState& job) const {
   return spec;
 }
 
-void Scheduler::PlanAdvances(Worker* worker, Step* step) {
+void Scheduler::PlanAdvances(Worker* worker, bool decode_only, PrefillBudget* budget,
+                             SentStep* sent) {
+  for (const auto& [id, batch] : worker->batches) {
+    if (batch.next_layer == worker->info.num_layers || (decode_only && !batch.decode)) continue;
+    AdvanceBatch(worker, id, budget, sent);
+  }
+}
+
+void Scheduler::AdvanceBatch(Worker* worker, BatchId id, PrefillBudget* budget, SentStep* sent) {
+  Batch& batch = worker->batches.at(id);
   const int32_t num_layers = worker->info.num_layers;
-  for (auto& [id, batch] : worker->batches) {
-    if (batch.next_layer == num_layers) continue;  // in a step that is outstanding
-    int32_t end = num_layers;
-    if (policy_.test_seed != 0) {
-      end = static_cast<int32_t>(Draw(batch.next_layer + 1, num_layers));
-    } else if (!batch.decode && policy_.max_layers_per_step > 0) {
-      end = std::min(num_layers, batch.next_layer + policy_.max_layers_per_step);
+  int32_t layers = num_layers - batch.next_layer;
+  if (policy_.test_seed != 0) {
+    layers = static_cast<int32_t>(Draw(1, layers));
+  } else if (!batch.decode) {
+    if (policy_.max_layers_per_step > 0) layers = std::min(layers, policy_.max_layers_per_step);
+    const double layer_us = worker->costs.LayerUs(batch.LiveShape());
+    if (layers * layer_us > budget->left_us) {
+      layers = std::max(static_cast<int32_t>(budget->left_us / layer_us), budget->used ? 0 : 1);
     }
-    step->advance.push_back({id, batch.next_layer, end});
-    batch.next_layer = end;
-    if (end < num_layers) continue;
-    for (const JobRows& rows : batch.rows) {
-      if (rows.job != 0) jobs_.at(rows.job).batch = 0;
-    }
+    budget->left_us = std::max(budget->left_us - layers * layer_us, 0.0);
+    budget->used = true;
+  }
+  if (layers == 0) return;
+  sent->step.advance.push_back({id, batch.next_layer, batch.next_layer + layers});
+  batch.next_layer += layers;
+  if (!batch.decode) {
+    sent->shape->prefill.push_back({batch.LiveShape(), layers});
+    prefill_layers_ += layers;
+  }
+  if (batch.next_layer < num_layers) return;
+  for (const JobRows& rows : batch.rows) {
+    if (rows.job != 0) jobs_.at(rows.job).batch = 0;
   }
 }
 

@@ -1,6 +1,7 @@
 // The scheduler's half that takes what workers answer.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -41,6 +42,7 @@ std::vector<SchedulerEvent> Scheduler::OnStepDone(WorkerId worker_id, StepResult
     if (!status.ok()) result.status = std::move(status);
   }
   if (result.status.ok()) NamePages(&worker, sent.step);
+  if (result.status.ok()) Learn(&worker, sent, result.busy_us);
   // Scores first: a token may end the job.
   for (RowResult& row : result.rows) {
     if (row.kind != RowOutputKind::kSample) TakeRow(&worker, std::move(row), &events);
@@ -83,6 +85,21 @@ absl::Status Scheduler::TakeProgress(const StepResult& result, Step* step, bool*
   if (!result.status.ok()) return absl::OkStatus();
   for (Advance& advance : step->advance) advance.first_layer = advance.end_layer;
   return absl::OkStatus();
+}
+
+void Scheduler::Learn(Worker* worker, const SentStep& sent, int64_t busy_us) {
+  const std::optional<Worker::GroupStep> before =
+      std::exchange(worker->last_group_step, std::nullopt);
+  if (!sent.shape.has_value()) return;
+  if (!sent.group.has_value()) return worker->costs.Learn(*sent.shape, busy_us);
+  // Steps of two groups overlap, so that each by itself says little: two of them, one after the
+  // other, are what all rows take.
+  worker->last_group_step = {*sent.group, sent.shape->decode, busy_us};
+  if (!before.has_value() || before->group == *sent.group) return;
+  StepShape both;
+  both.decode.rows = before->shape.rows + sent.shape->decode.rows;
+  both.decode.context = before->shape.context + sent.shape->decode.context;
+  worker->costs.Learn(both, before->busy_us + busy_us);
 }
 
 void Scheduler::NamePages(Worker* worker, const Step& step) {

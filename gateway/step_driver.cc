@@ -155,6 +155,8 @@ class StepDriver::Impl {
   Scheduler::PageCounts pages_ ABSL_GUARDED_BY(mutex_);
   int64_t prefix_queries_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t prefix_hits_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t prefill_rows_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t prefill_layers_ ABSL_GUARDED_BY(mutex_) = 0;
 
   std::atomic<int64_t> tokens_generated_ = 0;
   std::atomic<int64_t> prompt_tokens_ = 0;
@@ -293,6 +295,8 @@ CounterSnapshot StepDriver::Impl::Counters() const {
           {"decode_groups", decode_groups_},
           {"prefix_cache_queries_total", prefix_queries_},
           {"prefix_cache_hits_total", prefix_hits_},
+          {"prefill_rows_total", prefill_rows_},
+          {"prefill_layers_total", prefill_layers_},
           {"pages_held", pages_.held},
           {"pages_cached", pages_.cached},
           {"pages_evicted_total", pages_.evicted}};
@@ -463,6 +467,8 @@ void StepDriver::Impl::Publish(int new_jobs_handled) {
   pages_ = scheduler_.CountPages();
   prefix_queries_ = scheduler_.prefix_queries();
   prefix_hits_ = scheduler_.prefix_hits();
+  prefill_rows_ = scheduler_.prefill_rows();
+  prefill_layers_ = scheduler_.prefill_layers();
 }
 
 void StepDriver::Impl::EndEverything() {

@@ -57,6 +57,7 @@ class StepDriver {
   // steps_total, steps_outstanding, preemptions_total, moves_total, worker_busy_us_total,
   // worker_wait_us_total (sums over the steps' results), decode_groups (the most of any worker),
   // prefix_cache_queries_total and prefix_cache_hits_total (tokens, Scheduler::prefix_queries),
+  // prefill_rows_total, prefill_layers_total (Scheduler::prefill_rows),
   // pages_held, pages_cached, pages_evicted_total (over all workers, Scheduler::PageCounts)
   CounterSnapshot Counters() const;
 

@@ -67,6 +67,7 @@ TEST(SchedulerTest, AJobMayAskForSmallerBatches) {
 TEST(SchedulerTest, PrefillGoesSomeLayersPerStepWhileDecodingGoesThroughAll) {
   SchedulerPolicy policy;
   policy.max_layers_per_step = 2;
+  policy.prefill_step_target = 0;
   House house(policy);
   house.AddWorker(1, 20);
   house.Add(MakeJob(10, 30, 1));
@@ -110,6 +111,7 @@ TEST(SchedulerTest, JobsGoToTheWorkerWithMostFreePages) {
 SchedulerPolicy TwoGroups() {
   SchedulerPolicy policy;
   policy.decode_groups = 2;
+  policy.prefill_step_target = 0;
   return policy;
 }
 

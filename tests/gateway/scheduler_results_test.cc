@@ -246,7 +246,9 @@ TEST(SchedulerTest, ARefusedStepFailsItsJobsOnly) {
 }
 
 TEST(SchedulerTest, ARefusedStepDoesNotFailTheOtherJobsOfTheNext) {
-  House house;
+  SchedulerPolicy policy;
+  policy.prefill_step_target = 0;
+  House house(policy);
   house.AddWorker(1, 8);
   const JobId job = house.Add(MakeJob(100, 20, 1));
   house.Plan(1);

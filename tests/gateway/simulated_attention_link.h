@@ -7,6 +7,7 @@
 #include <bit>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -95,6 +96,10 @@ class SimulatedAttentionWorker {
   int64_t rows_shared() const { return rows_shared_; }
   // What the gateway did against the contract.
   const std::vector<std::string>& violations() const { return violations_; }
+  // How long a step takes in which `rows` rows, of which `decode_rows` decode, pass a layer, by the
+  // sum over layers; kSimulatedBusyUs without it.
+  using LayerTime = std::function<double(int decode_rows, int rows)>;
+  void SetLayerTime(LayerTime time) { layer_time_ = std::move(time); }
   // The next step fails with UNAVAILABLE before this layer.
   void FailNextStepAt(int layer) { fail_at_ = layer; }
   // The next token is drawn from logits that hold a NaN.
@@ -158,7 +163,7 @@ class SimulatedAttentionWorker {
     excused_ = std::exchange(failed_, false);
     StepResult result;
     result.step = queued.step.step;
-    result.busy_us = kSimulatedBusyUs;
+    result.busy_us = layer_time_ ? BusyUs(queued.step) : kSimulatedBusyUs;
     result.wait_us = kSimulatedWaitUs;
     result.status = refuse_.ok() ? Check(queued.step) : std::exchange(refuse_, absl::OkStatus());
     if (result.status.ok()) {
@@ -238,6 +243,29 @@ class SimulatedAttentionWorker {
       return absl::FailedPreconditionError("last_sampled, but the token was not drawn");
     }
     return absl::OkStatus();
+  }
+
+  int64_t BusyUs(const Step& step) const {
+    double us = 0;
+    for (int layer = 0; layer < info_.num_layers; ++layer) {
+      int decode_rows = 0, rows = 0;
+      for (const Advance& advance : step.advance) {
+        if (layer < advance.first_layer || layer >= advance.end_layer) continue;
+        const NewBatch* batch = nullptr;
+        for (const NewBatch& fresh : step.new_batches) {
+          if (fresh.batch == advance.batch) batch = &fresh;
+        }
+        const auto live = batches_.find(advance.batch);
+        if (live != batches_.end()) batch = &live->second.batch;
+        if (batch == nullptr) continue;
+        for (const RowRun& run : batch->runs) {
+          rows += run.count;
+          decode_rows += run.last_sampled ? 1 : 0;
+        }
+      }
+      if (rows > 0) us += layer_time_(decode_rows, rows);
+    }
+    return static_cast<int64_t>(us);
   }
 
   // Applies nothing.
@@ -451,6 +479,7 @@ class SimulatedAttentionWorker {
   bool excused_ = false;  // the step that runs now
   bool draw_nan_ = false;
   std::optional<int> fail_at_;
+  LayerTime layer_time_;
   absl::Status refuse_;
   std::vector<std::string> violations_;
 };

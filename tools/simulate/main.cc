@@ -186,6 +186,9 @@ int main(int argc, char** argv) {
   serve->add_option("--layers-per-step", base.policy.max_layers_per_step, "of prefill; 0: all")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  serve->add_option("--prefill-step-target", base.policy.prefill_step_target, "as of the gateway")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->capture_default_str();
   serve->add_option("--decode-groups", base.policy.decode_groups, "as of the gateway")
       ->check(CLI::Range(0, 2))
       ->capture_default_str();
