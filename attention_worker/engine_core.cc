@@ -14,6 +14,7 @@
 #include "common/check.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "common/time_after.h"
 #include "common/work_clock.h"
 
 namespace tandem {
@@ -22,8 +23,6 @@ namespace {
 constexpr size_t kHistorySteps = 4;
 // A gateway may go on to advance a batch that has died whole; so many are remembered for it.
 constexpr size_t kMaxDeadBatches = 1024;
-// How long a step waits for pages that other sessions hold: longer than a silent connection lasts.
-constexpr std::chrono::seconds kMaxPageWait{15};
 
 // What a caller wants done in order.
 struct Message {
@@ -56,11 +55,12 @@ class AttentionEngineCore::Impl {
  public:
   Impl(kernels::Backend* backend, const AttentionModel* model, RoutedExperts* experts,
        std::unique_ptr<LatentCache> cache, std::unique_ptr<kernels::Buffer> ids_with_token,
-       std::function<void()> wake, std::function<Clock::time_point()> now)
+       absl::Duration page_wait, std::function<void()> wake, std::function<Clock::time_point()> now)
       : wake_(std::move(wake)),
         now_(std::move(now)),
         cache_(std::move(cache)),
         ids_with_token_(std::move(ids_with_token)),
+        page_wait_(page_wait),
         limits_{model->config().num_layers, model->config().vocab_size,
                 model->config().max_position_embeddings},
         runner_(
@@ -315,7 +315,7 @@ class AttentionEngineCore::Impl {
       until.reset();
       return false;
     }
-    if (!until.has_value()) until = now_() + kMaxPageWait;
+    if (!until.has_value()) until = After(now_(), page_wait_);
     if (now_() < *until) return true;
     until.reset();
     return false;
@@ -476,6 +476,7 @@ class AttentionEngineCore::Impl {
   const std::unique_ptr<LatentCache> cache_;
 
   const std::unique_ptr<kernels::Buffer> ids_with_token_;  // [vocab] u8; null: all have one
+  const absl::Duration page_wait_;
 
   mutable Mutex mutex_;
   bool work_ ABSL_GUARDED_BY(mutex_) = false;
@@ -525,7 +526,7 @@ absl::StatusOr<std::unique_ptr<AttentionEngineCore>> AttentionEngineCore::Create
   }
   return std::unique_ptr<AttentionEngineCore>(new AttentionEngineCore(
       std::make_unique<Impl>(backend, model, experts, std::move(cache), std::move(ids_with_token),
-                             std::move(wake), std::move(now))));
+                             options.page_wait, std::move(wake), std::move(now))));
 }
 
 AttentionEngineCore::AttentionEngineCore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

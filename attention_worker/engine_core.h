@@ -23,6 +23,9 @@ class RoutedExperts;   // attention_worker/routed_experts.h
 struct AttentionEngineOptions {
   int total_pages = 1024;               // of kPageTokens tokens, over all layers
   std::vector<uint8_t> ids_with_token;  // [vocab], 1: the tokenizer has a token; empty: all
+  // How long a step waits for pages that other sessions hold: longer than a silent connection
+  // lasts.
+  absl::Duration page_wait = absl::Seconds(15);
 };
 
 // A state machine that owns the latent cache, the sessions and their steps. What it does follows

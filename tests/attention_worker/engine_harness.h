@@ -89,6 +89,7 @@ struct TestWorkerOptions {
   int total_pages = 64;
   int num_expert_workers = 1;  // experts are dealt out in turn; 0: on the engine's own device
   std::vector<uint8_t> ids_with_token;
+  absl::Duration page_wait = absl::Seconds(15);
   DispatcherOptions dispatcher;
 };
 
@@ -123,8 +124,9 @@ class TestWorker {
       experts_ = std::make_unique<DispatchedExperts>(backend_.get(), config.experts_per_token,
                                                      dispatcher_.get());
     }
-    engine_ = Value(AttentionEngine::Create(backend_.get(), model_.get(), experts_.get(),
-                                            {options.total_pages, options.ids_with_token}));
+    engine_ = Value(
+        AttentionEngine::Create(backend_.get(), model_.get(), experts_.get(),
+                                {options.total_pages, options.ids_with_token, options.page_wait}));
   }
 
   AttentionEngine& engine() { return *engine_; }

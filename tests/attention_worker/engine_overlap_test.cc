@@ -235,6 +235,7 @@ TEST_P(EngineTest, TwoStepsMayBeOutstandingAndTheNextUsesTheFirstOnesDraw) {
 TEST_P(EngineTest, PagesThatAnotherSessionHoldsAreARefusalAndComeBack) {
   TestWorkerOptions options;
   options.total_pages = 3;
+  options.page_wait = absl::ZeroDuration();
   const auto worker = MakeWorker(options);
   TestGateway gateway(worker.get());
   TestGateway other(worker.get());

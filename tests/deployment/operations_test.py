@@ -108,7 +108,7 @@ class OperationsTest(unittest.TestCase):
         self.assertEqual({line["check"]: line["verdict"] for line in lines if line["verdict"] != "fine"},
                          {"placement": "note"}, lines)  # of one expert worker
         self.assertEqual(code, 0)
-        self.processes[-1].terminate()
+        self.processes[-1].kill()  # told to end, it would wait for a successor
         self.processes[-1].wait()
         end = time.monotonic() + LIMIT_S
         while "wrong" not in {line["verdict"] for line in self.doctor(port)[1]}:
