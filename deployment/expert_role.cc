@@ -32,8 +32,8 @@ constexpr int kBeatsPerReport = 10;
 // Bytes of memory that no expert may take.
 constexpr int64_t kLeastLeft = int64_t{256} << 20;
 
-// Beside others' 0 a thread has a tenth of a core that both want.
-constexpr int kLoadingNice = 10;
+// Beside others' 0 a thread has a quarter of a core that both want: enough for the usual share.
+constexpr int kLoadingNice = 5;
 
 absl::Duration ComputedByThisThread() {
   timespec time{};
