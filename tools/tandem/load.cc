@@ -51,7 +51,7 @@ class LoadRun {
         vocabulary_(vocabulary),
         random_(options.seed),
         begin_(Clock::now()) {
-    records_.resize(static_cast<size_t>(options.warm_up + options.requests));
+    records_.resize(static_cast<size_t>(options.warm_up) + options.requests);
     for (uint32_t i = 0; i < options.shared_prefix; ++i) prefix_.push_back(DrawId());
   }
   LoadRun(const LoadRun&) = delete;
