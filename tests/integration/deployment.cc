@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <chrono>
@@ -14,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -242,20 +244,24 @@ bool Deployment::Idle() {
 
 bool Deployment::WaitIdle(absl::Duration limit) {
   const auto reports = [this] {
-    std::vector<int64_t> numbers = CounterEach("attention", "reports_total");
-    for (int64_t number : CounterEach("expert", "reports_total")) numbers.push_back(number);
-    return numbers;
+    std::map<uint32_t, int64_t> by_worker;
+    const v1::GetStatusResponse status = Status();
+    for (const auto& worker : status.workers()) {
+      const auto it = worker.counters().find("reports_total");  // not of workers in the gateway
+      if (it != worker.counters().end()) by_worker[worker.id()] = it->second;
+    }
+    return by_worker;
   };
   // The next report may have been on its way already; the one after it was not.
   constexpr int64_t kFresh = 2;
-  const std::vector<int64_t> before = reports();
+  const std::map<uint32_t, int64_t> before = reports();
   return WaitUntil(
       [&] {
-        const std::vector<int64_t> now = reports();
-        bool fresh = now.size() == before.size();
-        for (size_t i = 0; fresh && i < now.size(); ++i) {
-          fresh = now[i] < 0 || now[i] >= before[i] + kFresh;  // -1: in the gateway's process
-        }
+        const std::map<uint32_t, int64_t> now = reports();
+        const bool fresh = std::all_of(now.begin(), now.end(), [&](const auto& worker) {
+          const auto it = before.find(worker.first);  // one that has joined since counts from 0
+          return worker.second >= (it == before.end() ? 0 : it->second) + kFresh;
+        });
         return fresh && Idle();
       },
       limit);

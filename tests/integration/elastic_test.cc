@@ -214,6 +214,9 @@ TEST_F(ElasticTest, AStoppedAttentionWorkerHoldsNobodyUp) {
   EXPECT_THAT(deployment_->gateway().Output(), testing::HasSubstr("is silent"));
   EXPECT_GT(deployment_->Counter("gateway", "moves_total"), 0);
   Attention(0).Signal(SIGCONT);
+  // Its lease may be over by then: it joins anew.
+  ASSERT_TRUE(WaitUntil(
+      [&] { return deployment_->Counter("gateway", "attention_workers_ready") == 2; }, kLimit));
   EXPECT_TRUE(deployment_->WaitIdle());
 }
 
