@@ -14,6 +14,7 @@
 #include "common/machine.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "common/transport/expert_frame.h"
 #include "common/transport/grpc_expert_service.h"
 #include "common/transport/shm_expert_service.h"
 #include "deployment/expert_capacity.h"
@@ -105,8 +106,13 @@ class ExpertRole : public WorkerRole {
   }
 
   WorkerNames names() const override {
-    return {v1::WORKER_KIND_EXPERT,   "expert worker", "experts",
-            "tandem.v1.ExpertWorker", "tandem_expert", PeerRole::kExpert};
+    return {v1::WORKER_KIND_EXPERT,
+            "expert worker",
+            "experts",
+            "tandem.v1.ExpertWorker",
+            "tandem_expert",
+            PeerRole::kExpert,
+            static_cast<int>(2 * kMaxFramePayloadBytes)};
   }
   grpc::Service* service() override { return service_.service(); }
 

@@ -27,6 +27,8 @@
 namespace tandem {
 namespace {
 
+// Of a worker: what it holds and how much it has done, a few bytes for each expert.
+constexpr int kMaxReportBytes = 4 << 20;
 constexpr absl::Duration kLookInterval = absl::Seconds(2);
 
 // Everything that a gateway is made of, in the order in which it comes up.
@@ -35,9 +37,13 @@ class Gateway {
   explicit Gateway(GatewayOptions options)
       : options_(std::move(options)),
         driver_(options_.policy),
-        inference_(&driver_,
-                   [this](const v1::GetStatusRequest& request) { return Status(request); },
-                   {options_.max_unread_bytes, absl::Seconds(options_.stall_limit_s)}) {}
+        inference_(
+            &driver_, [this](const v1::GetStatusRequest& request) { return Status(request); },
+            {options_.max_unread_bytes, absl::Seconds(options_.stall_limit_s)},
+            options_.client_limits,
+            [this](const grpc::CallbackServerContext& context) {
+              return CallerName(options_.listen.trust.get(), context);
+            }) {}
 
   absl::Status Serve() {
     TANDEM_ASSIGN_OR_RETURN(options_.embedded.dtype, ParseMode(options_.dtype));
@@ -132,6 +138,7 @@ class Gateway {
     ListenOptions listen;
     listen.listen = options_.registry;
     listen.insecure_listen = options_.listen.insecure_listen;
+    listen.max_message_bytes = kMaxReportBytes;
     if (trust_ != nullptr) listen.trust = trust_->ServerOf(PeerRole::kGateway);
     TANDEM_ASSIGN_OR_RETURN(auto registry_host, ServiceHost::Start(listen, {coordinator->service()},
                                                                    {"tandem.v1.Registry"}));
@@ -359,6 +366,19 @@ void GatewayOptions::AddTo(CLI::App& app) {
   app.add_option("--stall-limit", stall_limit_s,
                  "seconds that a client may read nothing of an answer that waits for it")
       ->check(CLI::Range(0.1, 1e6))
+      ->capture_default_str();
+  app.add_option("--client-calls", client_limits.calls,
+                 "calls that one client may have running, 0 for any number; a client is a token's "
+                 "name, else a name in its certificate, else an address")
+      ->check(CLI::Range(0, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--client-rate", client_limits.calls_per_s,
+                 "calls per second that one client may make, 0 for any number")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--client-burst", client_limits.burst,
+                 "with --client-rate: calls that it may make at once after a rest")
+      ->check(CLI::Range(1.0, 1e6))
       ->capture_default_str();
   app.add_option("--grace", grace_s, "seconds that running requests get at the end")
       ->check(CLI::NonNegativeNumber)

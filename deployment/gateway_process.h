@@ -9,6 +9,7 @@
 #include "common/service/service_host.h"
 #include "common/service/trust_options.h"
 #include "deployment/embedded.h"
+#include "gateway/client_limits.h"
 #include "gateway/live_calls.h"
 #include "gateway/scheduler.h"
 
@@ -33,6 +34,7 @@ struct GatewayOptions {
   double hang_limit_s = 120;
   double load_limit_s = 60;
   int64_t max_unread_bytes = LiveCallLimits{}.unread_bytes;
+  ClientLimitOptions client_limits;
   double stall_limit_s = absl::ToDoubleSeconds(LiveCallLimits{}.stall);
 
   void AddTo(CLI::App& app);

@@ -86,6 +86,7 @@ absl::Status WorkerHost::Serve() {
   const WorkerNames names = role_->names();
   progress_ = std::make_unique<LoadProgress>(names.weights);
   ListenOptions listen = options_.listen;
+  listen.max_message_bytes = names.max_message_bytes;
   if (parts_.trust != nullptr) listen.trust = parts_.trust->ServerOf(names.role);
   TANDEM_ASSIGN_OR_RETURN(host_, ServiceHost::Start(listen, {role_->service()}, {names.health}));
   if (const absl::Status dialled = CheckDialAddress(Address()); !dialled.ok()) {

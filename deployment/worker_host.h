@@ -77,6 +77,7 @@ struct WorkerNames {
   std::string health;                   // the full name of its service: "tandem.v1.ExpertWorker"
   std::string metrics;                  // prefix: "tandem_expert"
   PeerRole role = PeerRole::kOperator;  // in its certificate
+  int max_message_bytes = 64 << 20;     // that its service takes
 };
 
 // What a kind of worker does in a worker's life. Thread-safe but for what is said of threads.

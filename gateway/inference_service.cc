@@ -218,8 +218,31 @@ absl::StatusOr<v1::DetokenizeResponse> DetokenizeRequested(const v1::DetokenizeR
 
 }  // namespace
 
-InferenceService::InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits)
-    : driver_(driver), status_(std::move(status)), live_(limits) {}
+InferenceService::InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits,
+                                   ClientLimitOptions client_limits, CallerFunction caller)
+    : driver_(driver),
+      status_(std::move(status)),
+      caller_(std::move(caller)),
+      client_limits_(client_limits),
+      live_(limits) {}
+
+CounterSnapshot InferenceService::Counters() const {
+  CounterSnapshot counters = live_.Counters();
+  for (auto& counter : client_limits_.Counters()) counters.push_back(std::move(counter));
+  return counters;
+}
+
+absl::StatusOr<ClientLimits::Lease> InferenceService::Admit(grpc::CallbackServerContext* context) {
+  if (!client_limits_.limited()) return ClientLimits::Lease();
+  ClientLimits::Decision decision =
+      client_limits_.Admit(caller_ ? caller_(*context) : "", absl::Now());
+  if (decision.status.ok()) return std::move(decision.lease);
+  // gRPC's own clients wait for so long before they ask again (proposal A6).
+  const int64_t ms =
+      absl::ToInt64Milliseconds(absl::Ceil(decision.retry_after, absl::Milliseconds(1)));
+  context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(ms));
+  return decision.status;
+}
 
 absl::StatusOr<const ServedModel*> InferenceService::Model() const {
   const ServedModel* model = model_;
@@ -230,12 +253,15 @@ absl::StatusOr<const ServedModel*> InferenceService::Model() const {
 template <typename Call, typename Request>
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartCall(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
+  absl::StatusOr<ClientLimits::Lease> lease = Admit(context);
+  if (!lease.ok()) return new RefusedCall(lease.status());
   const absl::StatusOr<const ServedModel*> model = Model();
   if (!model.ok()) return new RefusedCall(model.status());
   absl::StatusOr<Request> parsed = Parse<Request>(buffer);
   if (!parsed.ok()) return new RefusedCall(parsed.status());
   const auto request = std::make_shared<const Request>(*std::move(parsed));
   const auto call = std::make_shared<Call>(driver_, &live_, context);
+  call->Hold(*std::move(lease));
   call->KeepAlive();
   // First, so that a text which cannot fit neither waits for others nor they for it.
   absl::Status taken = ValidateTextBytes(*request, **model);
@@ -266,6 +292,8 @@ grpc::ServerUnaryReactor* InferenceService::StartUnary(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer,
     grpc::ByteBuffer* response,
     absl::StatusOr<Response> (*answer)(const Request&, const ServedModel&, const StopFunction&)) {
+  absl::StatusOr<ClientLimits::Lease> lease = Admit(context);
+  if (!lease.ok()) return Finished(context, lease.status());
   const absl::StatusOr<const ServedModel*> model = Model();
   if (!model.ok()) return Finished(context, model.status());
   absl::StatusOr<Request> parsed = Parse<Request>(buffer);
@@ -273,6 +301,7 @@ grpc::ServerUnaryReactor* InferenceService::StartUnary(
   if (const absl::Status size = CheckSize(*parsed); !size.ok()) return Finished(context, size);
   const auto request = std::make_shared<const Request>(*std::move(parsed));
   auto* const call = new UnaryCall(&live_, context, response);
+  call->Hold(*std::move(lease));
   const absl::Status taken =
       text_work_.Do(TextBytes(*request), [call, request, answer, &model = **model] {
         if (call->cancelled()) return call->Fail(absl::CancelledError("the client is gone"));
@@ -300,6 +329,8 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext* context,
                                                      const v1::GetModelRequest*,
                                                      v1::GetModelResponse* response) {
+  const absl::StatusOr<ClientLimits::Lease> lease = Admit(context);
+  if (!lease.ok()) return Finished(context, lease.status());
   const absl::StatusOr<const ServedModel*> served = Model();
   if (!served.ok()) return Finished(context, served.status());
   const ServedModel& model = **served;
@@ -322,6 +353,8 @@ grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* InferenceService::GetStatus(grpc::CallbackServerContext* context,
                                                       const v1::GetStatusRequest* request,
                                                       v1::GetStatusResponse* response) {
+  const absl::StatusOr<ClientLimits::Lease> lease = Admit(context);
+  if (!lease.ok()) return Finished(context, lease.status());
   *response = status_(*request);
   return Finished(context, absl::OkStatus());
 }

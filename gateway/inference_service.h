@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 
+#include "gateway/client_limits.h"
 #include "gateway/live_calls.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
@@ -27,15 +28,19 @@ class InferenceService final
                       v1::Inference::WithCallbackMethod_GetStatus<v1::Inference::Service>>>>>> {
  public:
   using StatusFunction = std::function<v1::GetStatusResponse(const v1::GetStatusRequest&)>;
-  // `driver` must outlive the service. `status` says the deployment's state.
-  InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits = {});
+  // Names whose call it is, for the limits of each client.
+  using CallerFunction = std::function<std::string(const grpc::CallbackServerContext&)>;
+  // `driver` must outlive the service. `status` says the deployment's state. Without `caller` all
+  // calls are one client's.
+  InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits = {},
+                   ClientLimitOptions client_limits = {}, CallerFunction caller = nullptr);
 
   // Requests are UNAVAILABLE before this, and answered from then on. `model` must outlive the
   // service.
   void SetModel(const ServedModel* model) { model_ = model; }
 
-  // LiveCalls'
-  CounterSnapshot Counters() const { return live_.Counters(); }
+  // LiveCalls' and ClientLimits'
+  CounterSnapshot Counters() const;
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -56,6 +61,8 @@ class InferenceService final
 
  private:
   absl::StatusOr<const ServedModel*> Model() const;
+  // Lets the call in, or gives its end and says in its trailers when to ask again.
+  absl::StatusOr<ClientLimits::Lease> Admit(grpc::CallbackServerContext* context);
   template <typename Call, typename Request>
   grpc::ServerWriteReactor<grpc::ByteBuffer>* StartCall(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* buffer);
@@ -69,6 +76,8 @@ class InferenceService final
   StepDriver* const driver_;
   const StatusFunction status_;
   std::atomic<const ServedModel*> model_ = nullptr;
+  const CallerFunction caller_;
+  ClientLimits client_limits_;  // outlives the calls
   LiveCalls live_;
   TextWork text_work_;
 };

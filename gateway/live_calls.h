@@ -5,25 +5,32 @@
 #include <atomic>
 #include <cstdint>
 #include <set>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/counters.h"
 #include "common/mutex.h"
 #include "common/transport/timer_thread.h"
+#include "gateway/client_limits.h"
 
 namespace tandem {
 
-// What LiveCalls asks of a call. Thread-safe.
+// What LiveCalls asks of a call. Thread-safe but for Hold.
 class LiveCall {
  public:
   virtual ~LiveCall() = default;
+  // It counts for its client for as long as it lives. Once, before the call can end.
+  void Hold(ClientLimits::Lease lease) { lease_ = std::move(lease); }
   virtual int64_t unread_bytes() const = 0;  // 0 once it was shed
   // How long its present write has waited for the client; zero if none does.
   virtual absl::Duration stalled_for() const = 0;
   // Ends it with `why` at once, and lets go of what is unread; false if that was done before. Must
   // not call LiveCalls but Unread.
   virtual bool Shed(const absl::Status& why) = 0;
+
+ private:
+  ClientLimits::Lease lease_;
 };
 
 struct LiveCallLimits {

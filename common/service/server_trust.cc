@@ -1,5 +1,6 @@
 #include "common/service/server_trust.h"
 
+#include <arpa/inet.h>
 #include <grpc/grpc_security.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "common/check.h"
 #include "common/service/grpc_status.h"
 
@@ -145,6 +147,21 @@ std::shared_ptr<grpc::ServerCredentials> MakeServerCredentials(
   return std::make_shared<WatchingServerCredentials>(std::move(trust));
 }
 
+std::string AddressOfPeer(absl::string_view peer) {
+  const absl::string_view host = peer.substr(0, peer.rfind(':'));
+  if (!absl::StartsWith(host, "ipv6:")) return std::string(host);
+  const std::string text =
+      absl::StrReplaceAll(host.substr(5), {{"%5B", ""}, {"%5D", ""}, {"[", ""}, {"]", ""}});
+  in6_addr address{};
+  if (inet_pton(AF_INET6, text.substr(0, text.find('%')).c_str(), &address) != 1) {
+    return std::string(host);
+  }
+  std::fill_n(address.s6_addr + 8, 8, uint8_t{0});
+  char network[INET6_ADDRSTRLEN] = {};
+  inet_ntop(AF_INET6, &address, network, sizeof(network));
+  return absl::StrCat("ipv6:", network, "/64");
+}
+
 std::string CallerName(const ServerTrust* trust, const grpc::ServerContextBase& context) {
   if (trust != nullptr && trust->tokens != nullptr) {
     const auto found = context.client_metadata().find(kAuthorization);
@@ -162,8 +179,7 @@ std::string CallerName(const ServerTrust* trust, const grpc::ServerContextBase& 
       if (!names.empty()) return std::string(names[0].data(), names[0].size());
     }
   }
-  const std::string peer = context.peer();  // "ipv4:10.0.0.1:5555", "ipv6:%5B::1%5D:5555"
-  return peer.substr(0, peer.rfind(':'));
+  return AddressOfPeer(context.peer());
 }
 
 }  // namespace tandem

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "common/service/bearer_tokens.h"
 #include "common/service/certificates.h"
 #include "common/service/reloaded.h"
@@ -49,8 +50,11 @@ absl::Status CheckCall(const ServerTrust& trust, const CallFacts& call);
 std::shared_ptr<grpc::ServerCredentials> MakeServerCredentials(
     std::shared_ptr<const ServerTrust> trust);
 
-// Who calls, for limits: the name of its token, a name in its certificate, or its address without
-// the port.
+// The address of a gRPC peer ("ipv4:10.0.0.1:5555", "ipv6:%5B2001:db8::1%5D:5555") without its
+// port; of IPv6 the network of 64 bits, of which a client has all addresses.
+std::string AddressOfPeer(absl::string_view peer);
+
+// Who calls, for limits: the name of its token, a name in its certificate, or AddressOfPeer.
 std::string CallerName(const ServerTrust* trust, const grpc::ServerContextBase& context);
 
 }  // namespace tandem

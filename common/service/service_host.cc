@@ -79,8 +79,13 @@ bool IsLoopback(const std::string& host) {
   return absl::StartsWith(host, "127.") && host.find_first_not_of("0123456789.") == host.npos;
 }
 
-// Of a message that comes in; a prompt as long as the real model's context is 20 MB at most.
-constexpr int kMaxMessageBytes = 64 << 20;
+// What a stranger can make a server keep, besides messages: calls of one connection, headers of one
+// call, connections that do not get past their handshake.
+constexpr int kMaxStreamsPerConnection = 4096;
+constexpr int kMaxHeaderBytes = 16 << 10;
+constexpr int kHandshakeLimitMs = 20'000;
+// Of a health check.
+constexpr int kMaxHealthBytes = 4 << 10;
 
 // All of a machine's addresses, however they are spelled: 0.0.0.0, 0, [::], [0:0::0].
 bool IsAnyAddress(const std::string& host) {
@@ -173,6 +178,7 @@ absl::Status CheckDialAddress(const std::string& address) {
 
 absl::StatusOr<ServiceHost::Port> ServiceHost::Open(const std::string& address,
                                                     const std::shared_ptr<const ServerTrust>& trust,
+                                                    int max_message_bytes,
                                                     const std::vector<grpc::Service*>& services) {
   TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(address));
   Port port;
@@ -183,7 +189,10 @@ absl::StatusOr<ServiceHost::Port> ServiceHost::Open(const std::string& address,
   // off.
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeLimitMs);
+  builder.SetMaxReceiveMessageSize(max_message_bytes);
   builder.SetMaxSendMessageSize(-1);
   for (grpc::Service* service : services) builder.RegisterService(service);
   port.acceptor = builder.experimental().AddExternalConnectionAcceptor(
@@ -211,10 +220,12 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Start(
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto host = std::unique_ptr<ServiceHost>(new ServiceHost);
   host->trust_ = options.trust;
-  TANDEM_ASSIGN_OR_RETURN(host->main_, Open(options.listen, options.trust, services));
+  TANDEM_ASSIGN_OR_RETURN(host->main_,
+                          Open(options.listen, options.trust, options.max_message_bytes, services));
   if (!options.health_listen.empty()) {
     TANDEM_RETURN_IF_ERROR(CheckListenAddress(options.health_listen, options.insecure_listen));
-    TANDEM_ASSIGN_OR_RETURN(host->health_, Open(options.health_listen, nullptr, {}));
+    TANDEM_ASSIGN_OR_RETURN(host->health_,
+                            Open(options.health_listen, nullptr, kMaxHealthBytes, {}));
   }
   host->health_names_ = health_names;
   host->health_names_.push_back("");  // the server as a whole

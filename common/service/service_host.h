@@ -30,6 +30,8 @@ struct ListenOptions {
   bool insecure_listen = false;    // allow plain text beyond loopback
   std::string health_listen = "";  // host:port of health checks alone, in plain text; empty: none
   std::shared_ptr<const ServerTrust> trust = nullptr;  // of `listen`; null: plain text
+  // That `listen` takes. A prompt as long as the real model's context is 20 MB at most.
+  int max_message_bytes = 64 << 20;
 };
 
 // --listen, --metrics-listen, --health-listen and --insecure-listen.
@@ -50,8 +52,8 @@ inline constexpr char kAliveHealthName[] = "alive";
 
 // A running gRPC server, and a second one if health checks have a port of their own: Kubernetes'
 // probes speak plain text only. It permits keepalive pings at any rate, also without calls, sends
-// messages of any size and takes them up to 64 MiB; every service starts NOT_SERVING, but for
-// kAliveHealthName.
+// messages of any size and takes them up to the limit of its options; every service starts
+// NOT_SERVING, but for kAliveHealthName.
 class ServiceHost {
  public:
   // Starts listening. `services` must outlive the host; they are named in health checks by their
@@ -91,6 +93,7 @@ class ServiceHost {
   ServiceHost() = default;
   static absl::StatusOr<Port> Open(const std::string& address,
                                    const std::shared_ptr<const ServerTrust>& trust,
+                                   int max_message_bytes,
                                    const std::vector<grpc::Service*>& services);
   static void Accept(Port& port);
 

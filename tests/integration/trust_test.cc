@@ -293,5 +293,45 @@ TEST_F(TrustTest, ReplacingCertificatesCaAndTokensUnderLoadLosesNothing) {
   for (std::thread& client : clients) client.join();
 }
 
+TEST(ClientLimitsTest, OneClientCannotTakeWhatIsAnothers) {
+  const TestCertificates made;
+  const std::string alice = "alice-0123456789abcdef", bob = "bob-0123456789abcdef";
+  const CertificateFiles files = made.Of("gateway");
+  DeploymentOptions options;
+  options.gateway_flags = {
+      "--public-cert",   files.chain,
+      "--public-key",    files.key,
+      "--client-tokens", made.Write("tokens", absl::StrCat("alice ", alice, "\nbob ", bob)),
+      "--client-calls",  "1"};
+  const CertificateFiles shown{"", "", made.ca()};
+  options.credentials = Show(shown, bob, "");
+  Deployment deployment(options);
+  const auto alices =
+      v1::Inference::NewStub(grpc::CreateChannel(deployment.address(), Show(shown, alice, "")));
+  v1::GenerateRequest endless = SeededRequest(1, 900);
+  endless.set_ignore_eos(true);
+  grpc::ClientContext first;
+  const auto stream = alices->Generate(&first, endless);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  grpc::ClientContext second;
+  const auto refused = alices->Generate(&second, ShortRequest());
+  EXPECT_FALSE(refused->Read(&response));
+  const grpc::Status status = refused->Finish();
+  EXPECT_EQ(status.error_code(), grpc::RESOURCE_EXHAUSTED) << status.error_message();
+  EXPECT_TRUE(absl::StrContains(status.error_message(), "1 calls running"));
+  EXPECT_TRUE(absl::StrContains(status.error_message(), "try again in 1000 ms"));
+  const auto& trailers = second.GetServerTrailingMetadata();
+  const auto hint = trailers.find("grpc-retry-pushback-ms");
+  ASSERT_NE(hint, trailers.end());
+  EXPECT_EQ(hint->second, "1000");
+  EXPECT_TRUE(Ask(deployment.stub(), ShortRequest()).status.ok());  // bob's
+  first.TryCancel();
+  stream->Finish();
+  EXPECT_TRUE(
+      WaitUntil([&] { return Ask(*alices, ShortRequest()).status.ok(); }, absl::Seconds(30)));
+  EXPECT_GE(deployment.Counter("gateway", "calls_over_limit_total"), 1);
+}
+
 }  // namespace
 }  // namespace tandem::test

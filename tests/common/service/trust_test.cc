@@ -69,6 +69,14 @@ TEST(CheckCallTest, NeverSaysAToken) {
   }
 }
 
+TEST(AddressOfPeerTest, NamesAClientAndNotItsConnections) {
+  EXPECT_EQ(AddressOfPeer("ipv4:10.0.0.1:5555"), "ipv4:10.0.0.1");
+  EXPECT_EQ(AddressOfPeer("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:5555"), "ipv6:2001:db8:1:2::/64");
+  EXPECT_EQ(AddressOfPeer("ipv6:[2001:db8:1:2::7]:80"), "ipv6:2001:db8:1:2::/64");
+  EXPECT_EQ(AddressOfPeer("ipv6:%5Bfe80::1%25eth0%5D:80"), "ipv6:fe80::/64");
+  EXPECT_EQ(AddressOfPeer("unix:/run/socket:1"), "unix:/run/socket");
+}
+
 // ---- over connections ---------------------------------------------------------------------------
 
 // A server with everything; a generated service, of which everything is UNIMPLEMENTED.
