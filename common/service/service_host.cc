@@ -1,6 +1,7 @@
 #include "common/service/service_host.h"
 
 #include <arpa/inet.h>
+#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <malloc.h>
@@ -323,6 +324,9 @@ std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv) {
   app.set_version_flag("--version", Version());
   GiveFreedMemoryBack();
   RaiseDescriptorLimit();
+  // Protobuf would log a line about every message that it cannot parse, as often as anybody sends
+  // one; who sent it is told.
+  google::protobuf::SetLogHandler(nullptr);
   try {  // CLI11 reports by exceptions; none leaves this function
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -142,6 +142,8 @@ TEST(BadInputTest, EveryBadRequestIsExplainedAndTheServerGoesOn) {
     EXPECT_THAT(answer.status.error_message(), HasSubstr(bad.sentence)) << bad.name;
     EXPECT_EQ(Ask(deployment.stub(), GoodRequest()), good) << "after " << bad.name;
   }
+  // Each line of a log that a stranger can write fills a disk.
+  EXPECT_FALSE(absl::StrContains(deployment.gateway().Output(), "libprotobuf"));
   const v1::GetStatusResponse status = deployment.Status();
   for (const auto& worker : status.workers()) {
     SendGarbage(worker.address());
