@@ -63,6 +63,7 @@ std::vector<SchedulerEvent> Scheduler::RemoveWorker(WorkerId worker, absl::Time 
   }
   evicted_before_ += it->second.book.num_evicted();
   workers_.erase(it);
+  to_vacate_.erase(worker);
   if (workers_.empty()) no_worker_since_ = now;
   return events;
 }
@@ -72,6 +73,7 @@ void Scheduler::DrainWorker(WorkerId worker, bool move) {
   if (it == workers_.end()) return;
   it->second.draining = true;
   it->second.moving = it->second.moving || move;
+  NoteToVacate(worker, it->second);
 }
 
 bool Scheduler::IsDrained(WorkerId worker) const {
@@ -81,7 +83,17 @@ bool Scheduler::IsDrained(WorkerId worker) const {
 
 void Scheduler::SetSilent(WorkerId worker, bool silent) {
   const auto it = workers_.find(worker);
-  if (it != workers_.end()) it->second.silent = silent;
+  if (it == workers_.end()) return;
+  it->second.silent = silent;
+  NoteToVacate(worker, it->second);
+}
+
+void Scheduler::NoteToVacate(WorkerId id, const Worker& worker) {
+  if (worker.moving || worker.silent) {
+    to_vacate_.insert(id);
+  } else {
+    to_vacate_.erase(id);
+  }
 }
 
 absl::Status Scheduler::Add(JobId id, Job job, absl::Time now) {
@@ -217,9 +229,8 @@ void Scheduler::Place(JobState* job, const Seat& seat) {
 
 // Oldest first, as far as others have room.
 void Scheduler::MoveAway() {
-  for (auto& [from, worker] : workers_) {
-    if (!worker.moving && !worker.silent) continue;
-    const std::set<JobId> running = worker.running;
+  for (const WorkerId from : to_vacate_) {
+    const std::set<JobId> running = workers_.at(from).running;
     for (const JobId id : running) {
       JobState& job = jobs_.at(id);
       const Seat seat = ChooseSeat(&job);
@@ -234,6 +245,7 @@ void Scheduler::MoveAway() {
 void Scheduler::Admit(std::vector<SchedulerEvent>* events) {
   if (workers_.empty()) return;
   MoveAway();
+  if (waiting_.empty()) return;  // it is asked for every worker after each change
   int64_t most_pages = 0;
   for (const auto& [id, worker] : workers_) {
     most_pages = std::max<int64_t>(most_pages, worker.info.total_pages);

@@ -308,6 +308,7 @@ class Scheduler {
   };
   Seat ChooseSeat(JobState* job);
   void Place(JobState* job, const Seat& seat);
+  void NoteToVacate(WorkerId id, const Worker& worker);
   // Sequences of workers that drain or are silent, to others.
   void MoveAway();
   // The names of the job's first `count` pages, whose tokens must be known.
@@ -382,6 +383,7 @@ class Scheduler {
   std::set<JobId> waiting_;  // oldest first
   std::set<std::pair<absl::Time, JobId>> deadlines_;
   std::map<WorkerId, Worker> workers_;
+  std::set<WorkerId> to_vacate_;  // those that are moving or silent
   absl::Time no_worker_since_ = absl::InfinitePast();
   SequenceId next_sequence_ = 1;
   BatchId next_batch_ = 1;
