@@ -14,6 +14,8 @@ namespace tandem {
 
 using JobId = uint64_t;  // never reused within a gateway's life
 
+inline constexpr int32_t kMaxPriority = 1000;
+
 // A row whose log-probability or logits a Score request wants.
 struct ScoredRow {
   int32_t position = 0;
@@ -34,6 +36,7 @@ struct Job {
   bool mask_ids_without_token = true;
   std::vector<ScoredRow> scored;   // ascending by position; all below prompt.size()
   int32_t max_rows_per_batch = 0;  // of the prompt; 0: the scheduler's policy
+  int32_t priority = 0;            // lower goes first; in [-kMaxPriority, kMaxPriority]
   absl::Time deadline = absl::InfiniteFuture();
 };
 

@@ -50,8 +50,8 @@ std::vector<SchedulerEvent> Scheduler::RemoveWorker(WorkerId worker, absl::Time 
   std::vector<SchedulerEvent> events;
   const auto it = workers_.find(worker);
   if (it == workers_.end()) return events;
-  const std::set<JobId> running = it->second.running;
-  for (const JobId id : running) {
+  const std::set<Turn> running = it->second.running;
+  for (const auto& [place, id] : running) {
     JobState& job = jobs_.at(id);
     if (job.sequence != 0) ++job.lost_workers;
     Detach(&job, Leave::kWorkerGone);
@@ -107,7 +107,8 @@ absl::Status Scheduler::Add(JobId id, Job job, absl::Time now) {
   state.job = std::move(job);
   state.added = now;
   state.scores.resize(state.job.scored.size());
-  waiting_.insert(id);
+  state.turn = {static_cast<int64_t>(id) + int64_t{kArrivalsPerPriority} * state.job.priority, id};
+  waiting_.insert(state.turn);
   if (state.job.deadline != absl::InfiniteFuture()) deadlines_.emplace(state.job.deadline, id);
   return absl::OkStatus();
 }
@@ -213,7 +214,7 @@ Scheduler::Seat Scheduler::ChooseSeat(JobState* job) {
 
 void Scheduler::Place(JobState* job, const Seat& seat) {
   Worker& worker = *seat.worker;
-  waiting_.erase(job->id);
+  waiting_.erase(job->turn);
   job->worker = seat.id;
   job->known = job->KnownTokens();
   for (int page = 0; page < seat.shared; ++page) {
@@ -223,15 +224,15 @@ void Scheduler::Place(JobState* job, const Seat& seat) {
   job->shared = job->planned = kPageTokens * int64_t{seat.shared};
   prefix_queries_ += job->known;
   prefix_hits_ += job->shared;
-  worker.running.insert(job->id);
+  worker.running.insert(job->turn);
   worker.reserved_pages += job->Reserved();
 }
 
 // Oldest first, as far as others have room.
 void Scheduler::MoveAway() {
   for (const WorkerId from : to_vacate_) {
-    const std::set<JobId> running = workers_.at(from).running;
-    for (const JobId id : running) {
+    const std::set<Turn> running = workers_.at(from).running;
+    for (const auto& [place, id] : running) {
       JobState& job = jobs_.at(id);
       const Seat seat = ChooseSeat(&job);
       if (seat.worker == nullptr || seat.worker->draining) break;
@@ -251,7 +252,7 @@ void Scheduler::Admit(std::vector<SchedulerEvent>* events) {
     most_pages = std::max<int64_t>(most_pages, worker.info.total_pages);
   }
   while (!waiting_.empty()) {
-    JobState& job = jobs_.at(*waiting_.begin());
+    JobState& job = jobs_.at(waiting_.begin()->job);
     if (job.job.may_be_shorter) {
       const int64_t room =
           most_pages * kPageTokens - job.prompt_size() + 1;  // the last is not kept
@@ -279,7 +280,7 @@ void Scheduler::Detach(JobState* job, Leave how) {
   Worker& worker = workers_.at(*job->worker);
   worker.reserved_pages -= job->Reserved();
   worker.book.GiveBack(job->pages);
-  worker.running.erase(job->id);
+  worker.running.erase(job->turn);
   if (job->sequence != 0) {
     worker.sequences.erase(job->sequence);
     if (how == Leave::kCancel) worker.cancels.push_back(job->sequence);
@@ -301,7 +302,7 @@ void Scheduler::Detach(JobState* job, Leave how) {
   job->pages.clear();
   job->batch = 0;
   job->group.reset();
-  waiting_.insert(job->id);
+  waiting_.insert(job->turn);
 }
 
 void Scheduler::Preempt(JobState* job) {
@@ -317,7 +318,7 @@ void Scheduler::End(JobState* job, JobEnd end, absl::Status status, Leave how,
   event.end = end;
   event.status = std::move(status);
   deadlines_.erase({job->job.deadline, job->id});
-  waiting_.erase(job->id);
+  waiting_.erase(job->turn);
   jobs_.erase(job->id);
 }
 
@@ -334,8 +335,8 @@ std::vector<SchedulerEvent> Scheduler::Expire(absl::Time now) {
          absl::DeadlineExceededError("the request's deadline has passed"), &events);
   }
   if (!workers_.empty()) return events;
-  const std::vector<JobId> waiting(waiting_.begin(), waiting_.end());
-  for (const JobId id : waiting) {
+  const std::vector<Turn> waiting(waiting_.begin(), waiting_.end());
+  for (const auto& [place, id] : waiting) {
     JobState& job = jobs_.at(id);
     if (EndOfWait(job) > now) continue;
     Fail(
@@ -350,7 +351,7 @@ std::vector<SchedulerEvent> Scheduler::Expire(absl::Time now) {
 absl::Time Scheduler::NextDeadline() const {
   absl::Time next = deadlines_.empty() ? absl::InfiniteFuture() : deadlines_.begin()->first;
   if (!workers_.empty()) return next;
-  for (const JobId id : waiting_) next = std::min(next, EndOfWait(jobs_.at(id)));
+  for (const auto& [place, id] : waiting_) next = std::min(next, EndOfWait(jobs_.at(id)));
   return next;
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <compare>
 #include <cstdint>
 #include <deque>
 #include <limits>
@@ -30,6 +31,7 @@ namespace tandem {
 
 struct SchedulerPolicy {
   int max_waiting = 1024;
+  int64_t max_prompt_tokens = int64_t{1} << 25;  // of all jobs that are here; 128 MiB of ids
   int max_running_per_worker = 64;
   int max_batch_rows = 2048;    // rows of prefill that are put into new batches in one step
   int max_layers_per_step = 0;  // that a prefill batch goes at most; 0: all
@@ -79,11 +81,14 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
 
 // Not thread-safe. Calls cost O(jobs of the worker) at most, plus the size of what they return.
 //
+// Jobs have their turn in the order in which they came, but each lower priority counts as having
+// come kArrivalsPerPriority jobs earlier: so it goes first, and still nothing waits forever.
+//
 // A sequence stays on one worker until it ends, is preempted or loses its worker; then it waits
-// again, before all younger jobs, and is prefilled anew with what was generated. Pages are dealt
-// out here (PageBook): a page when the first row in it is put into a batch, given back by cancel or
-// release. So a worker never runs out of pages; if a decode row needs one and none is left, the
-// worker's youngest sequence is preempted. The oldest job always advances.
+// again, before all whose turn is later, and is prefilled anew with what was generated. Pages are
+// dealt out here (PageBook): a page when the first row in it is put into a batch, given back by
+// cancel or release. So a worker never runs out of pages; if a decode row needs one and none is
+// left, the worker's last sequence in turn is preempted. The first one always advances.
 //
 // A page that has been through the last layer is named by its tokens, all before them and their
 // forms. A sequence whose first pages have the same names shares them instead of computing them; it
@@ -115,6 +120,7 @@ class Scheduler {
   static constexpr int kLeastPrefillRows = 64;
   static constexpr int kContextPerLeastRow = 8;
   static constexpr int kMostMixedSteps = 16;
+  static constexpr int kArrivalsPerPriority = 1000;
 
   explicit Scheduler(SchedulerPolicy policy);
 
@@ -191,9 +197,17 @@ class Scheduler {
     std::optional<std::vector<float>> logits;
   };
 
+  // Whose turn it is first.
+  struct Turn {
+    int64_t place = 0;
+    JobId job = 0;
+    auto operator<=>(const Turn&) const = default;
+  };
+
   struct JobState {
     JobId id = 0;
     Job job;
+    Turn turn;
     absl::Time added;
     std::vector<int32_t> generated;
     size_t next_scored = 0;            // job.scored[0, next_scored) are reported
@@ -270,7 +284,7 @@ class Scheduler {
     AttentionWorkerInfo info;
     PageBook book;
     int64_t reserved_pages = 0;  // sum of JobState::Reserved
-    std::set<JobId> running;     // oldest first
+    std::set<Turn> running;
     absl::flat_hash_map<SequenceId, JobId> sequences;
     std::map<BatchId, Batch> batches;  // until confirmed to be finished, or all dead
     StepId next_step = 1;
@@ -380,7 +394,7 @@ class Scheduler {
   const SchedulerPolicy policy_;
   std::mt19937_64 random_;
   std::map<JobId, JobState> jobs_;
-  std::set<JobId> waiting_;  // oldest first
+  std::set<Turn> waiting_;
   std::set<std::pair<absl::Time, JobId>> deadlines_;
   std::map<WorkerId, Worker> workers_;
   std::set<WorkerId> to_vacate_;  // those that are moving or silent

@@ -66,7 +66,7 @@ void Scheduler::RepeatStep(Worker* worker, WorkerOrders* orders) {
 void Scheduler::MaybeTestPreempt(Worker* worker) {
   if (worker->running.empty() || Draw(1, 20) > 1) return;
   std::vector<JobState*> candidates;
-  for (const JobId id : worker->running) {
+  for (const auto& [place, id] : worker->running) {
     JobState& job = jobs_.at(id);
     if (job.batch == 0 || job.test_preemptions >= kMaxTestPreemptions) continue;
     if (worker->batches.at(job.batch).next_layer > 0) candidates.push_back(&job);
@@ -91,7 +91,7 @@ void Scheduler::PlanStep(Worker* worker, WorkerOrders* orders) {
     }
   }
   std::vector<JobId> ready;  // a job's next batch comes when its last one was sent to the end
-  for (const JobId id : worker->running) {
+  for (const auto& [place, id] : worker->running) {
     if (jobs_.at(id).PrefillReady()) ready.push_back(id);
   }
   PrefillBudget budget = BudgetFor(*worker, decode);
@@ -118,7 +118,7 @@ Scheduler::PrefillBudget Scheduler::BudgetFor(const Worker& worker,
   if (!worker.costs.knows_decode()) return budget;
   // Where more prompts wait than sequences decode, they get more.
   int64_t prompts = 0;
-  for (const JobId id : worker.running) {
+  for (const auto& [place, id] : worker.running) {
     const JobState& job = jobs_.at(id);
     const bool under_way = job.batch != 0 && !worker.batches.at(job.batch).decode;
     prompts += job.PrefillReady() || under_way ? 1 : 0;
@@ -136,7 +136,7 @@ std::optional<int> Scheduler::ChooseGroup(Worker* worker) {
     if (!batch.decode || batch.next_layer < worker->info.num_layers) return std::nullopt;
   }
   std::array<std::vector<JobState*>, 2> members;  // oldest first
-  for (const JobId id : worker->running) {
+  for (const auto& [place, id] : worker->running) {
     JobState& job = jobs_.at(id);
     if (job.PrefillReady()) return std::nullopt;
     if (!job.DecodeReady()) continue;
@@ -161,14 +161,14 @@ std::optional<int> Scheduler::ChooseGroup(Worker* worker) {
 void Scheduler::PlanDecode(Worker* worker, std::optional<int> group, WorkerOrders* orders,
                            std::vector<NewBatch>* batches) {
   NewBatch batch;
-  const std::vector<JobId> oldest_first(worker->running.begin(), worker->running.end());
-  for (const JobId id : oldest_first) {
-    if (!worker->running.contains(id)) break;  // preempted, as are all younger ones
-    JobState& job = jobs_.at(id);
+  const std::vector<Turn> in_turn(worker->running.begin(), worker->running.end());
+  for (const Turn& turn : in_turn) {
+    if (!worker->running.contains(turn)) break;  // preempted, as are all behind it
+    JobState& job = jobs_.at(turn.job);
     if (!job.DecodeReady() || (group.has_value() && job.group != group)) continue;
     const int64_t missing = PagesFor(job.planned + 1) - static_cast<int64_t>(job.pages.size());
     while (job.worker.has_value() && worker->available_pages() < missing) {
-      Preempt(&jobs_.at(*worker->running.rbegin()));
+      Preempt(&jobs_.at(worker->running.rbegin()->job));
     }
     if (!job.worker.has_value()) break;
     if (batch.batch == 0) batch.batch = next_batch_++;

@@ -230,6 +230,11 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   }
   job.stop_ids.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
   TANDEM_RETURN_IF_ERROR(CheckIds("stop_token_ids", job.stop_ids, model));
+  if (request.priority() < -kMaxPriority || request.priority() > kMaxPriority) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "priority is ", request.priority(), ", but must be ", -kMaxPriority, " to ", kMaxPriority));
+  }
+  job.priority = request.priority();
   if (request.has_max_tokens() && request.max_tokens() == 0) {
     return absl::InvalidArgumentError("max_tokens is 0, but must be at least 1");
   }

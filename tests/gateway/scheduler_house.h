@@ -34,6 +34,7 @@ class House {
     int admitted = 0;
     int32_t cached_tokens = 0;
     int done = 0;
+    int place_at_end = 0;  // among those that ended; 0: not yet
     JobEnd end = JobEnd::kFailed;
     absl::Status status;
     std::vector<int32_t> tokens;
@@ -163,6 +164,7 @@ class House {
   JobId last_job = 0;
   bool changed = false;
   int max_rows = 0;  // of prefill in one step
+  int num_ended = 0;
 
  private:
   static int32_t StopOf(const Job& job) { return job.eos_ids.empty() ? -2 : job.eos_ids[0]; }
@@ -189,6 +191,7 @@ class House {
         }
         case SchedulerEvent::Kind::kDone:
           ++outcome.done;
+          outcome.place_at_end = ++num_ended;
           outcome.end = event.end;
           outcome.status = event.status;
           break;

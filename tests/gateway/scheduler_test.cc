@@ -1,9 +1,11 @@
 // What becomes of jobs: their answers, limits and ends, and one answer whatever the run.
 #include "gateway/scheduler.h"
 
+#include <algorithm>
 #include <iterator>
 #include <random>
 #include <set>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -91,6 +93,64 @@ TEST(SchedulerTest, RefusesJobsWhenTheQueueIsFull) {
   EXPECT_TRUE(scheduler.Add(1, MakeJob(1, 1), absl::UnixEpoch()).ok());
   EXPECT_EQ(scheduler.Add(2, MakeJob(1, 1), absl::UnixEpoch()).code(),
             absl::StatusCode::kResourceExhausted);
+}
+
+TEST(SchedulerTest, LowerPrioritiesGoFirst) {
+  SchedulerPolicy policy;
+  policy.max_running_per_worker = 1;
+  House house(policy);
+  house.AddWorker(1, 40);
+  std::vector<JobId> jobs;
+  for (const int32_t priority : {0, 5, 0, -1, 5}) {
+    Job job = MakeJob(20, 3, 10 + jobs.size());
+    job.priority = priority;
+    jobs.push_back(house.Add(std::move(job)));
+  }
+  std::vector<JobId> order;
+  while (order.size() < jobs.size()) {
+    house.PlanAll();
+    house.Work(1);
+    house.Deliver(1);
+    for (const JobId job : jobs) {
+      const bool known = std::find(order.begin(), order.end(), job) != order.end();
+      if (!known && house.outcomes[job].admitted > 0) order.push_back(job);
+    }
+  }
+  EXPECT_THAT(order, testing::ElementsAre(jobs[3], jobs[0], jobs[2], jobs[1], jobs[4]));
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckAllFree();
+}
+
+TEST(SchedulerTest, NothingWaitsForeverBehindLowerPriorities) {
+  SchedulerPolicy policy;
+  policy.max_running_per_worker = 1;
+  House house(policy);
+  house.AddWorker(1, 40);
+  Job patient = MakeJob(5, 1, 1);
+  patient.priority = 1;
+  const JobId waits = house.Add(std::move(patient));
+  int others = 0;
+  for (house.Add(MakeJob(5, 1, 2)); house.outcomes[waits].admitted == 0; ++others) {
+    ASSERT_LE(others, Scheduler::kArrivalsPerPriority);
+    house.Add(MakeJob(5, 1, 3));
+    house.PlanAll();
+    house.Work(1);
+    house.Deliver(1);
+  }
+  EXPECT_GT(others, Scheduler::kArrivalsPerPriority / 2);
+}
+
+TEST(SchedulerTest, TheLastInTurnIsPreempted) {
+  House house;
+  house.AddWorker(1, 5);
+  Job job = MakeJob(100, 150, 1);
+  job.priority = 1;
+  const JobId late = house.Add(std::move(job));
+  const JobId early = house.Add(MakeJob(100, 150, 2));
+  ASSERT_TRUE(house.RunToEnd());
+  EXPECT_GT(house.scheduler.preemptions(), 0);
+  EXPECT_GT(house.outcomes[late].place_at_end, house.outcomes[early].place_at_end);
+  house.CheckAllFree();
 }
 
 TEST(SchedulerTest, CancelFreesThePages) {

@@ -88,6 +88,19 @@ TEST_F(ValidateTest, WithoutMaxTokensAnAnswerIsAsLongAsFits) {
   EXPECT_THAT(std::string(full.message()), HasSubstr("fills the model's context"));
 }
 
+TEST_F(ValidateTest, PrioritiesHaveLimits) {
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->add_ids(7);
+  EXPECT_EQ(ValidateGenerate(request, model_)->job.priority, 0);
+  for (const int32_t priority : {-1000, 1000}) {
+    request.set_priority(priority);
+    EXPECT_EQ(ValidateGenerate(request, model_)->job.priority, priority);
+    request.set_priority(priority + (priority < 0 ? -1 : 1));
+    EXPECT_THAT(std::string(ValidateGenerate(request, model_).status().message()),
+                HasSubstr("must be -1000 to 1000"));
+  }
+}
+
 TEST_F(ValidateTest, AScoreWhoseAnswerCouldNotWaitForItsClientIsRefused) {
   v1::ScoreRequest score;
   for (int i = 0; i < 10; ++i) score.mutable_token_ids()->add_ids(i);

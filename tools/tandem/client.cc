@@ -182,6 +182,9 @@ void SamplingOptions::AddTo(CLI::App& app) {
   app.add_flag("--ignore-eos", ignore_eos, "go on after an end-of-sequence token");
   app.add_option("--stop", stop, "end before this text; may be given several times")
       ->allow_extra_args(false);
+  app.add_option("--priority", priority, "lower goes first")
+      ->check(CLI::Range(-1000, 1000))
+      ->capture_default_str();
   app.add_option("--stop-id", stop_ids, "end before this token; may be given several times")
       ->allow_extra_args(false);
 }
@@ -196,6 +199,7 @@ void SamplingOptions::Fill(v1::GenerateRequest& request) const {
   request.set_ignore_eos(ignore_eos);
   for (const std::string& text : stop) request.add_stop(text);
   request.mutable_stop_token_ids()->Add(stop_ids.begin(), stop_ids.end());
+  request.set_priority(priority);
 }
 
 }  // namespace tandem::tool

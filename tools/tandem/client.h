@@ -108,6 +108,7 @@ struct SamplingOptions {
   bool ignore_eos = false;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_ids;
+  int32_t priority = 0;
 
   void AddTo(CLI::App& app);
   void Fill(v1::GenerateRequest& request) const;

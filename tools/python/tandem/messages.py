@@ -46,6 +46,7 @@ class GenerateRequest:
     match_added_tokens: bool = False
     add_bos: Optional[bool] = None
     stop_token_ids: Sequence[int] = ()
+    priority: int = 0  # lower goes first
     model: str = ""
 
 

@@ -88,7 +88,8 @@ def generate_request(request: m.GenerateRequest, seed: Optional[int]) -> Any:
     _one_of(text=request.text, token_ids=request.token_ids, chat=request.chat)
     proto = METHODS["Generate"].request(
         model=request.model, ignore_eos=request.ignore_eos, stop=request.stop,
-        match_added_tokens=request.match_added_tokens, stop_token_ids=request.stop_token_ids)
+        match_added_tokens=request.match_added_tokens, stop_token_ids=request.stop_token_ids,
+        priority=request.priority)
     _fill_prompt(proto, request)
     _fill_chat(proto, request.chat)
     for field in ("temperature", "top_k", "top_p", "seed"):
