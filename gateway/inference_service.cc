@@ -51,8 +51,7 @@ class GenerateCall : public StreamingCall {
     response.mutable_started()->set_model(model.name);
     response.mutable_started()->set_prompt_tokens(prompt_tokens_);
     response.mutable_started()->set_seed(valid.job.sampling.seed);
-    Send(response);
-    Submit(std::move(valid.job));
+    Submit(std::move(valid.job), response);
     return absl::OkStatus();
   }
 
@@ -123,13 +122,13 @@ class ScoreCall : public StreamingCall {
         request.positions(request.positions_size() - 1) + 1 == job.prompt.size();
     v1::ScoreResponse response;
     response.set_prompt_tokens(static_cast<uint32_t>(job.prompt.size()));
-    Send(response);
     const int32_t last = static_cast<int32_t>(job.prompt.size()) - 1;
     if (wants_last && (job.scored.empty() || job.scored.back().position != last)) last_ = last;
     if (job.scored.empty()) {
+      Send(response);
       OnEnd(JobEnd::kScored, absl::OkStatus());
     } else {
-      Submit(std::move(job));
+      Submit(std::move(job), response);
     }
     return absl::OkStatus();
   }

@@ -4,19 +4,53 @@
 #include <atomic>
 #include <chrono>
 #include <map>
+#include <optional>
+#include <string>
 #include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
+#include "absl/types/optional.h"
 #include "common/mutex.h"
 #include "common/time_after.h"
+#include "gateway/queue_pace.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
+
+namespace {
+
+// A refused job is told to come again when so much of the queue has gone, so that who comes again
+// finds room, and the queue does not run empty meanwhile.
+constexpr int kPartOfQueue = 4;
+constexpr absl::Duration kLeastRetryAfter = absl::Milliseconds(100);
+constexpr absl::Duration kMostRetryAfter = absl::Seconds(30);
+
+constexpr absl::string_view kRetryAfterUrl = "tandem/retry-after-ms";
+
+template <typename... Parts>
+absl::Status Refused(absl::Duration wait, const Parts&... parts) {
+  absl::Status status = absl::ResourceExhaustedError(absl::StrCat(parts...));
+  const absl::Duration after = std::clamp(wait / kPartOfQueue, kLeastRetryAfter, kMostRetryAfter);
+  status.SetPayload(kRetryAfterUrl, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(after))));
+  return status;
+}
+
+}  // namespace
+
+std::optional<absl::Duration> RetryAfter(const absl::Status& refused) {
+  const absl::optional<absl::Cord> payload = refused.GetPayload(kRetryAfterUrl);
+  int64_t ms = 0;
+  if (!payload.has_value() || !absl::SimpleAtoi(std::string(*payload), &ms)) return std::nullopt;
+  return absl::Milliseconds(ms);
+}
 
 class StepDriver::Impl {
  public:
@@ -68,6 +102,7 @@ class StepDriver::Impl {
     JobId id;
     Job job;
     std::shared_ptr<JobSink> sink;
+    int64_t prompt_tokens;
   };
   struct CancelJob {
     JobId id;
@@ -141,8 +176,11 @@ class StepDriver::Impl {
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   JobId next_job_ ABSL_GUARDED_BY(mutex_) = 1;
-  int64_t live_jobs_ ABSL_GUARDED_BY(mutex_) = 0;    // whose OnEnd has not returned
+  int64_t live_jobs_ ABSL_GUARDED_BY(mutex_) = 0;  // whose OnEnd has not returned
+  int64_t live_prompt_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t jobs_on_way_ ABSL_GUARDED_BY(mutex_) = 0;  // submitted, not yet seen by the scheduler
+  int64_t jobs_seen_ ABSL_GUARDED_BY(mutex_) = 0;
+  QueuePace queue_pace_ ABSL_GUARDED_BY(mutex_);
   // As of the scheduler's last change.
   int64_t jobs_waiting_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t jobs_running_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -165,7 +203,11 @@ class StepDriver::Impl {
   // The driver's thread's.
   Scheduler scheduler_;
   std::map<WorkerId, std::shared_ptr<Peer>> peers_;
-  absl::flat_hash_map<JobId, std::shared_ptr<JobSink>> sinks_;
+  struct LiveJob {
+    std::shared_ptr<JobSink> sink;
+    int64_t prompt_tokens = 0;
+  };
+  absl::flat_hash_map<JobId, LiveJob> sinks_;
 
   std::thread thread_;  // last: starts when all above is there
 };
@@ -179,15 +221,27 @@ absl::StatusOr<JobId> StepDriver::Impl::Submit(Job job, std::shared_ptr<JobSink>
     if (draining_) {
       return absl::UnavailableError("the gateway is shutting down and takes no new requests");
     }
-    if (jobs_on_way_ + jobs_waiting_ >= policy_.max_waiting) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the queue is full: ", policy_.max_waiting, " requests wait already"));
+    const int64_t waiting = jobs_on_way_ + jobs_waiting_;
+    const absl::Duration wait = queue_pace_.WaitOf(waiting);
+    if (waiting >= policy_.max_waiting) {
+      return Refused(wait, "the queue is full: ", policy_.max_waiting, " requests wait already");
+    }
+    const auto tokens = static_cast<int64_t>(job.prompt.size());
+    if (live_prompt_tokens_ + tokens > policy_.max_prompt_tokens) {
+      return Refused(wait, "the prompts of all requests that are here have ", live_prompt_tokens_,
+                     " tokens, and may have ", policy_.max_prompt_tokens, " together");
+    }
+    if (absl::Now() + wait > job.deadline) {
+      return Refused(wait, waiting, " requests wait already, the last for about ",
+                     absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
+                     " from now, which is longer than this one's deadline allows");
     }
     id = next_job_++;
     ++live_jobs_;
     ++jobs_on_way_;
-    prompt_tokens_ += static_cast<int64_t>(job.prompt.size());
-    queue_.push_back(NewJob{id, std::move(job), std::move(sink)});
+    prompt_tokens_ += tokens;
+    live_prompt_tokens_ += tokens;
+    queue_.push_back(NewJob{id, std::move(job), std::move(sink), tokens});
   }
   wake_.NotifyOne();
   return id;
@@ -337,7 +391,7 @@ bool StepDriver::Impl::WaitForEvents(std::vector<Event>* events) {
 }
 
 void StepDriver::Impl::Handle(NewJob event) {
-  sinks_[event.id] = std::move(event.sink);
+  sinks_[event.id] = {std::move(event.sink), event.prompt_tokens};
   absl::Status status = scheduler_.Add(event.id, std::move(event.job), absl::Now());
   if (!status.ok()) EndJob(event.id, JobEnd::kFailed, std::move(status));
 }
@@ -424,14 +478,14 @@ void StepDriver::Impl::Deliver(std::vector<SchedulerEvent> events) {
     if (it == sinks_.end()) continue;
     switch (event.kind) {
       case SchedulerEvent::Kind::kAdmitted:
-        it->second->OnAdmitted(event.cached_tokens);
+        it->second.sink->OnAdmitted(event.cached_tokens);
         break;
       case SchedulerEvent::Kind::kScored:
-        it->second->OnScored(event.row, event.log_prob, std::move(event.logits));
+        it->second.sink->OnScored(event.row, event.log_prob, std::move(event.logits));
         break;
       case SchedulerEvent::Kind::kToken:
         ++tokens_generated_;
-        it->second->OnToken(event.token, event.log_prob);
+        it->second.sink->OnToken(event.token, event.log_prob);
         break;
       case SchedulerEvent::Kind::kDone:
         EndJob(event.job, event.end, std::move(event.status));
@@ -442,12 +496,13 @@ void StepDriver::Impl::Deliver(std::vector<SchedulerEvent> events) {
 
 void StepDriver::Impl::EndJob(JobId id, JobEnd end, absl::Status status) {
   const auto it = sinks_.find(id);
-  const std::shared_ptr<JobSink> sink = std::move(it->second);
+  const LiveJob job = std::move(it->second);
   sinks_.erase(it);
-  sink->OnEnd(end, std::move(status));
+  job.sink->OnEnd(end, std::move(status));
   {
     MutexLock lock(mutex_);
     --live_jobs_;
+    live_prompt_tokens_ -= job.prompt_tokens;
   }
   ended_.NotifyAll();
 }
@@ -455,7 +510,9 @@ void StepDriver::Impl::EndJob(JobId id, JobEnd end, absl::Status status) {
 void StepDriver::Impl::Publish(int new_jobs_handled) {
   MutexLock lock(mutex_);
   jobs_on_way_ -= new_jobs_handled;
+  jobs_seen_ += new_jobs_handled;
   jobs_waiting_ = scheduler_.num_waiting();
+  queue_pace_.Observe(jobs_waiting_, jobs_seen_ - jobs_waiting_, absl::Now());
   jobs_running_ = scheduler_.num_running();
   steps_outstanding_ = scheduler_.num_outstanding_steps();
   preemptions_ = scheduler_.preemptions();
@@ -478,7 +535,9 @@ void StepDriver::Impl::EndEverything() {
     events.swap(queue_);
   }
   for (Event& event : events) {
-    if (auto* job = std::get_if<NewJob>(&event)) sinks_[job->id] = std::move(job->sink);
+    if (auto* job = std::get_if<NewJob>(&event)) {
+      sinks_[job->id] = {std::move(job->sink), job->prompt_tokens};
+    }
     if (auto* joined = std::get_if<PeerJoined>(&event)) {
       peers_.emplace(joined->peer->id, joined->peer);
     }
@@ -487,7 +546,7 @@ void StepDriver::Impl::EndEverything() {
   for (const auto& [id, peer] : peers_) CloseLink(peer.get());
   peers_.clear();
   std::vector<JobId> jobs;
-  for (const auto& [id, sink] : sinks_) jobs.push_back(id);
+  for (const auto& [id, job] : sinks_) jobs.push_back(id);
   std::sort(jobs.begin(), jobs.end());
   for (const JobId id : jobs) {
     EndJob(id, JobEnd::kFailed, absl::UnavailableError("the gateway is shutting down"));

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -21,6 +22,10 @@ namespace tandem {
 using AttentionLinkFactory = std::function<absl::StatusOr<std::unique_ptr<AttentionLink>>(
     AttentionLink::Observer* observer)>;
 
+// When it is worth while to submit a job again that was refused with this status; none if it does
+// not say so.
+std::optional<absl::Duration> RetryAfter(const absl::Status& refused);
+
 // One thread owns the scheduler; everything else reaches it through a queue. Thread-safe.
 class StepDriver {
  public:
@@ -28,8 +33,10 @@ class StepDriver {
   // Fails what still runs with UNAVAILABLE.
   ~StepDriver();
 
-  // Takes a job, or answers RESOURCE_EXHAUSTED (the queue is full; the sentence names the limit) or
-  // UNAVAILABLE (draining). `sink` is kept until its OnEnd has returned.
+  // Takes a job, or answers RESOURCE_EXHAUSTED (as many jobs wait as may, their prompts take as
+  // much memory as they may, or this one would still wait when its deadline passes; the sentence
+  // names the limit, and RetryAfter says when to come again) or UNAVAILABLE (draining). `sink` is
+  // kept until its OnEnd has returned.
   absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
   // Ends a job with CANCELLED; unknown and ended ones are ignored.
   void Cancel(JobId job);

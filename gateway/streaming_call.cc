@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/time/time.h"
 #include "common/service/grpc_status.h"
 
 namespace tandem {
@@ -16,23 +17,39 @@ void CancelCall(grpc::CallbackServerContext* context, const absl::Status& why) {
                                status.error_message().c_str(), nullptr);
 }
 
-void StreamingCall::Submit(Job job) {
-  const absl::StatusOr<JobId> id = driver_->Submit(std::move(job), shared_from_this());
-  if (!id.ok()) return End(ToGrpc(id.status()));
-  MutexLock lock(mutex_);
-  job_ = *id;
-  if (cancelled_) driver_->Cancel(job_);
-  if (finished_) driver_->Finish(job_);
+void StreamingCall::Submit(Job job, const google::protobuf::MessageLite& first) {
+  absl::Status refused;
+  {
+    // What comes of the job waits for the lock, and so for `first`.
+    MutexLock lock(mutex_);
+    const absl::StatusOr<JobId> id = driver_->Submit(std::move(job), shared_from_this());
+    refused = id.status();
+    if (id.ok()) {
+      job_ = *id;
+      Enqueue(SerializeMessage(first));
+      if (cancelled_) driver_->Cancel(job_);
+      if (finished_) driver_->Finish(job_);
+    } else if (const auto after = RetryAfter(refused); after.has_value() && !ended_ && !shed_) {
+      context_->AddTrailingMetadata(kRetryPushback,
+                                    std::to_string(absl::ToInt64Milliseconds(*after)));
+    }
+  }
+  if (!refused.ok()) return End(ToGrpc(refused));
+  live_->Enforce();
+}
+
+void StreamingCall::Enqueue(grpc::ByteBuffer buffer) {
+  if (ended_ || shed_) return;
+  CountUnread(static_cast<int64_t>(buffer.Length()));
+  queue_.push_back(std::move(buffer));
+  if (queue_.size() == 1) WriteFirst();
 }
 
 void StreamingCall::Send(const google::protobuf::MessageLite& message) {
   grpc::ByteBuffer buffer = SerializeMessage(message);
   {
     MutexLock lock(mutex_);
-    if (ended_ || shed_) return;
-    CountUnread(static_cast<int64_t>(buffer.Length()));
-    queue_.push_back(std::move(buffer));
-    if (queue_.size() == 1) WriteFirst();
+    Enqueue(std::move(buffer));
   }
   live_->Enforce();
 }

@@ -23,6 +23,10 @@ inline bool ParseMessage(const grpc::ByteBuffer& buffer, google::protobuf::Messa
          message->ParseFromArray(slice.begin(), static_cast<int>(slice.size()));
 }
 
+// The trailer with the milliseconds after which a refused call may be tried again. gRPC's clients
+// heed it where they are configured to retry (gRFC A6).
+inline constexpr char kRetryPushback[] = "grpc-retry-pushback-ms";
+
 inline grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& message) {
   const std::string bytes = message.SerializeAsString();
   grpc::Slice slice(bytes);
@@ -51,8 +55,9 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     live_->Add(this);  // here, once the call is whole: others may ask it from now on
   }
 
-  // Hands the job in; ends the call if the driver does not take it.
-  void Submit(Job job);
+  // Hands the job in, and sends `first` before all that comes of it; ends the call with nothing but
+  // a status if the driver does not take it, and says when to come again: kRetryPushback.
+  void Submit(Job job, const google::protobuf::MessageLite& first);
   void Send(const google::protobuf::MessageLite& message);
   // After everything that was sent. Once; later calls are ignored.
   void End(grpc::Status status);
@@ -75,6 +80,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  private:
   void CancelJob();
   void CountUnread(int64_t bytes);
+  void Enqueue(grpc::ByteBuffer buffer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Drops the first message of the queue, or all but it.
   void DropFirst() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropRest() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -152,6 +153,37 @@ TEST_F(StepDriverTest, ManyJobsOverTwoWorkers) {
   EXPECT_EQ(CounterOf(driver, "jobs_total"), 100);
   EXPECT_EQ(CounterOf(driver, "tokens_generated_total"), tokens);
   for (const auto& [job, sink] : runs) EXPECT_EQ(sink->done(), 1);
+}
+
+TEST_F(StepDriverTest, WhatIsRefusedIsToldWhenToComeAgain) {
+  SchedulerPolicy policy;
+  policy.max_waiting = 1;
+  policy.max_prompt_tokens = 100;
+  StepDriver driver{policy};
+  const auto refused = [&](int tokens) {
+    return driver.Submit(MakeJob(tokens, 1, 2), std::make_shared<RecordingSink>()).status();
+  };
+  const absl::Status too_many_tokens = refused(101);
+  EXPECT_EQ(too_many_tokens.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(too_many_tokens.message()), HasSubstr("may have 100 together"));
+  EXPECT_EQ(RetryAfter(too_many_tokens), absl::Milliseconds(100));
+  const auto sink = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(driver.Submit(MakeJob(100, 1, 1), sink).ok());
+  const absl::Status queue_is_full = refused(1);
+  EXPECT_THAT(std::string(queue_is_full.message()), HasSubstr("1 requests wait already"));
+  EXPECT_TRUE(RetryAfter(queue_is_full).has_value());
+  EXPECT_EQ(RetryAfter(absl::ResourceExhaustedError("of something else")), std::nullopt);
+  ASSERT_TRUE(driver.AddWorker(1, Dial(12)).ok());
+  EXPECT_TRUE(sink->WaitForEnd().ok());
+  // Its tokens are counted no more.
+  const auto next = std::make_shared<RecordingSink>();
+  absl::Status taken = absl::ResourceExhaustedError("");
+  for (int i = 0; i < 100000 && !taken.ok(); ++i) {
+    taken = driver.Submit(MakeJob(100, 1, 3), next).status();
+    if (!taken.ok()) std::this_thread::yield();
+  }
+  ASSERT_TRUE(taken.ok()) << taken;
+  EXPECT_TRUE(next->WaitForEnd().ok());
 }
 
 TEST_F(StepDriverTest, JobsMoveWhenTheirWorkerDies) {
