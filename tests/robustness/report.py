@@ -31,6 +31,7 @@ def table(run):
     failed = [e for e in ended if e.error]
     differing = [e for e in ended if e.difference]
     stalls = [e.stall_s for e in ended]
+    between = [e.between_s for e in ended]
     lines = [f"{'fault':24}{'times':>6}{'skipped':>9}{'stall p50':>11}{'max':>8}{'recovery max':>14}"]
     kinds = collections.defaultdict(list)
     for i, fault in enumerate(run.faults):
@@ -48,7 +49,9 @@ def table(run):
               f"tokens: {load.tokens}, {load.tokens / max(run.seconds, 1e-9):.0f} per second",
               f"longest time without a chunk, per stream: p50 {percentile(stalls, .5):.2f} s, "
               f"p99 {percentile(stalls, .99):.2f} s, max {max(stalls, default=0.0):.2f} s "
-              f"(allowed: {run.options.max_stall:g} s)"]
+              f"(allowed: {run.options.max_stall:g} s)",
+              f"after the first chunk: p50 {percentile(between, .5):.2f} s, "
+              f"p99 {percentile(between, .99):.2f} s, max {max(between, default=0.0):.2f} s"]
     for e in (failed + differing)[:10]:
         lines.append(f"  stream {e.stream}, request {e.request}, {e.start_s:.1f} to {e.end_s:.1f} s: "
                      f"{e.error or e.difference}")
@@ -70,23 +73,25 @@ def line(points, x, y, color, steps=False):
 
 
 def write_svg(file, rows, faults, title):
-    """Three panels over time: tokens per second, workers, placements; a line per fault."""
+    """Four panels over time: tokens per second, the longest stall of any stream, workers, placements;
+    a line per fault."""
     width, left, top, height, space = 1100, 70, 40, 150, 40
     end = max([row["time_s"] for row in rows] + [1])
     kinds = sorted({fault.kind for fault in faults})
     color_of = {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(kinds)}
     x = lambda t: left + (width - left - 20) * t / end  # noqa: E731
-    total = top + 3 * (height + space) + 20
+    panels = [("tokens/s", [("tokens_per_s", "#1f77b4")]),
+              ("stall, s", [("longest_stall_s", "#d62728")]),
+              ("workers alive", [("attention_alive", "#ff7f0e"), ("experts_alive", "#2ca02c")]),
+              ("placement", [("placement_counter", "#9467bd")])]
+    total = top + len(panels) * (height + space) + 20
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{total}" '
            'font-family="sans-serif" font-size="12">',
            '<rect width="100%" height="100%" fill="white"/>',
            f'<text x="{left}" y="20" font-size="14">{html.escape(title)}</text>']
-    panels = [("tokens/s", [("tokens_per_s", "#1f77b4")]),
-              ("workers alive", [("attention_alive", "#ff7f0e"), ("experts_alive", "#2ca02c")]),
-              ("placement", [("placement_counter", "#9467bd")])]
     for i, (name, columns) in enumerate(panels):
         bottom = top + i * (height + space) + height
-        most = max([row[column] for row in rows for column, _ in columns] + [1])
+        most = max([row[column] for row in rows for column, _ in columns] + [0.1])
         y = lambda v, b=bottom, m=most: b - height * v / m  # noqa: E731
         out.append(f'<path d="M{left},{bottom - height}V{bottom}H{width - 20}" fill="none" '
                    'stroke="black"/>')
@@ -100,7 +105,7 @@ def write_svg(file, rows, faults, title):
                        f'{html.escape(f"{fault.start_s:.1f} s: {fault.kind} {fault.detail}")}'
                        '</title></rect>')
         for j, (column, color) in enumerate(columns):
-            out.append(line([(row["time_s"], row[column]) for row in rows], x, y, color, i > 0))
+            out.append(line([(row["time_s"], row[column]) for row in rows], x, y, color, i > 1))
             out.append(f'<text x="{left + 120 + 130 * j}" y="{bottom - height - 6}" '
                        f'fill="{color}">{column}</text>')
     at = left
