@@ -239,7 +239,7 @@ absl::StatusOr<ClientLimits::Lease> InferenceService::Admit(grpc::CallbackServer
   // gRPC's own clients wait for so long before they ask again (proposal A6).
   const int64_t ms =
       absl::ToInt64Milliseconds(absl::Ceil(decision.retry_after, absl::Milliseconds(1)));
-  context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(ms));
+  context->AddTrailingMetadata(kRetryPushback, absl::StrCat(ms));
   return decision.status;
 }
 
