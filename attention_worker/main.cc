@@ -3,14 +3,14 @@
 
 #include <utility>
 
-#include "CLI/CLI.hpp"
+#include "common/command_line.h"
 #include "common/service/service_host.h"
 #include "deployment/attention_role.h"
 #include "deployment/worker_host.h"
 
 int main(int argc, char** argv) {
   tandem::BlockEndSignals();
-  CLI::App app("Runs attention, shared experts and sampling for a Tandem gateway.");
+  tandem::CommandLine app("Runs attention, shared experts and sampling for a Tandem gateway.");
   tandem::WorkerOptions options;
   options.AddTo(app);
   tandem::AttentionRoleOptions role;

@@ -4,8 +4,8 @@
 #include <string>
 #include <utility>
 
-#include "CLI/CLI.hpp"
 #include "attention_worker/dispatched_experts.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "common/tokenizer/tokenizer.h"
 #include "common/transport/expert_dispatcher.h"
@@ -98,10 +98,10 @@ class AttentionRole : public WorkerRole {
 
 }  // namespace
 
-void AttentionRoleOptions::AddTo(CLI::App& app) {
-  app.add_option("--cache-tokens", cache_tokens, "size of the latent cache")
-      ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
-      ->capture_default_str();
+void AttentionRoleOptions::AddTo(CommandLine& app) {
+  app.AddOption("--cache-tokens", cache_tokens, "size of the latent cache")
+      .Range(int64_t{64}, int64_t{1} << 36)
+      .ShowDefault();
 }
 
 absl::StatusOr<std::unique_ptr<WorkerRole>> MakeAttentionRole(const WorkerParts& parts,

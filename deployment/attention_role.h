@@ -7,18 +7,15 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "common/command_line.h"
 #include "deployment/worker_host.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
 
 namespace tandem {
 
 struct AttentionRoleOptions {
   int64_t cache_tokens = 65536;  // rounded up to pages
 
-  void AddTo(CLI::App& app);
+  void AddTo(CommandLine& app);
 };
 
 // Errors: a broken tokenizer.

@@ -2,8 +2,8 @@
 
 #include <optional>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "common/command_line.h"
 #include "common/machine.h"
 #include "common/status.h"
 #include "spdlog/spdlog.h"
@@ -22,34 +22,34 @@ absl::StatusOr<kernels::Numerics> ParseNumerics(const std::string& name) {
 
 }  // namespace
 
-void BackendOptions::AddTo(CLI::App& app, const std::string& when) {
-  app.add_option("--device", device,
-                 absl::StrCat(when, "what to compute on: ", kDevices,
-                              ", which is a GPU where there is one"))
-      ->capture_default_str();
-  app.add_option("--gpu-memory", gpu_memory_bytes,
-                 absl::StrCat(when,
-                              "with --device cuda: how much of the GPU's memory to take, such as "
-                              "38GiB; default: what is free, but a sixteenth"))
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 50));
-  app.add_option("--threads", threads,
-                 absl::StrCat(when, "compute threads, 0 for one per usable core"))
-      ->check(CLI::Range(0, 1024));
-  app.add_option(
+void BackendOptions::AddTo(CommandLine& app, const std::string& when) {
+  app.AddOption("--device", device,
+                absl::StrCat(when, "what to compute on: ", kDevices,
+                             ", which is a GPU where there is one"))
+      .ShowDefault();
+  app.AddOption("--gpu-memory", gpu_memory_bytes,
+                absl::StrCat(when,
+                             "with --device cuda: how much of the GPU's memory to take, such as "
+                             "38GiB; default: what is free, but a sixteenth"))
+      .ByteSize()
+      .Range(int64_t{1}, int64_t{1} << 50);
+  app.AddOption("--threads", threads,
+                absl::StrCat(when, "compute threads, 0 for one per usable core"))
+      .Range(0, 1024);
+  app.AddOption(
       "--weights", weights,
       absl::StrCat(when,
                    "format of the weights, f32, bf16, int8 or int4, or auto: in one process, the "
                    "best that fits into memory; default: --dtype's"));
-  app.add_option("--packed-weights", packed_weights,
-                 absl::StrCat(when,
-                              "folder that keeps packed weights for the next start, or off; "
-                              "default: beside the checkpoint"));
-  app.add_option("--numerics", numerics,
-                 absl::StrCat(when,
-                              "how bf16 is multiplied by bf16: auto, the fastest way of this "
-                              "machine, or portable, to the same bits on every machine"))
-      ->capture_default_str();
+  app.AddOption("--packed-weights", packed_weights,
+                absl::StrCat(when,
+                             "folder that keeps packed weights for the next start, or off; "
+                             "default: beside the checkpoint"));
+  app.AddOption("--numerics", numerics,
+                absl::StrCat(when,
+                             "how bf16 is multiplied by bf16: auto, the fastest way of this "
+                             "machine, or portable, to the same bits on every machine"))
+      .ShowDefault();
 }
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptions& options) {

@@ -7,13 +7,10 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/command_line.h"
 #include "common/machine.h"
 #include "common/mode.h"
 #include "kernels/backend.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
 
 namespace tandem {
 
@@ -28,7 +25,7 @@ struct BackendOptions {
 
   // --device, --gpu-memory, --threads, --weights, --packed-weights and --numerics; `when` begins
   // their descriptions: "with --model: ".
-  void AddTo(CLI::App& app, const std::string& when = "");
+  void AddTo(CommandLine& app, const std::string& when = "");
 };
 
 // "auto" is the GPU, where the build and the machine have one, and otherwise the CPU.

@@ -6,10 +6,10 @@
 #include <thread>
 #include <utility>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/command_line.h"
 #include "common/mode.h"
 #include "common/mutex.h"
 #include "common/service/progress.h"
@@ -287,102 +287,100 @@ class Gateway {
 
 }  // namespace
 
-void GatewayOptions::AddTo(CLI::App& app) {
+void GatewayOptions::AddTo(CommandLine& app) {
   AddListenFlags(app, &listen);
   public_trust.AddTo(app);
   trust.AddTo(app);
-  app.add_option("--model", embedded.model_dir, "checkpoint folder")->required();
-  app.add_option("--served-name", embedded.served_name,
-                 "what the model is called; without it, as its folder or hub repository");
-  app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
-  CLI::Option* const with_registry =
-      app.add_option("--registry", registry,
-                     "wait for workers that dial this host:port, instead of running them here");
-  app.add_option("--attention-workers", attention_workers,
-                 "with --registry: how many to wait for at the start; more may come, some may go")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--expert-workers", expert_workers, "likewise")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  app.add_option("--expert-copies", expert_copies,
-                 "with --registry: how many expert workers hold the same expert, as far as their "
-                 "memory goes; with 2 none is missed when it dies")
-      ->check(CLI::Range(1, 16))
-      ->capture_default_str();
+  app.AddOption("--model", embedded.model_dir, "checkpoint folder").Required();
+  app.AddOption("--served-name", embedded.served_name,
+                "what the model is called; without it, as its folder or hub repository");
+  app.AddOption("--dtype", dtype, "f32 or bf16").ShowDefault();
+  const Option with_registry =
+      app.AddOption("--registry", registry,
+                    "wait for workers that dial this host:port, instead of running them here");
+  app.AddOption("--attention-workers", attention_workers,
+                "with --registry: how many to wait for at the start; more may come, some may go")
+      .Range(1, 1024)
+      .ShowDefault();
+  app.AddOption("--expert-workers", expert_workers, "likewise").Range(0, 1024).ShowDefault();
+  app.AddOption("--expert-copies", expert_copies,
+                "with --registry: how many expert workers hold the same expert, as far as their "
+                "memory goes; with 2 none is missed when it dies")
+      .Range(1, 16)
+      .ShowDefault();
   embedded.backend.AddTo(app);
-  app.add_option("--cache-tokens", embedded.cache_tokens, "size of the latent cache")
-      ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
-      ->capture_default_str();
+  app.AddOption("--cache-tokens", embedded.cache_tokens, "size of the latent cache")
+      .Range(int64_t{64}, int64_t{1} << 36)
+      .ShowDefault();
   // With a registry these are the workers' flags.
   for (const char* flag : {"--device", "--gpu-memory", "--threads", "--weights", "--packed-weights",
                            "--numerics", "--cache-tokens"}) {
-    app.get_option(flag)->excludes(with_registry);
+    app.Get(flag).Excludes(with_registry);
   }
-  app.add_option("--max-waiting", policy.max_waiting, "requests that may wait")
-      ->check(CLI::Range(1, 1'000'000))
-      ->capture_default_str();
-  app.add_option("--max-running", policy.max_running_per_worker,
-                 "requests that run at once on an attention worker")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  app.add_option("--max-batch-rows", policy.max_batch_rows, "rows of a prefill batch")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--max-layers-per-step", policy.max_layers_per_step,
-                 "layers that a prefill batch goes per step, 0 for all")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
-  app.add_option(
+  app.AddOption("--max-waiting", policy.max_waiting, "requests that may wait")
+      .Range(1, 1'000'000)
+      .ShowDefault();
+  app.AddOption("--max-running", policy.max_running_per_worker,
+                "requests that run at once on an attention worker")
+      .Range(1, 4096)
+      .ShowDefault();
+  app.AddOption("--max-batch-rows", policy.max_batch_rows, "rows of a prefill batch")
+      .Range(1, 1 << 20)
+      .ShowDefault();
+  app.AddOption("--max-layers-per-step", policy.max_layers_per_step,
+                "layers that a prefill batch goes per step, 0 for all")
+      .Range(0, 4096)
+      .ShowDefault();
+  app.AddOption(
          "--prefill-step-target", policy.prefill_step_target,
          "how long a step of decoding requests may take with prefill beside it, as a multiple "
          "of what it takes without; 0: prefill goes as a whole")
-      ->check(CLI::Range(0.0, 1000.0))
-      ->capture_default_str();
-  app.add_option("--decode-groups", policy.decode_groups,
-                 "groups of decoding requests in alternating steps: 1, 2, or 0 for whichever "
-                 "measures faster")
-      ->check(CLI::Range(0, 2))
-      ->capture_default_str();
-  app.add_option("--prefix-caching", policy.prefix_caching,
-                 "whether pages of the latent cache are kept for later requests that begin alike")
-      ->capture_default_str();
-  app.add_option("--test-schedule-seed", policy.test_seed,
-                 "test: random layer ranges, chunks and preemptions from this seed");
-  app.add_option(
+      .Range(0.0, 1000.0)
+      .ShowDefault();
+  app.AddOption("--decode-groups", policy.decode_groups,
+                "groups of decoding requests in alternating steps: 1, 2, or 0 for whichever "
+                "measures faster")
+      .Range(0, 2)
+      .ShowDefault();
+  app.AddOption("--prefix-caching", policy.prefix_caching,
+                "whether pages of the latent cache are kept for later requests that begin alike")
+      .ShowDefault();
+  app.AddOption("--test-schedule-seed", policy.test_seed,
+                "test: random layer ranges, chunks and preemptions from this seed");
+  app.AddOption(
          "--hang-limit", hang_limit_s,
          "with --registry: seconds that a worker may be at one layer before it counts as lost")
-      ->check(CLI::Range(1.0, 1e6))
-      ->capture_default_str();
-  app.add_option("--load-limit", load_limit_s,
-                 "with --registry: seconds that a worker may be at loading without any progress "
-                 "before the others do without it")
-      ->check(CLI::Range(1.0, 1e6))
-      ->capture_default_str();
-  app.add_option("--max-unread-bytes", max_unread_bytes,
-                 "bytes of answers that may wait for their clients to read them")
-      ->check(CLI::Range(int64_t{1} << 16, int64_t{1} << 40))
-      ->capture_default_str();
-  app.add_option("--stall-limit", stall_limit_s,
-                 "seconds that a client may read nothing of an answer that waits for it")
-      ->check(CLI::Range(0.1, 1e6))
-      ->capture_default_str();
-  app.add_option("--client-calls", client_limits.calls,
-                 "calls that one client may have running, 0 for any number; a client is a token's "
-                 "name, else a name in its certificate, else an address")
-      ->check(CLI::Range(0, 1'000'000))
-      ->capture_default_str();
-  app.add_option("--client-rate", client_limits.calls_per_s,
-                 "calls per second that one client may make, 0 for any number")
-      ->check(CLI::Range(0.0, 1e6))
-      ->capture_default_str();
-  app.add_option("--client-burst", client_limits.burst,
-                 "with --client-rate: calls that it may make at once after a rest")
-      ->check(CLI::Range(1.0, 1e6))
-      ->capture_default_str();
-  app.add_option("--grace", grace_s, "seconds that running requests get at the end")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+      .Range(1.0, 1e6)
+      .ShowDefault();
+  app.AddOption("--load-limit", load_limit_s,
+                "with --registry: seconds that a worker may be at loading without any progress "
+                "before the others do without it")
+      .Range(1.0, 1e6)
+      .ShowDefault();
+  app.AddOption("--max-unread-bytes", max_unread_bytes,
+                "bytes of answers that may wait for their clients to read them")
+      .Range(int64_t{1} << 16, int64_t{1} << 40)
+      .ShowDefault();
+  app.AddOption("--stall-limit", stall_limit_s,
+                "seconds that a client may read nothing of an answer that waits for it")
+      .Range(0.1, 1e6)
+      .ShowDefault();
+  app.AddOption("--client-calls", client_limits.calls,
+                "calls that one client may have running, 0 for any number; a client is a token's "
+                "name, else a name in its certificate, else an address")
+      .Range(0, 1'000'000)
+      .ShowDefault();
+  app.AddOption("--client-rate", client_limits.calls_per_s,
+                "calls per second that one client may make, 0 for any number")
+      .Range(0.0, 1e6)
+      .ShowDefault();
+  app.AddOption("--client-burst", client_limits.burst,
+                "with --client-rate: calls that it may make at once after a rest")
+      .Range(1.0, 1e6)
+      .ShowDefault();
+  app.AddOption("--grace", grace_s, "seconds that running requests get at the end")
+      .NonNegative()
+      .ShowDefault();
 }
 
 absl::Status RunGateway(GatewayOptions options) { return Gateway(std::move(options)).Serve(); }

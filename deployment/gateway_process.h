@@ -6,16 +6,13 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "common/command_line.h"
 #include "common/service/service_host.h"
 #include "common/service/trust_options.h"
 #include "deployment/embedded.h"
 #include "gateway/client_limits.h"
 #include "gateway/live_calls.h"
 #include "gateway/scheduler.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
 
 namespace tandem {
 
@@ -37,7 +34,7 @@ struct GatewayOptions {
   ClientLimitOptions client_limits;
   double stall_limit_s = absl::ToDoubleSeconds(LiveCallLimits{}.stall);
 
-  void AddTo(CLI::App& app);
+  void AddTo(CommandLine& app);
 };
 
 // Serves until SIGTERM or SIGINT and lets what runs finish within the grace (OK), or until the

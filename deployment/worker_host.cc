@@ -5,11 +5,11 @@
 #include <thread>
 #include <utility>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/checkpoint/digest.h"
+#include "common/command_line.h"
 #include "common/mode.h"
 #include "common/status.h"
 #include "common/version.h"
@@ -24,35 +24,35 @@ constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
 
 }  // namespace
 
-void WorkerOptions::AddTo(CLI::App& app) {
-  app.add_option("--model", model_dir, "checkpoint folder")->required();
-  app.add_option("--registry", registry, "the gateway's registry, host:port")->required();
-  app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
+void WorkerOptions::AddTo(CommandLine& app) {
+  app.AddOption("--model", model_dir, "checkpoint folder").Required();
+  app.AddOption("--registry", registry, "the gateway's registry, host:port").Required();
+  app.AddOption("--dtype", dtype, "f32 or bf16").ShowDefault();
   backend.AddTo(app);
-  app.add_option("--advertise", advertise, "host:port that others reach this worker at");
-  app.add_option("--expert-link", expert_link,
-                 "how attention and expert workers reach each other: auto (through shared memory "
-                 "where both are on one machine, otherwise over gRPC) or grpc")
-      ->check(CLI::IsMember({"auto", "grpc"}))
-      ->capture_default_str();
-  app.add_option("--drain-limit", drain_limit_s,
-                 "seconds that other workers get, after SIGTERM, to take over what this one has")
-      ->check(CLI::Range(0, 86400))
-      ->capture_default_str();
+  app.AddOption("--advertise", advertise, "host:port that others reach this worker at");
+  app.AddOption("--expert-link", expert_link,
+                "how attention and expert workers reach each other: auto (through shared memory "
+                "where both are on one machine, otherwise over gRPC) or grpc")
+      .OneOf({"auto", "grpc"})
+      .ShowDefault();
+  app.AddOption("--drain-limit", drain_limit_s,
+                "seconds that other workers get, after SIGTERM, to take over what this one has")
+      .Range(0, 86400)
+      .ShowDefault();
   AddListenFlags(app, &listen);
   trust.AddTo(app);
 }
 
-void WorkerOptions::AddExpertOptionsTo(CLI::App& app) {
-  app.add_option("--expert-memory", expert_memory_bytes,
-                 "for the weights of experts, such as 12GiB; default: an equal part, among the "
-                 "expert workers that share it, of what the machine or the container has")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 50));
-  app.add_option("--load-share", load_share,
-                 "of a core's time, how much loading experts may take while the worker computes")
-      ->check(CLI::Range(0.01, 1.0))
-      ->capture_default_str();
+void WorkerOptions::AddExpertOptionsTo(CommandLine& app) {
+  app.AddOption("--expert-memory", expert_memory_bytes,
+                "for the weights of experts, such as 12GiB; default: an equal part, among the "
+                "expert workers that share it, of what the machine or the container has")
+      .ByteSize()
+      .Range(int64_t{1}, int64_t{1} << 50);
+  app.AddOption("--load-share", load_share,
+                "of a core's time, how much loading experts may take while the worker computes")
+      .Range(0.01, 1.0)
+      .ShowDefault();
 }
 
 WorkerHost::WorkerHost(WorkerOptions options, WorkerRoleFactory make_role)

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/command_line.h"
 #include "common/counters.h"
 #include "common/mode.h"
 #include "common/mutex.h"
@@ -30,10 +31,6 @@
 #include "deployment/worker_duties.h"
 #include "kernels/backend.h"
 #include "proto/registry.pb.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
 
 namespace tandem {
 
@@ -51,8 +48,8 @@ struct WorkerOptions {
   ListenOptions listen{"127.0.0.1:0", "", false};
   PeerTrustOptions trust;
 
-  void AddTo(CLI::App& app);
-  void AddExpertOptionsTo(CLI::App& app);
+  void AddTo(CommandLine& app);
+  void AddExpertOptionsTo(CommandLine& app);
   // Between attention and expert workers of one machine.
   bool use_shared_memory() const { return expert_link == "auto"; }
 };

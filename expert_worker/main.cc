@@ -3,14 +3,14 @@
 
 #include <utility>
 
-#include "CLI/CLI.hpp"
+#include "common/command_line.h"
 #include "common/service/service_host.h"
 #include "deployment/expert_role.h"
 #include "deployment/worker_host.h"
 
 int main(int argc, char** argv) {
   tandem::BlockEndSignals();
-  CLI::App app("Serves routed experts to Tandem's attention workers.");
+  tandem::CommandLine app("Serves routed experts to Tandem's attention workers.");
   tandem::WorkerOptions options;
   options.AddTo(app);
   options.AddExpertOptionsTo(app);

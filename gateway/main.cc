@@ -3,13 +3,13 @@
 
 #include <utility>
 
-#include "CLI/CLI.hpp"
+#include "common/command_line.h"
 #include "common/service/service_host.h"
 #include "deployment/gateway_process.h"
 
 int main(int argc, char** argv) {
   tandem::BlockEndSignals();
-  CLI::App app("Serves a DeepSeek-V2 checkpoint over gRPC.");
+  tandem::CommandLine app("Serves a DeepSeek-V2 checkpoint over gRPC.");
   tandem::GatewayOptions options;
   options.AddTo(app);
   if (const auto code = tandem::ParseCommandLine(app, argc, argv)) return *code;

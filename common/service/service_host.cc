@@ -19,13 +19,13 @@
 #include <random>
 #include <utility>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "common/command_line.h"
 #include "common/machine.h"
 #include "common/status.h"
 #include "common/version.h"
@@ -141,16 +141,16 @@ class CounterCollectable : public prometheus::Collectable {
 
 }  // namespace
 
-void AddListenFlags(CLI::App& app, ListenOptions* options) {
-  app.add_option("--listen", options->listen, "host:port to serve on; port 0 takes a free one")
-      ->capture_default_str();
-  app.add_option("--metrics-listen", options->metrics_listen,
-                 "host:port to serve Prometheus metrics on");
-  app.add_option("--health-listen", options->health_listen,
-                 "host:port to answer health checks on, in plain text and nothing else: for probes "
-                 "that cannot encrypt");
-  app.add_flag("--insecure-listen", options->insecure_listen,
-               "allow plain text on addresses beyond loopback");
+void AddListenFlags(CommandLine& app, ListenOptions* options) {
+  app.AddOption("--listen", options->listen, "host:port to serve on; port 0 takes a free one")
+      .ShowDefault();
+  app.AddOption("--metrics-listen", options->metrics_listen,
+                "host:port to serve Prometheus metrics on");
+  app.AddOption("--health-listen", options->health_listen,
+                "host:port to answer health checks on, in plain text and nothing else: for probes "
+                "that cannot encrypt");
+  app.AddFlag("--insecure-listen", options->insecure_listen,
+              "allow plain text on addresses beyond loopback");
 }
 
 absl::Status CheckListenAddress(const std::string& address, bool allowed) {
@@ -319,20 +319,15 @@ absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
   return std::unique_ptr<MetricsHost>(new MetricsHost(std::move(impl)));
 }
 
-std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv) {
+std::optional<int> ParseCommandLine(CommandLine& app, int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
-  app.set_version_flag("--version", Version());
+  app.AddVersionFlag(Version());
   GiveFreedMemoryBack();
   RaiseDescriptorLimit();
   // Protobuf would log a line about every message that it cannot parse, as often as anybody sends
   // one; who sent it is told.
   google::protobuf::SetLogHandler(nullptr);
-  try {  // CLI11 reports by exceptions; none leaves this function
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  return std::nullopt;
+  return app.Parse(argc, argv);
 }
 
 int ExitCode(const absl::Status& status) {

@@ -14,13 +14,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/command_line.h"
 #include "common/counters.h"
 #include "common/service/listener.h"
 #include "common/service/server_trust.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
 
 namespace tandem {
 
@@ -35,7 +32,7 @@ struct ListenOptions {
 };
 
 // --listen, --metrics-listen, --health-listen and --insecure-listen.
-void AddListenFlags(CLI::App& app, ListenOptions* options);
+void AddListenFlags(CommandLine& app, ListenOptions* options);
 
 // INVALID_ARGUMENT unless `address` is host:port, an IPv6 host in brackets; FAILED_PRECONDITION if
 // the host is not loopback and `allowed` is false.
@@ -122,7 +119,7 @@ class MetricsHost {
 // What runs in every main: takes --version, logs to standard error, gives freed memory back to the
 // system, allows as many descriptors as there may be, prints one sentence for a bad command line.
 // Returns the exit code to end with, or nothing.
-std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv);
+std::optional<int> ParseCommandLine(CommandLine& app, int argc, char** argv);
 
 // What every main ends with: 0, or 1 after logging the error's sentence.
 int ExitCode(const absl::Status& status);

@@ -2,11 +2,11 @@
 
 #include <utility>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "spdlog/spdlog.h"
 
@@ -49,18 +49,18 @@ absl::StatusOr<std::shared_ptr<const Reloaded<BearerTokens>>> WatchTokens(const 
 
 }  // namespace
 
-void PeerTrustOptions::AddTo(CLI::App& app) {
-  app.add_option("--cert", files.chain,
-                 "this program's certificate for the deployment's other programs, in PEM; with "
-                 "--key and --ca all that they say to each other is encrypted");
-  app.add_option("--key", files.key, "its private key");
-  app.add_option("--ca", files.ca, "the CA that the other programs' certificates must come from");
-  app.add_option("--names", names,
-                 "the URI that a program's certificate must have, with {role} for gateway, "
-                 "attention, expert or operator")
-      ->capture_default_str();
-  app.add_option("--token-file", token_file,
-                 "tokens that the other programs must show, one a line; this one shows the first");
+void PeerTrustOptions::AddTo(CommandLine& app) {
+  app.AddOption("--cert", files.chain,
+                "this program's certificate for the deployment's other programs, in PEM; with "
+                "--key and --ca all that they say to each other is encrypted");
+  app.AddOption("--key", files.key, "its private key");
+  app.AddOption("--ca", files.ca, "the CA that the other programs' certificates must come from");
+  app.AddOption("--names", names,
+                "the URI that a program's certificate must have, with {role} for gateway, "
+                "attention, expert or operator")
+      .ShowDefault();
+  app.AddOption("--token-file", token_file,
+                "tokens that the other programs must show, one a line; this one shows the first");
 }
 
 absl::StatusOr<std::shared_ptr<const PeerTrust>> PeerTrust::Create(
@@ -117,14 +117,14 @@ std::shared_ptr<const ClientTrust> PeerTrust::ClientOf(PeerRole server) const {
   return std::make_shared<ClientTrust>(certificates_, tokens_, NameOf(server));
 }
 
-void PublicTrustOptions::AddTo(CLI::App& app) {
-  app.add_option("--public-cert", certificate,
-                 "the certificate that clients see, in PEM; default: that of --cert");
-  app.add_option("--public-key", key, "its private key");
-  app.add_option("--client-ca", client_ca, "clients need a certificate from this CA");
-  app.add_option("--client-tokens", token_file,
-                 "clients need one of the tokens in this file, each in a line, maybe with a name "
-                 "before it");
+void PublicTrustOptions::AddTo(CommandLine& app) {
+  app.AddOption("--public-cert", certificate,
+                "the certificate that clients see, in PEM; default: that of --cert");
+  app.AddOption("--public-key", key, "its private key");
+  app.AddOption("--client-ca", client_ca, "clients need a certificate from this CA");
+  app.AddOption("--client-tokens", token_file,
+                "clients need one of the tokens in this file, each in a line, maybe with a name "
+                "before it");
 }
 
 absl::StatusOr<std::shared_ptr<const ServerTrust>> MakePublicTrust(
@@ -147,14 +147,14 @@ absl::StatusOr<std::shared_ptr<const ServerTrust>> MakePublicTrust(
   return trust;
 }
 
-void ClientTrustOptions::AddTo(CLI::App& app) {
-  app.add_flag("--tls", tls, "encrypted, to a server that the system's CAs know");
-  app.add_option("--ca", files.ca, "encrypted, to a server whose certificate comes from this CA");
-  app.add_option("--cert", files.chain, "the certificate to show, in PEM");
-  app.add_option("--key", files.key, "its private key");
-  app.add_option("--token-file", token_file, "a file whose first token is shown");
-  app.add_option("--server-name", server_name,
-                 "the name that the server's certificate must have, if not the host in --server");
+void ClientTrustOptions::AddTo(CommandLine& app) {
+  app.AddFlag("--tls", tls, "encrypted, to a server that the system's CAs know");
+  app.AddOption("--ca", files.ca, "encrypted, to a server whose certificate comes from this CA");
+  app.AddOption("--cert", files.chain, "the certificate to show, in PEM");
+  app.AddOption("--key", files.key, "its private key");
+  app.AddOption("--token-file", token_file, "a file whose first token is shown");
+  app.AddOption("--server-name", server_name,
+                "the name that the server's certificate must have, if not the host in --server");
 }
 
 absl::StatusOr<std::shared_ptr<const ClientTrust>> MakeClientTrust(

@@ -8,13 +8,10 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/command_line.h"
 #include "common/service/certificates.h"
 #include "common/service/client_trust.h"
 #include "common/service/server_trust.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
 
 namespace tandem {
 
@@ -28,7 +25,7 @@ struct PeerTrustOptions {
   std::string token_file;                        // empty: no tokens
 
   // --cert, --key, --ca, --names, --token-file.
-  void AddTo(CLI::App& app);
+  void AddTo(CommandLine& app);
 };
 
 class PeerTrust {
@@ -62,7 +59,7 @@ struct PublicTrustOptions {
   std::string token_file;  // clients need one of these tokens; empty: they need none
 
   // --public-cert, --public-key, --client-ca, --client-tokens.
-  void AddTo(CLI::App& app);
+  void AddTo(CommandLine& app);
 };
 
 // Null for plain text. Errors: as PeerTrust::Create.
@@ -77,7 +74,7 @@ struct ClientTrustOptions {
   std::string server_name;  // that the certificate must have; empty: the host that is dialled
 
   // --tls, --ca, --cert, --key, --token-file, --server-name.
-  void AddTo(CLI::App& app);
+  void AddTo(CommandLine& app);
   bool encrypted() const { return tls || !files.ca.empty() || !files.chain.empty(); }
 };
 

@@ -14,9 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "common/command_line.h"
 #include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/service/registry_client.h"
@@ -280,19 +280,19 @@ absl::Status Run(const Options& options) {
 
 int main(int argc, char** argv) {
   tandem::BlockEndSignals();
-  CLI::App app("Joins a gateway as any number of workers that compute nothing.");
+  tandem::CommandLine app("Joins a gateway as any number of workers that compute nothing.");
   tandem::Options options;
-  app.add_option("--gateway", options.gateway, "host:port")->required();
-  app.add_option("--registry", options.registry, "host:port")->required();
-  app.add_option("--attention", options.attention, "how many attention workers")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--experts", options.experts, "how many expert workers")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  app.add_option("--step-ms", options.step_ms, "that a step takes an attention worker")
-      ->check(CLI::Range(0.0, 10'000.0))
-      ->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  app.AddOption("--gateway", options.gateway, "host:port").Required();
+  app.AddOption("--registry", options.registry, "host:port").Required();
+  app.AddOption("--attention", options.attention, "how many attention workers")
+      .Range(1, 1024)
+      .ShowDefault();
+  app.AddOption("--experts", options.experts, "how many expert workers")
+      .Range(0, 1024)
+      .ShowDefault();
+  app.AddOption("--step-ms", options.step_ms, "that a step takes an attention worker")
+      .Range(0.0, 10'000.0)
+      .ShowDefault();
+  if (const auto code = app.Parse(argc, argv)) return *code;
   return tandem::ExitCode(tandem::Run(options));
 }

@@ -20,11 +20,11 @@
 #include <utility>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "attention_worker/dispatched_experts.h"
 #include "attention_worker/routed_experts.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/command_line.h"
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/transport/expert_dispatcher.h"
@@ -271,19 +271,16 @@ class Bench {
 }  // namespace tandem
 
 int main(int argc, char** argv) {
-  CLI::App app("Times decoding in one and in two groups beside slowed attention and experts.");
+  tandem::CommandLine app(
+      "Times decoding in one and in two groups beside slowed attention and experts.");
   tandem::Options options;
-  app.add_option("--model", options.model_dir, "checkpoint folder")->required();
-  app.add_option("--layer-ms", options.layer_ms, "what attention, and what experts take per layer")
-      ->check(CLI::Range(0.0, 1000.0))
-      ->capture_default_str();
-  app.add_option("--sequences", options.sequences, "in a group")
-      ->check(CLI::Range(1, 30))
-      ->capture_default_str();
-  app.add_option("--tokens", options.tokens, "per sequence")
-      ->check(CLI::Range(2, 100))
-      ->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  app.AddOption("--model", options.model_dir, "checkpoint folder").Required();
+  app.AddOption("--layer-ms", options.layer_ms, "what attention, and what experts take per layer")
+      .Range(0.0, 1000.0)
+      .ShowDefault();
+  app.AddOption("--sequences", options.sequences, "in a group").Range(1, 30).ShowDefault();
+  app.AddOption("--tokens", options.tokens, "per sequence").Range(2, 100).ShowDefault();
+  if (const auto code = app.Parse(argc, argv)) return *code;
   const absl::Status status = tandem::Bench(options).Run();
   if (status.ok()) return 0;
   std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());

@@ -2,7 +2,6 @@
 //
 // Input: a file of texts that are separated by NUL bytes. Prints one line: the bytes of all texts,
 // and the seconds of each repetition over all of them.
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdint>
 #include <fstream>
@@ -13,6 +12,7 @@
 
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "common/command_line.h"
 #include "common/tokenizer/tokenizer.h"
 
 int main(int argc, char** argv) {
@@ -20,12 +20,12 @@ int main(int argc, char** argv) {
   std::string texts_path;
   std::string ids_path;
   int num_repeats = 5;
-  CLI::App app("Times the tokenizer on one thread.");
-  app.add_option("--model", model, "Folder with tokenizer.json")->required();
-  app.add_option("--texts", texts_path, "File of texts, separated by NUL bytes")->required();
-  app.add_option("--ids", ids_path, "Where to write the ids, a line per text");
-  app.add_option("--repeats", num_repeats, "Repetitions over all texts");
-  CLI11_PARSE(app, argc, argv);
+  tandem::CommandLine app("Times the tokenizer on one thread.");
+  app.AddOption("--model", model, "Folder with tokenizer.json").Required();
+  app.AddOption("--texts", texts_path, "File of texts, separated by NUL bytes").Required();
+  app.AddOption("--ids", ids_path, "Where to write the ids, a line per text");
+  app.AddOption("--repeats", num_repeats, "Repetitions over all texts");
+  if (const auto code = app.Parse(argc, argv)) return *code;
 
   const auto tokenizer = tandem::Tokenizer::Load(model);
   if (!tokenizer.ok()) {

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_format.h"
+#include "common/command_line.h"
 #include "common/machine.h"
 #include "tools/gpu_bench/device.h"
 #include "tools/gpu_bench/functions.h"
@@ -134,26 +134,22 @@ int RunOps(const std::vector<std::string>& groups, bool is_brief) {
 }  // namespace tandem::gpu_bench
 
 int main(int argc, char** argv) {
-  CLI::App app("Measures a GPU and the ops that run on it.");
-  app.require_subcommand(1);
-  app.fallthrough();  // --brief may come last
+  tandem::CommandLine app("Measures a GPU and the ops that run on it.");
+  app.RequireSubcommand();
+  app.TakeFlagsAfterSubcommand();  // --brief may come last
   bool is_brief = false;
   std::vector<std::string> groups;
-  const auto* const device = app.add_subcommand("device", "what it is, and what it can do at most");
+  const auto* const device = app.AddSubcommand("device", "what it is, and what it can do at most");
   const auto* const functions =
-      app.add_subcommand("functions", "its functions beside the CPU's, bit by bit");
-  CLI::App* const ops =
-      app.add_subcommand("ops", "each op at the sizes of V2-Lite: bits, time, share of its floor");
-  ops->add_option("groups", groups, "dense, mla, experts, rest")
-      ->required()
-      ->check(CLI::IsMember({"dense", "mla", "experts", "rest"}));
-  app.add_flag("--brief", is_brief, "small sizes, each once: for an emulation");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  if (device->parsed()) return tandem::gpu_bench::RunDevice(is_brief);
-  if (functions->parsed()) return tandem::gpu_bench::CompareFunctions(is_brief) ? 0 : 1;
+      app.AddSubcommand("functions", "its functions beside the CPU's, bit by bit");
+  tandem::CommandLine* const ops =
+      app.AddSubcommand("ops", "each op at the sizes of V2-Lite: bits, time, share of its floor");
+  ops->AddOption("groups", groups, "dense, mla, experts, rest")
+      .Required()
+      .OneOf({"dense", "mla", "experts", "rest"});
+  app.AddFlag("--brief", is_brief, "small sizes, each once: for an emulation");
+  if (const auto code = app.Parse(argc, argv)) return *code;
+  if (device->given()) return tandem::gpu_bench::RunDevice(is_brief);
+  if (functions->given()) return tandem::gpu_bench::CompareFunctions(is_brief) ? 0 : 1;
   return tandem::gpu_bench::RunOps(groups, is_brief);
 }

@@ -5,32 +5,31 @@
 #include <cstdio>
 #include <string>
 
-#include "CLI/CLI.hpp"
+#include "common/command_line.h"
 #include "common/machine.h"
 #include "tools/make_checkpoint/synthetic_checkpoint.h"
 
 int main(int argc, char** argv) {
-  CLI::App app("Writes a DeepSeek-V2 checkpoint of random weights that depend on the seed alone.");
+  tandem::CommandLine app(
+      "Writes a DeepSeek-V2 checkpoint of random weights that depend on the seed alone.");
   tandem::SyntheticOptions options;
   options.threads = tandem::ReadMachineLimits().cpus;
   std::string dtype = "bf16";
-  app.add_option("config", options.config_path, "a model's config.json")->required();
-  app.add_option("out", options.out_dir, "a folder without weights")->required();
-  app.add_option("--layers", options.layers, "instead of the config's")->check(CLI::Range(1, 1000));
-  app.add_option("--seed", options.seed)->capture_default_str();
-  app.add_option("--dtype", dtype, "of the weights")
-      ->check(CLI::IsMember({"bf16"}))
-      ->capture_default_str();
-  app.add_flag("--hollow", options.hollow,
-               "large matrices are holes in the files: zeros that take no disk");
-  app.add_flag("--empty", options.empty,
-               "all weights are holes: for tandem bench --made-up-weights");
-  app.add_option("--file-bytes", options.file_bytes, "of weights in a file")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--threads", options.threads, "default: one per core that this process may use")
-      ->check(CLI::Range(1, 1024));
-  CLI11_PARSE(app, argc, argv);
+  app.AddOption("config", options.config_path, "a model's config.json").Required();
+  app.AddOption("out", options.out_dir, "a folder without weights").Required();
+  app.AddOption("--layers", options.layers, "instead of the config's").Range(1, 1000);
+  app.AddOption("--seed", options.seed).ShowDefault();
+  app.AddOption("--dtype", dtype, "of the weights").OneOf({"bf16"}).ShowDefault();
+  app.AddFlag("--hollow", options.hollow,
+              "large matrices are holes in the files: zeros that take no disk");
+  app.AddFlag("--empty", options.empty,
+              "all weights are holes: for tandem bench --made-up-weights");
+  app.AddOption("--file-bytes", options.file_bytes, "of weights in a file")
+      .Positive()
+      .ShowDefault();
+  app.AddOption("--threads", options.threads, "default: one per core that this process may use")
+      .Range(1, 1024);
+  if (const auto code = app.Parse(argc, argv)) return *code;
 
   const auto start = std::chrono::steady_clock::now();
   const auto summary = tandem::WriteSyntheticCheckpoint(options);

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "tools/simulate/plan_table.h"
 #include "tools/simulate/report.h"
@@ -35,12 +35,9 @@ struct Options {
   std::vector<int> plan_workers = {1, 2, 4, 8, 16, 32, 64, 128, 256};
 };
 
-void AddConstants(CLI::App& app, CostConstants& constants) {
+void AddConstants(CommandLine& app, CostConstants& constants) {
   const auto add = [&](const char* name, double& value, const char* what) {
-    app.add_option(name, value, what)
-        ->check(CLI::NonNegativeNumber)
-        ->capture_default_str()
-        ->group("Constants");
+    app.AddOption(name, value, what).NonNegative().ShowDefault().Group("Constants");
   };
   add("--bytes-per-weight", constants.bytes_per_weight, "of the weights' format");
   add("--weight-gb-per-s", constants.weight_gb_per_s, "at which a worker reads weights");
@@ -113,93 +110,88 @@ absl::Status PrintPlans(const Options& options) {
 
 int main(int argc, char** argv) {
   using namespace tandem::simulate;  // NOLINT: the parts of this very program
-  CLI::App app("Simulates deployments of any size.");
-  app.set_config("--hardware", "", "a file with constants, as tools/simulate/*.toml");
-  app.require_subcommand(1);
-  app.fallthrough();
+  tandem::CommandLine app("Simulates deployments of any size.");
+  app.AddConfigFlag("--hardware", "a file with constants, as tools/simulate/*.toml");
+  app.RequireSubcommand();
+  app.TakeFlagsAfterSubcommand();
   Options options;
   SimulationOptions& base = options.base;
-  app.add_option("--model-config", options.model_config, "config.json of a model")
-      ->required()
-      ->check(CLI::ExistingFile);
-  app.add_option("--copies", base.copies, "of an expert at most")
-      ->check(CLI::Range(1, 16))
-      ->capture_default_str();
-  app.add_option("--skew", base.skew,
-                 "the expert of rank r in its layer is chosen like (r + 1)^-skew")
-      ->check(CLI::Range(0.0, 4.0))
-      ->capture_default_str();
-  app.add_option("--seed", base.seed, "the same seed gives the same figures")
-      ->capture_default_str();
+  app.AddOption("--model-config", options.model_config, "config.json of a model")
+      .Required()
+      .ExistingFile();
+  app.AddOption("--copies", base.copies, "of an expert at most").Range(1, 16).ShowDefault();
+  app.AddOption("--skew", base.skew,
+                "the expert of rank r in its layer is chosen like (r + 1)^-skew")
+      .Range(0.0, 4.0)
+      .ShowDefault();
+  app.AddOption("--seed", base.seed, "the same seed gives the same figures").ShowDefault();
   AddConstants(app, base.constants);
 
-  CLI::App* const serve = app.add_subcommand("serve", "runs load against deployments");
-  serve->add_option("--attention", options.attention, "numbers of attention workers")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  serve->add_option("--experts", options.experts, "numbers of expert workers, each with each")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  serve->add_option("--streams", options.streams_per_worker, "per attention worker, closed loop")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
+  tandem::CommandLine* const serve = app.AddSubcommand("serve", "runs load against deployments");
+  serve->AddOption("--attention", options.attention, "numbers of attention workers")
+      .SeparatedBy(',')
+      .Range(1, 1024)
+      .ShowDefault();
+  serve->AddOption("--experts", options.experts, "numbers of expert workers, each with each")
+      .SeparatedBy(',')
+      .Range(1, 1024)
+      .ShowDefault();
+  serve->AddOption("--streams", options.streams_per_worker, "per attention worker, closed loop")
+      .Range(1, 4096)
+      .ShowDefault();
   serve
-      ->add_option("--rate", options.rate,
-                   "instead: requests per second and attention worker, a Poisson process")
-      ->check(CLI::NonNegativeNumber);
-  serve->add_option("--requests", base.open_loop_requests, "that come, with --rate")
-      ->check(CLI::Range(10, 10'000'000))
-      ->capture_default_str();
-  serve->add_option("--tokens", base.tokens_per_stream, "that are measured, without --rate")
-      ->check(CLI::Range(1, 100'000))
-      ->capture_default_str();
+      ->AddOption("--rate", options.rate,
+                  "instead: requests per second and attention worker, a Poisson process")
+      .NonNegative();
+  serve->AddOption("--requests", base.open_loop_requests, "that come, with --rate")
+      .Range(10, 10'000'000)
+      .ShowDefault();
+  serve->AddOption("--tokens", base.tokens_per_stream, "that are measured, without --rate")
+      .Range(1, 100'000)
+      .ShowDefault();
   serve
-      ->add_option("--prompt", options.prompt,
-                   "tokens: N, uniform:LOW:HIGH, exponential:MEAN or "
-                   "lognormal:MEDIAN:SIGMA[:MAX]")
-      ->capture_default_str();
-  serve->add_option("--output", options.output, "tokens of an answer, likewise")
-      ->capture_default_str();
+      ->AddOption("--prompt", options.prompt,
+                  "tokens: N, uniform:LOW:HIGH, exponential:MEAN or "
+                  "lognormal:MEDIAN:SIGMA[:MAX]")
+      .ShowDefault();
+  serve->AddOption("--output", options.output, "tokens of an answer, likewise").ShowDefault();
   serve
-      ->add_option("--shared-prefix", base.load.shared_prefix,
-                   "tokens with which all prompts begin")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
-  serve->add_option("--cache-pages", base.cache_pages, "of 64 tokens, of an attention worker")
-      ->check(CLI::Range(1, 1 << 30))
-      ->capture_default_str();
+      ->AddOption("--shared-prefix", base.load.shared_prefix, "tokens with which all prompts begin")
+      .Range(0, 1 << 20)
+      .ShowDefault();
+  serve->AddOption("--cache-pages", base.cache_pages, "of 64 tokens, of an attention worker")
+      .Range(1, 1 << 30)
+      .ShowDefault();
   serve
-      ->add_option("--expert-capacity", base.expert_capacity,
-                   "experts, over all layers, that an expert worker's memory holds; 0: any number")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+      ->AddOption("--expert-capacity", base.expert_capacity,
+                  "experts, over all layers, that an expert worker's memory holds; 0: any number")
+      .NonNegative()
+      .ShowDefault();
   serve
-      ->add_option("--max-running", base.policy.max_running_per_worker,
-                   "requests per attention worker")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  serve->add_option("--batch-rows", base.policy.max_batch_rows, "of prefill in a step")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  serve->add_option("--layers-per-step", base.policy.max_layers_per_step, "of prefill; 0: all")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  serve->add_option("--prefill-step-target", base.policy.prefill_step_target, "as of the gateway")
-      ->check(CLI::Range(0.0, 1000.0))
-      ->capture_default_str();
-  serve->add_option("--decode-groups", base.policy.decode_groups, "as of the gateway")
-      ->check(CLI::Range(0, 2))
-      ->capture_default_str();
-  serve->add_option("--csv", options.csv, "also write all figures to this file");
+      ->AddOption("--max-running", base.policy.max_running_per_worker,
+                  "requests per attention worker")
+      .Range(1, 4096)
+      .ShowDefault();
+  serve->AddOption("--batch-rows", base.policy.max_batch_rows, "of prefill in a step")
+      .Range(1, 1 << 20)
+      .ShowDefault();
+  serve->AddOption("--layers-per-step", base.policy.max_layers_per_step, "of prefill; 0: all")
+      .Range(0, 1024)
+      .ShowDefault();
+  serve->AddOption("--prefill-step-target", base.policy.prefill_step_target, "as of the gateway")
+      .Range(0.0, 1000.0)
+      .ShowDefault();
+  serve->AddOption("--decode-groups", base.policy.decode_groups, "as of the gateway")
+      .Range(0, 2)
+      .ShowDefault();
+  serve->AddOption("--csv", options.csv, "also write all figures to this file");
 
-  CLI::App* const plan = app.add_subcommand("plan", "plans placements, and changes them");
-  plan->add_option("--workers", options.plan_workers, "numbers of expert workers")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  tandem::CommandLine* const plan = app.AddSubcommand("plan", "plans placements, and changes them");
+  plan->AddOption("--workers", options.plan_workers, "numbers of expert workers")
+      .SeparatedBy(',')
+      .Range(1, 1024)
+      .ShowDefault();
+  if (const auto code = app.Parse(argc, argv)) return *code;
 
   std::ifstream file(options.model_config);
   const std::string json((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
@@ -207,7 +199,7 @@ int main(int argc, char** argv) {
   absl::Status status = model.status();
   if (status.ok()) {
     base.model = *std::move(model);
-    status = serve->parsed() ? Serve(options) : PrintPlans(options);
+    status = serve->given() ? Serve(options) : PrintPlans(options);
   }
   if (status.ok()) return 0;
   std::fprintf(stderr, "simulate: %s\n", std::string(status.message()).c_str());

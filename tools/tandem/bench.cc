@@ -9,12 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "bench_ceilings.h"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "io.h"
 
@@ -193,34 +193,33 @@ absl::Status Run(const Options& options) {
 
 }  // namespace
 
-Command AddBench(CLI::App& root) {
+Command AddBench(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand(
+  CommandLine* app = root.AddSubcommand(
       "bench", "measures tokens per second: prompts of some lengths, and some streams at once");
-  app->add_flag(
-      "--ceilings", options->ceilings,
-      "instead: how fast this machine reads memory, and the peak of each instruction set");
-  app->add_option("--prefill", options->prefill, "prompt lengths, each alone; 0 for none")
-      ->delimiter(',')
-      ->capture_default_str();
-  app->add_option("--batch", options->batch, "streams that decode at once; 0 for none")
-      ->delimiter(',')
-      ->capture_default_str();
-  app->add_option("--context", options->context, "prompt tokens of a stream that decodes")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app->add_option("--tokens", options->tokens, "tokens that a stream decodes")
-      ->check(CLI::Range(2, 1 << 20))
-      ->capture_default_str();
-  app->add_option("--repeat", options->repeat, "runs of each, after one that does not count")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
+  app->AddFlag("--ceilings", options->ceilings,
+               "instead: how fast this machine reads memory, and the peak of each instruction set");
+  app->AddOption("--prefill", options->prefill, "prompt lengths, each alone; 0 for none")
+      .SeparatedBy(',')
+      .ShowDefault();
+  app->AddOption("--batch", options->batch, "streams that decode at once; 0 for none")
+      .SeparatedBy(',')
+      .ShowDefault();
+  app->AddOption("--context", options->context, "prompt tokens of a stream that decodes")
+      .Range(1, 1 << 20)
+      .ShowDefault();
+  app->AddOption("--tokens", options->tokens, "tokens that a stream decodes")
+      .Range(2, 1 << 20)
+      .ShowDefault();
+  app->AddOption("--repeat", options->repeat, "runs of each, after one that does not count")
+      .Range(1, 1000)
+      .ShowDefault();
   options->connect.AddTo(*app);
-  app->add_option(
+  app->AddOption(
          "--made-up-weights", options->connect.made_up_weights,
          "with --model on a GPU: a seed from which the weights are made there; those of the "
          "checkpoint, which may be hollow, are not read")
-      ->needs("--model");
+      .Needs(app->Get("--model"));
   return {app, [options] {
             std::erase(options->prefill, 0u);
             std::erase(options->batch, 0u);

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/ascii.h"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "interrupt.h"
 #include "io.h"
@@ -170,17 +170,17 @@ absl::Status Run(const Options& options) {
 
 }  // namespace
 
-Command AddChat(CLI::App& root) {
+Command AddChat(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand("chat", "talks with the model");
-  auto* message = app->add_option("-m,--message", options->message, "ask once and end");
-  app->add_option("--jsonl", options->jsonl,
-                  "answer each line {\"messages\": [...]} of this file with a line {\"text\": ...}")
-      ->excludes(message);
-  app->add_option("--system", options->system, "system message");
-  app->add_option("--concurrency", options->concurrency, "lines of --jsonl that run at once")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
+  CommandLine* app = root.AddSubcommand("chat", "talks with the model");
+  const Option message = app->AddOption("-m,--message", options->message, "ask once and end");
+  app->AddOption("--jsonl", options->jsonl,
+                 "answer each line {\"messages\": [...]} of this file with a line {\"text\": ...}")
+      .Excludes(message);
+  app->AddOption("--system", options->system, "system message");
+  app->AddOption("--concurrency", options->concurrency, "lines of --jsonl that run at once")
+      .Range(1, 256)
+      .ShowDefault();
   options->connect.AddTo(*app);
   options->sampling.AddTo(*app);
   return {app, [options] { return Run(*options); }};

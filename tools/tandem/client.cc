@@ -4,10 +4,10 @@
 #include <cmath>
 #include <utility>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/command_line.h"
 #include "common/mode.h"
 #include "common/service/grpc_channel.h"
 #include "common/service/grpc_status.h"
@@ -15,24 +15,24 @@
 
 namespace tandem::tool {
 
-void ConnectOptions::AddTo(CLI::App& app) {
-  auto* server_option =
-      app.add_option("--server", server, "gateway to ask, host:port")->capture_default_str();
+void ConnectOptions::AddTo(CommandLine& app) {
+  const Option server_option =
+      app.AddOption("--server", server, "gateway to ask, host:port").ShowDefault();
   trust.AddTo(app);
-  app.add_option("--model", model_dir, "checkpoint folder to run in this process instead")
-      ->excludes(server_option);
-  app.add_option("--served-name", served_name, "with --model: what the model is called");
-  app.add_option("--dtype", dtype, "with --model: f32 or bf16")->capture_default_str();
+  app.AddOption("--model", model_dir, "checkpoint folder to run in this process instead")
+      .Excludes(server_option);
+  app.AddOption("--served-name", served_name, "with --model: what the model is called");
+  app.AddOption("--dtype", dtype, "with --model: f32 or bf16").ShowDefault();
   backend.AddTo(app, "with --model: ");
-  app.add_option("--cache-tokens", cache_tokens, "with --model: size of the latent cache")
-      ->check(CLI::Range(int64_t{64}, int64_t{1} << 36))
-      ->capture_default_str();
-  app.add_option("--timeout", timeout_s, "seconds that a request may take, 0 for no limit")
-      ->check(CLI::NonNegativeNumber);
+  app.AddOption("--cache-tokens", cache_tokens, "with --model: size of the latent cache")
+      .Range(int64_t{64}, int64_t{1} << 36)
+      .ShowDefault();
+  app.AddOption("--timeout", timeout_s, "seconds that a request may take, 0 for no limit")
+      .NonNegative();
   AddJsonTo(app);
 }
 
-void ConnectOptions::AddJsonTo(CLI::App& app) { app.add_flag("--json", json, "print JSON"); }
+void ConnectOptions::AddJsonTo(CommandLine& app) { app.AddFlag("--json", json, "print JSON"); }
 
 Client::~Client() = default;
 
@@ -167,35 +167,32 @@ const char* FinishReasonName(v1::GenerateResponse::FinishReason reason) {
   }
 }
 
-void AddBosOption(CLI::App& app, std::optional<bool>* add_bos) {
-  app.add_option("--add-bos", *add_bos,
-                 "true or false: whether the begin-of-sequence token goes before the text; "
-                 "default: as the tokenizer says");
+void AddBosOption(CommandLine& app, std::optional<bool>* add_bos) {
+  app.AddOption("--add-bos", *add_bos,
+                "true or false: whether the begin-of-sequence token goes before the text; "
+                "default: as the tokenizer says");
 }
 
-void SamplingOptions::AddTo(CLI::App& app) {
-  temperature_given = app.add_option("--temperature", temperature, "0 is greedy");
-  top_k_given = app.add_option("--top-k", top_k, "candidates to draw from, 0 for all");
-  top_p_given = app.add_option("--top-p", top_p, "share of the probability to draw from");
-  seed_given = app.add_option("--seed", seed, "the same seed gives the same tokens");
-  max_tokens_given = app.add_option("--max-tokens", max_tokens, "tokens to generate at most");
-  app.add_flag("--ignore-eos", ignore_eos, "go on after an end-of-sequence token");
-  app.add_option("--stop", stop, "end before this text; may be given several times")
-      ->allow_extra_args(false);
-  app.add_option("--priority", priority, "lower goes first")
-      ->check(CLI::Range(-1000, 1000))
-      ->capture_default_str();
-  app.add_option("--stop-id", stop_ids, "end before this token; may be given several times")
-      ->allow_extra_args(false);
+void SamplingOptions::AddTo(CommandLine& app) {
+  temperature_given = app.AddOption("--temperature", temperature, "0 is greedy");
+  top_k_given = app.AddOption("--top-k", top_k, "candidates to draw from, 0 for all");
+  top_p_given = app.AddOption("--top-p", top_p, "share of the probability to draw from");
+  seed_given = app.AddOption("--seed", seed, "the same seed gives the same tokens");
+  max_tokens_given = app.AddOption("--max-tokens", max_tokens, "tokens to generate at most");
+  app.AddFlag("--ignore-eos", ignore_eos, "go on after an end-of-sequence token");
+  app.AddOption("--stop", stop, "end before this text; may be given several times").OneValueEach();
+  app.AddOption("--priority", priority, "lower goes first").Range(-1000, 1000).ShowDefault();
+  app.AddOption("--stop-id", stop_ids, "end before this token; may be given several times")
+      .OneValueEach();
 }
 
 void SamplingOptions::Fill(v1::GenerateRequest& request) const {
   v1::Sampling& sampling = *request.mutable_sampling();
-  if (temperature_given->count() > 0) sampling.set_temperature(temperature);
-  if (top_k_given->count() > 0) sampling.set_top_k(top_k);
-  if (top_p_given->count() > 0) sampling.set_top_p(top_p);
-  if (seed_given->count() > 0) sampling.set_seed(seed);
-  if (max_tokens_given->count() > 0) request.set_max_tokens(max_tokens);
+  if (temperature_given.given()) sampling.set_temperature(temperature);
+  if (top_k_given.given()) sampling.set_top_k(top_k);
+  if (top_p_given.given()) sampling.set_top_p(top_p);
+  if (seed_given.given()) sampling.set_seed(seed);
+  if (max_tokens_given.given()) request.set_max_tokens(max_tokens);
   request.set_ignore_eos(ignore_eos);
   for (const std::string& text : stop) request.add_stop(text);
   request.mutable_stop_token_ids()->Add(stop_ids.begin(), stop_ids.end());

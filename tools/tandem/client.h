@@ -13,16 +13,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/command_line.h"
 #include "common/service/trust_options.h"
 #include "common/tokenizer/chat_template.h"
 #include "deployment/backend.h"
 #include "deployment/embedded.h"
 #include "proto/inference.grpc.pb.h"
-
-namespace CLI {
-class App;
-class Option;
-}  // namespace CLI
 
 namespace tandem::tool {
 
@@ -40,8 +36,8 @@ struct ConnectOptions {
   double timeout_s = 0;                     // of one request; 0: none
   bool json = false;
 
-  void AddTo(CLI::App& app);
-  void AddJsonTo(CLI::App& app);
+  void AddTo(CommandLine& app);
+  void AddJsonTo(CommandLine& app);
 };
 
 class Client {
@@ -91,15 +87,15 @@ std::string DescribeSpeed(const Completion& completion);
 const char* FinishReasonName(v1::GenerateResponse::FinishReason reason);  // "eos", "length", "stop"
 
 // --add-bos, shared by generate and score.
-void AddBosOption(CLI::App& app, std::optional<bool>* add_bos);
+void AddBosOption(CommandLine& app, std::optional<bool>* add_bos);
 
 // Sampling flags, shared by generate and chat.
 struct SamplingOptions {
-  CLI::Option* temperature_given = nullptr;
-  CLI::Option* top_k_given = nullptr;
-  CLI::Option* top_p_given = nullptr;
-  CLI::Option* seed_given = nullptr;
-  CLI::Option* max_tokens_given = nullptr;
+  Option temperature_given;
+  Option top_k_given;
+  Option top_p_given;
+  Option seed_given;
+  Option max_tokens_given;
   float temperature = 1;
   uint32_t top_k = 0;
   float top_p = 1;
@@ -110,7 +106,7 @@ struct SamplingOptions {
   std::vector<int32_t> stop_ids;
   int32_t priority = 0;
 
-  void AddTo(CLI::App& app);
+  void AddTo(CommandLine& app);
   void Fill(v1::GenerateRequest& request) const;
 };
 

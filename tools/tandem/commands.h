@@ -7,31 +7,28 @@
 #include <vector>
 
 #include "absl/status/status.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
+#include "common/command_line.h"
 
 namespace tandem::tool {
 
 struct Command {
-  CLI::App* app = nullptr;
+  CommandLine* app = nullptr;
   std::function<absl::Status()> run;
 };
 
-Command AddGenerate(CLI::App& root);
-Command AddChat(CLI::App& root);
-Command AddEval(CLI::App& root);
-Command AddScore(CLI::App& root);
-Command AddTokenize(CLI::App& root);
-Command AddDetokenize(CLI::App& root);
-Command AddStatus(CLI::App& root);
-Command AddDoctor(CLI::App& root);
-Command AddDrain(CLI::App& root);
-Command AddBench(CLI::App& root);
-Command AddPlan(CLI::App& root);
-Command AddLoad(CLI::App& root);
-Command AddQuantize(CLI::App& root);
+Command AddGenerate(CommandLine& root);
+Command AddChat(CommandLine& root);
+Command AddEval(CommandLine& root);
+Command AddScore(CommandLine& root);
+Command AddTokenize(CommandLine& root);
+Command AddDetokenize(CommandLine& root);
+Command AddStatus(CommandLine& root);
+Command AddDoctor(CommandLine& root);
+Command AddDrain(CommandLine& root);
+Command AddBench(CommandLine& root);
+Command AddPlan(CommandLine& root);
+Command AddLoad(CommandLine& root);
+Command AddQuantize(CommandLine& root);
 
 }  // namespace tandem::tool
 

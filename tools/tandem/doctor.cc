@@ -3,11 +3,11 @@
 #include <memory>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "common/version.h"
 #include "diagnosis.h"
@@ -63,13 +63,13 @@ absl::Status Run(ConnectOptions connect) {
 
 }  // namespace
 
-Command AddDoctor(CLI::App& root) {
+Command AddDoctor(CommandLine& root) {
   auto options = std::make_shared<ConnectOptions>();
-  CLI::App* app = root.add_subcommand(
+  CommandLine* app = root.AddSubcommand(
       "doctor", "what is wrong with a deployment and what to do, a line each; exit code 1 if any");
-  app->add_option("gateway", options->server, "its address, host:port")->capture_default_str();
-  app->add_option("--timeout", options->timeout_s, "seconds that an answer may take; default 10")
-      ->check(CLI::NonNegativeNumber);
+  app->AddOption("gateway", options->server, "its address, host:port").ShowDefault();
+  app->AddOption("--timeout", options->timeout_s, "seconds that an answer may take; default 10")
+      .NonNegative();
   options->trust.AddTo(*app);
   options->AddJsonTo(*app);
   return {app, [options] { return Run(*options); }};

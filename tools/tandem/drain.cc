@@ -5,8 +5,8 @@
 #include <memory>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/service/grpc_status.h"
 #include "common/service/service_host.h"
 #include "common/service/trust_options.h"
@@ -40,13 +40,13 @@ absl::Status Run(const Options& options) {
 
 }  // namespace
 
-Command AddDrain(CLI::App& root) {
+Command AddDrain(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app =
-      root.add_subcommand("drain", "moves everything away from a worker, which then ends");
-  app->add_option("worker", options->worker, "its number, as `tandem status` shows it")->required();
-  app->add_option("--registry", options->registry, "the gateway's registry, host:port")
-      ->capture_default_str();
+  CommandLine* app =
+      root.AddSubcommand("drain", "moves everything away from a worker, which then ends");
+  app->AddOption("worker", options->worker, "its number, as `tandem status` shows it").Required();
+  app->AddOption("--registry", options->registry, "the gateway's registry, host:port")
+      .ShowDefault();
   options->trust.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }

@@ -11,10 +11,10 @@
 #include <utility>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "grade.h"
 #include "io.h"
@@ -189,33 +189,32 @@ absl::Status Run(const Options& options) {
 
 }  // namespace
 
-Command AddEval(CLI::App& root) {
+Command AddEval(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand(
+  CommandLine* app = root.AddSubcommand(
       "eval", "asks graded problems, greedily, and prints a table of accuracy per task");
-  app->add_option(
-         "file", options->file,
-         "lines {\"task\": ..., \"messages\": [...], \"answer\": ...}; a reply is right if "
-         "its last line is the answer")
-      ->required();
-  app->add_option("-n,--count", options->count, "problems to ask at most, evenly of each task")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  app->add_option("--max-tokens", options->max_tokens, "tokens of a reply at most")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app->add_option("--concurrency", options->concurrency, "problems that run at once")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  app->add_option("--replies", options->replies,
-                  "write a line {\"task\", \"messages\", \"answer\", \"reply\", \"ids\", "
-                  "\"log_probs\", \"finish_reason\", \"right\"} per problem to this file");
-  app->add_flag("--wrong", options->wrong, "show the first wrong replies on standard error");
-  app->add_option("--require-overall", options->require_overall,
-                  "fail if fewer percent of all problems are right")
-      ->check(CLI::Range(0.0, 100.0));
-  app->add_option("--require-task", options->require_task,
-                  "fail if fewer percent of any task's problems are right")
-      ->check(CLI::Range(0.0, 100.0));
+  app->AddOption("file", options->file,
+                 "lines {\"task\": ..., \"messages\": [...], \"answer\": ...}; a reply is right if "
+                 "its last line is the answer")
+      .Required();
+  app->AddOption("-n,--count", options->count, "problems to ask at most, evenly of each task")
+      .Range(int64_t{1}, int64_t{1} << 40);
+  app->AddOption("--max-tokens", options->max_tokens, "tokens of a reply at most")
+      .Range(1, 1 << 20)
+      .ShowDefault();
+  app->AddOption("--concurrency", options->concurrency, "problems that run at once")
+      .Range(1, 256)
+      .ShowDefault();
+  app->AddOption("--replies", options->replies,
+                 "write a line {\"task\", \"messages\", \"answer\", \"reply\", \"ids\", "
+                 "\"log_probs\", \"finish_reason\", \"right\"} per problem to this file");
+  app->AddFlag("--wrong", options->wrong, "show the first wrong replies on standard error");
+  app->AddOption("--require-overall", options->require_overall,
+                 "fail if fewer percent of all problems are right")
+      .Range(0.0, 100.0);
+  app->AddOption("--require-task", options->require_task,
+                 "fail if fewer percent of any task's problems are right")
+      .Range(0.0, 100.0);
   options->connect.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }

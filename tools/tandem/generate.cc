@@ -3,9 +3,9 @@
 #include <memory>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "io.h"
 
@@ -67,15 +67,15 @@ absl::Status Run(const Options& options) {
 
 }  // namespace
 
-Command AddGenerate(CLI::App& root) {
+Command AddGenerate(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand("generate", "continues a prompt");
-  auto* prompt = app->add_option("prompt", options->prompt, "text to continue");
-  auto* ids = app->add_option("--ids-file", options->ids_file,
-                              "file of whitespace-separated token ids to continue");
-  prompt->excludes(ids);
-  app->add_flag("--match-added-tokens", options->match_added_tokens,
-                "names of added tokens in the prompt become these tokens");
+  CommandLine* app = root.AddSubcommand("generate", "continues a prompt");
+  Option prompt = app->AddOption("prompt", options->prompt, "text to continue");
+  const Option ids = app->AddOption("--ids-file", options->ids_file,
+                                    "file of whitespace-separated token ids to continue");
+  prompt.Excludes(ids);
+  app->AddFlag("--match-added-tokens", options->match_added_tokens,
+               "names of added tokens in the prompt become these tokens");
   AddBosOption(*app, &options->add_bos);
   options->connect.AddTo(*app);
   options->sampling.AddTo(*app);

@@ -9,10 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/mutex.h"
 #include "common/service/grpc_status.h"
 #include "common/status.h"
@@ -216,38 +216,37 @@ absl::Status Run(Options options) {
 
 }  // namespace
 
-Command AddLoad(CLI::App& root) {
+Command AddLoad(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand(
+  CommandLine* app = root.AddSubcommand(
       "load", "sends many requests, measures their times, and checks that each answer is whole");
-  CLI::Option* const streams =
-      app->add_option("--streams", options->streams,
-                      "closed loop: so many at once, each the next one as it ends")
-          ->check(CLI::Range(1, 65536))
-          ->capture_default_str();
-  app->add_option("--rate", options->rate, "instead: requests per second, a Poisson process")
-      ->check(CLI::Range(0.001, 1e6))
-      ->excludes(streams);
-  app->add_option("--requests", options->requests, "that are measured")
-      ->check(CLI::Range(1, 10'000'000))
-      ->capture_default_str();
-  app->add_option("--warm-up", options->warm_up,
-                  "requests before them; default: one per stream, with --rate a tenth")
-      ->check(CLI::Range(0, 10'000'000));
-  app->add_option("--max-live", options->max_live, "with --rate: that are out at once at most")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
-  app->add_option("--prompt", options->prompt,
-                  "tokens of a prompt, random ids: N, uniform:LOW:HIGH, exponential:MEAN or "
-                  "lognormal:MEDIAN:SIGMA[:MAX]")
-      ->capture_default_str();
-  app->add_option("--output", options->output, "tokens of an answer, likewise")
-      ->capture_default_str();
-  app->add_option("--shared-prefix", options->shared_prefix,
-                  "tokens with which all prompts begin, as far as they are so long")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
-  app->add_option("--seed", options->seed, "of lengths, ids and times")->capture_default_str();
+  const Option streams =
+      app->AddOption("--streams", options->streams,
+                     "closed loop: so many at once, each the next one as it ends")
+          .Range(1, 65536)
+          .ShowDefault();
+  app->AddOption("--rate", options->rate, "instead: requests per second, a Poisson process")
+      .Range(0.001, 1e6)
+      .Excludes(streams);
+  app->AddOption("--requests", options->requests, "that are measured")
+      .Range(1, 10'000'000)
+      .ShowDefault();
+  app->AddOption("--warm-up", options->warm_up,
+                 "requests before them; default: one per stream, with --rate a tenth")
+      .Range(0, 10'000'000);
+  app->AddOption("--max-live", options->max_live, "with --rate: that are out at once at most")
+      .Range(1, 65536)
+      .ShowDefault();
+  app->AddOption("--prompt", options->prompt,
+                 "tokens of a prompt, random ids: N, uniform:LOW:HIGH, exponential:MEAN or "
+                 "lognormal:MEDIAN:SIGMA[:MAX]")
+      .ShowDefault();
+  app->AddOption("--output", options->output, "tokens of an answer, likewise").ShowDefault();
+  app->AddOption("--shared-prefix", options->shared_prefix,
+                 "tokens with which all prompts begin, as far as they are so long")
+      .Range(0, 1 << 20)
+      .ShowDefault();
+  app->AddOption("--seed", options->seed, "of lengths, ids and times").ShowDefault();
   options->connect.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }

@@ -4,10 +4,10 @@
 #include <memory>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_format.h"
 #include "commands.h"
 #include "common/checkpoint/read_file.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "deployment/sizing.h"
 #include "nlohmann/json.hpp"
@@ -92,40 +92,39 @@ absl::Status Run(Options options) {
 
 }  // namespace
 
-Command AddPlan(CLI::App& root) {
+Command AddPlan(CommandLine& root) {
   auto options = std::make_shared<Options>();
   SizingRequest& request = options->request;
-  CLI::App* app = root.add_subcommand(
+  CommandLine* app = root.AddSubcommand(
       "plan", "how many workers of which memory a load needs, and why (docs/sizing.md)");
-  app->add_option("--model", options->model, "checkpoint folder, or a config.json alone")
-      ->required();
-  app->add_option("--dtype", options->dtype, "f32 or bf16")->capture_default_str();
-  app->add_option("--weights", options->weights, "their format; default: the mode's");
-  app->add_option("--streams", request.streams, "answers that are written at the same time")
-      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
-      ->capture_default_str();
-  app->add_option("--context", request.stream_tokens, "tokens of one: prompt and answer")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
-      ->capture_default_str();
-  app->add_option("--tokens-per-second", request.tokens_per_s, "that all streams get together");
-  app->add_option("--expert-copies", request.expert_copies,
-                  "workers that hold the same expert, if memory allows")
-      ->check(CLI::Range(1, 16))
-      ->capture_default_str();
-  app->add_option("--nodes", request.nodes, "")->check(CLI::Range(1, 1024))->capture_default_str();
-  app->add_option("--node-memory", request.node_memory_bytes, "of each, such as 64GiB")
-      ->required()
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 50));
-  app->add_option("--node-gbps", options->node_gb_per_s,
-                  "GB/s that a node's cores read: tandem bench --ceilings")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app->add_option("--disk-mbps", options->disk_mb_per_s,
-                  "MB/s at which checkpoints are read from where they lie")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app->add_flag("--json", options->json, "print JSON");
+  app->AddOption("--model", options->model, "checkpoint folder, or a config.json alone").Required();
+  app->AddOption("--dtype", options->dtype, "f32 or bf16").ShowDefault();
+  app->AddOption("--weights", options->weights, "their format; default: the mode's");
+  app->AddOption("--streams", request.streams, "answers that are written at the same time")
+      .Range(int64_t{1}, int64_t{65536})
+      .ShowDefault();
+  app->AddOption("--context", request.stream_tokens, "tokens of one: prompt and answer")
+      .Range(int64_t{1}, int64_t{1} << 24)
+      .ShowDefault();
+  app->AddOption("--tokens-per-second", request.tokens_per_s, "that all streams get together");
+  app->AddOption("--expert-copies", request.expert_copies,
+                 "workers that hold the same expert, if memory allows")
+      .Range(1, 16)
+      .ShowDefault();
+  app->AddOption("--nodes", request.nodes, "").Range(1, 1024).ShowDefault();
+  app->AddOption("--node-memory", request.node_memory_bytes, "of each, such as 64GiB")
+      .Required()
+      .ByteSize()
+      .Range(int64_t{1}, int64_t{1} << 50);
+  app->AddOption("--node-gbps", options->node_gb_per_s,
+                 "GB/s that a node's cores read: tandem bench --ceilings")
+      .Positive()
+      .ShowDefault();
+  app->AddOption("--disk-mbps", options->disk_mb_per_s,
+                 "MB/s at which checkpoints are read from where they lie")
+      .Positive()
+      .ShowDefault();
+  app->AddFlag("--json", options->json, "print JSON");
   return {app, [options] { return Run(*options); }};
 }
 

@@ -4,9 +4,9 @@
 #include <memory>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/service/progress.h"
 #include "common/status.h"
 #include "io.h"
@@ -39,14 +39,14 @@ absl::Status Run(const Options& options) {
 
 }  // namespace
 
-Command AddQuantize(CLI::App& root) {
+Command AddQuantize(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand(
+  CommandLine* app = root.AddSubcommand(
       "quantize", "packs a checkpoint's weights, so that no start has to: --weights int8 or int4");
-  app->add_option("--model", options->quantize.model_dir, "checkpoint folder")->required();
+  app->AddOption("--model", options->quantize.model_dir, "checkpoint folder").Required();
   options->quantize.backend.AddTo(*app);
-  app->get_option("--weights")->required();
-  app->add_flag("--json", options->json, "print JSON");
+  app->Get("--weights").Required();
+  app->AddFlag("--json", options->json, "print JSON");
   return {app, [options] { return Run(*options); }};
 }
 

@@ -6,12 +6,12 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "io.h"
 
@@ -107,19 +107,18 @@ absl::Status Run(const Options& options) {
 
 }  // namespace
 
-Command AddScore(CLI::App& root) {
+Command AddScore(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand(
+  CommandLine* app = root.AddSubcommand(
       "score", "log-probabilities of given tokens: position, next id, log-probability");
-  auto* text = app->add_option("text", options->text, "text to score");
-  auto* ids = app->add_option("--ids-file", options->ids_file,
-                              "file of whitespace-separated token ids to score");
-  text->excludes(ids);
-  app->add_option("--positions", options->positions, "rows wanted, ascending, such as 0,5,4095");
-  app->add_option("--logits", options->logits, "write the rows' logits to this .npy file");
-  app->add_option(
-      "--path", options->path,
-      "how rows are computed: prefill, decode or chunk=N (default: as a request would)");
+  Option text = app->AddOption("text", options->text, "text to score");
+  const Option ids = app->AddOption("--ids-file", options->ids_file,
+                                    "file of whitespace-separated token ids to score");
+  text.Excludes(ids);
+  app->AddOption("--positions", options->positions, "rows wanted, ascending, such as 0,5,4095");
+  app->AddOption("--logits", options->logits, "write the rows' logits to this .npy file");
+  app->AddOption("--path", options->path,
+                 "how rows are computed: prefill, decode or chunk=N (default: as a request would)");
   AddBosOption(*app, &options->add_bos);
   options->connect.AddTo(*app);
   return {app, [options] { return Run(*options); }};

@@ -10,10 +10,10 @@
 #include <optional>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/mutex.h"
 #include "interrupt.h"
 #include "status_view.h"
@@ -128,17 +128,17 @@ absl::Status Run(Options options) {
 
 }  // namespace
 
-Command AddStatus(CLI::App& root) {
+Command AddStatus(CommandLine& root) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = root.add_subcommand("status", "what the deployment is made of and does");
-  app->add_flag("--counters", options->view.counters, "also print every worker's counters");
-  app->add_flag("--map", options->view.map, "which experts each worker has, instead of how many");
-  app->add_flag("--watch", options->watch,
-                "again and again, with rates, until Ctrl-C: in place in a terminal, one after the "
-                "other elsewhere");
-  app->add_option("--interval", options->interval_s, "seconds, with --watch")
-      ->check(CLI::Range(0.1, 3600.0))
-      ->capture_default_str();
+  CommandLine* app = root.AddSubcommand("status", "what the deployment is made of and does");
+  app->AddFlag("--counters", options->view.counters, "also print every worker's counters");
+  app->AddFlag("--map", options->view.map, "which experts each worker has, instead of how many");
+  app->AddFlag("--watch", options->watch,
+               "again and again, with rates, until Ctrl-C: in place in a terminal, one after the "
+               "other elsewhere");
+  app->AddOption("--interval", options->interval_s, "seconds, with --watch")
+      .Range(0.1, 3600.0)
+      .ShowDefault();
   options->connect.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }

@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "client.h"
 #include "commands.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "common/tokenizer/tokenizer.h"
 #include "io.h"
@@ -122,28 +122,28 @@ absl::Status RunDetokenize(const DetokenizeOptions& options) {
 
 }  // namespace
 
-Command AddTokenize(CLI::App& root) {
+Command AddTokenize(CommandLine& root) {
   auto options = std::make_shared<TokenizeOptions>();
-  CLI::App* app = root.add_subcommand("tokenize", "text to token ids");
-  auto* text = app->add_option("text", options->text, "text to tokenize");
-  auto* jsonl =
-      app->add_option("--jsonl", options->jsonl,
-                      "answer each line {\"text\": ...} of this file with a line {\"ids\": [...]}");
-  text->excludes(jsonl);
-  app->add_flag("--plain", options->plain, "names of added tokens are plain text");
-  app->add_flag("--bos", options->bos, "put the begin-of-sequence token in front");
+  CommandLine* app = root.AddSubcommand("tokenize", "text to token ids");
+  Option text = app->AddOption("text", options->text, "text to tokenize");
+  const Option jsonl =
+      app->AddOption("--jsonl", options->jsonl,
+                     "answer each line {\"text\": ...} of this file with a line {\"ids\": [...]}");
+  text.Excludes(jsonl);
+  app->AddFlag("--plain", options->plain, "names of added tokens are plain text");
+  app->AddFlag("--bos", options->bos, "put the begin-of-sequence token in front");
   options->connect.AddTo(*app);
   return {app, [options] { return RunTokenize(*options); }};
 }
 
-Command AddDetokenize(CLI::App& root) {
+Command AddDetokenize(CommandLine& root) {
   auto options = std::make_shared<DetokenizeOptions>();
-  CLI::App* app = root.add_subcommand("detokenize", "token ids to text");
-  app->add_option("ids", options->ids, "token ids");
-  app->add_option("--ids-file", options->ids_file, "file of whitespace-separated token ids");
-  app->add_option("--jsonl", options->jsonl,
-                  "answer each line {\"ids\": [...]} of this file with a line {\"text\": ...}");
-  app->add_flag("--skip-special", options->skip_special, "leave special tokens out");
+  CommandLine* app = root.AddSubcommand("detokenize", "token ids to text");
+  app->AddOption("ids", options->ids, "token ids");
+  app->AddOption("--ids-file", options->ids_file, "file of whitespace-separated token ids");
+  app->AddOption("--jsonl", options->jsonl,
+                 "answer each line {\"ids\": [...]} of this file with a line {\"text\": ...}");
+  app->AddFlag("--skip-special", options->skip_special, "leave special tokens out");
   options->connect.AddTo(*app);
   return {app, [options] { return RunDetokenize(*options); }};
 }
