@@ -21,6 +21,8 @@ namespace {
 
 // Often enough to keep the connection's polling hot.
 constexpr uint32_t kHeartbeatMs = 300;
+// Between two looks at what has changed: the reports of many workers are looked at together.
+constexpr std::chrono::milliseconds kLeastPause(10);
 constexpr uint64_t kMaxDrainMs = 86'400'000;  // that is believed: a day
 
 int64_t Count(uint64_t value) {
@@ -105,6 +107,12 @@ class Coordinator::Impl {
                  [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_streams_ == 0; });
     }
     thread_.join();
+    MutexLock lock(mutex_);
+    wake_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return std::all_of(dials_.begin(), dials_.end(),
+                         [](const auto& entry) { return entry.second.done; });
+    });
+    for (auto& [id, dial] : dials_) dial.thread.join();
   }
 
   grpc::Service* service() { return &service_; }
@@ -112,8 +120,8 @@ class Coordinator::Impl {
   View Look() const {
     MutexLock lock(mutex_);
     View view;
-    view.serving = membership_.serving();
-    view.detail = membership_.Detail();
+    view.serving = IsServing();
+    view.detail = Detail();
     view.now = absl::Now();
     view.placement = membership_.placement();
     view.target = membership_.target();
@@ -224,6 +232,18 @@ class Coordinator::Impl {
     Impl* const owner_;
   };
 
+  // A session that is being made with an attention worker, on a thread of its own: who does not
+  // answer holds up nobody else.
+  struct Dial {
+    std::thread thread;
+    bool done = false;      // the thread is at its end
+    absl::Status status;    // of what is done
+    absl::Time done_at;     // likewise
+    bool unwanted = false;  // the worker is no member any more
+    bool drain = false;     // the driver is to be told so when it has the worker
+    bool move = false;      // likewise, with what the worker has
+  };
+
   absl::Status Drain(WorkerId worker) {
     MutexLock lock(mutex_);
     TANDEM_RETURN_IF_ERROR(membership_.Drain(worker));
@@ -291,12 +311,13 @@ class Coordinator::Impl {
 
   void Run() {
     MutexLock lock(mutex_);
-    bool serving = false;
     PlacementVersion target, in_use;
     std::string plan_error;
     while (!ended_) {
       // A link may break while its worker's membership goes on.
+      EndDials();
       for (const auto& [id, member] : membership_.members()) {
+        if (dials_.contains(id)) continue;
         if (member.serving && !driver_->HasWorker(id)) membership_.SessionLost(id);
         if (member.closed && driver_->IsDrained(id)) membership_.SequencesGone(id);
       }
@@ -315,17 +336,91 @@ class Coordinator::Impl {
         in_use = membership_.placement().version;
         spdlog::info("placement {} is in use", in_use.counter);
       }
-      if (membership_.serving() != serving) {
-        serving = !serving;
-        spdlog::info("{}", serving ? "serving: " + membership_.Detail() : membership_.Detail());
+      if (const bool serving = IsServing(); serving != serving_) {
+        serving_ = serving;
+        spdlog::info("{}{}", serving ? "serving: " : "", Detail());
         lock.Unlock();
         on_serving_changed_(serving);
         lock.Lock();
       }
+      const auto next = std::chrono::steady_clock::now() + kLeastPause;
       wake_.WaitFor(lock, interval_,
                     [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return changed_ || ended_; });
+      wake_.WaitUntil(lock, next,
+                      [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ended_; });
       changed_ = false;
     }
+  }
+
+  // Whether requests get to an attention worker, and have all experts. While one is being dialed
+  // it stays as it was: most answer at once.
+  bool IsServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const auto takes_requests = [this](const auto& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      const auto& [id, member] = entry;
+      if (!member.serving || member.draining) return false;
+      const auto dial = dials_.find(id);
+      if (dial == dials_.end()) return true;
+      return dial->second.done ? dial->second.status.ok() : serving_;
+    };
+    const auto& members = membership_.members();
+    return membership_.serving() && std::any_of(members.begin(), members.end(), takes_requests);
+  }
+
+  std::string Detail() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (IsServing() || !membership_.serving() || dials_.empty()) return membership_.Detail();
+    const auto& [worker, dial] = *dials_.begin();
+    return absl::StrCat("attention worker ", worker,
+                        dial.done ? " does not answer" : " has not answered yet");
+  }
+
+  void StartDial(WorkerId worker, const std::string& address)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    dials_[worker].thread = std::thread([this, worker, address] {
+      absl::Status status = driver_->AddWorker(
+          worker, [&](AttentionLink::Observer* observer) { return dial_(address, observer); });
+      MutexLock lock(mutex_);
+      Dial& dial = dials_.at(worker);
+      if (status.ok() && dial.unwanted) {
+        lock.Unlock();
+        driver_->RemoveWorker(worker);
+        lock.Lock();
+      }
+      dial.status = std::move(status);
+      dial.done_at = absl::Now();
+      dial.done = true;
+      changed_ = true;
+      wake_.NotifyAll();
+    });
+  }
+
+  // Of those that are done. One that failed is kept for an interval, so that it is not tried again
+  // at once.
+  void EndDials() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    for (auto it = dials_.begin(); it != dials_.end();) {
+      const WorkerId worker = it->first;
+      Dial& dial = it->second;
+      const bool failed = dial.done && !dial.status.ok() && !dial.unwanted;
+      if (!dial.done || (failed && absl::Now() - dial.done_at < absl::FromChrono(interval_))) {
+        ++it;
+        continue;
+      }
+      dial.thread.join();
+      if (failed) {
+        spdlog::warn("attention worker {} does not answer: {}", worker,
+                     std::string(dial.status.message()));
+        membership_.SessionLost(worker);
+      } else if (!dial.unwanted && dial.drain) {
+        driver_->DrainWorker(worker, dial.move);
+      }
+      it = dials_.erase(it);
+    }
+  }
+
+  void DrainAttention(WorkerId worker, bool move) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const auto dial = dials_.find(worker);
+    if (dial == dials_.end()) return driver_->DrainWorker(worker, move);
+    dial->second.drain = true;
+    dial->second.move = move;
   }
 
   // Encoded once for all workers.
@@ -371,28 +466,22 @@ class Coordinator::Impl {
         stream->second->End(grpc::Status(grpc::DEADLINE_EXCEEDED, action.why));
         streams_.erase(stream);
         return;
-      case Kind::kStartAttention: {
-        mutex_.Unlock();  // dialing waits for the worker's welcome
-        const absl::Status started = driver_->AddWorker(
-            action.worker,
-            [&](AttentionLink::Observer* observer) { return dial_(action.address, observer); });
-        mutex_.Lock();
-        if (!started.ok()) {
-          spdlog::warn("attention worker {} at {} does not answer: {}", action.worker,
-                       action.address, std::string(started.message()));
-          membership_.SessionLost(action.worker);
-        }
+      case Kind::kStartAttention:
+        StartDial(action.worker, action.address);
         return;
-      }
       case Kind::kDrainAttention:
         spdlog::info("attention worker {} drains: it gets no new requests", action.worker);
-        driver_->DrainWorker(action.worker, false);
+        DrainAttention(action.worker, false);
         return;
       case Kind::kMoveAttention:
         spdlog::info("attention worker {} drains: what it still has goes to others", action.worker);
-        driver_->DrainWorker(action.worker, true);
+        DrainAttention(action.worker, true);
         return;
       case Kind::kStopAttention:
+        if (const auto dial = dials_.find(action.worker); dial != dials_.end()) {
+          dial->second.unwanted = true;
+          if (!dial->second.done) return;  // its thread sees to it
+        }
         mutex_.Unlock();
         driver_->RemoveWorker(action.worker);
         mutex_.Lock();
@@ -404,6 +493,8 @@ class Coordinator::Impl {
   CondVar wake_;
   Membership membership_ ABSL_GUARDED_BY(mutex_);
   std::map<WorkerId, Stream*> streams_ ABSL_GUARDED_BY(mutex_);
+  std::map<WorkerId, Dial> dials_ ABSL_GUARDED_BY(mutex_);
+  bool serving_ ABSL_GUARDED_BY(mutex_) = false;      // as was told last
   v1::PlacementOrder order_ ABSL_GUARDED_BY(mutex_);  // the last that was encoded
   // Addresses and why they were refused, the oldest first.
   std::deque<std::pair<std::string, std::string>> refused_ ABSL_GUARDED_BY(mutex_);

@@ -19,7 +19,8 @@
 
 namespace tandem {
 
-// Makes a link to an attention worker at an address.
+// Makes a link to an attention worker at an address. Called on a thread of its own for each,
+// several at once; may block, for a bounded time that the end of the coordinator waits for.
 using AttentionDialer = std::function<absl::StatusOr<std::unique_ptr<AttentionLink>>(
     const std::string& address, AttentionLink::Observer* observer)>;
 

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <string>
 
+#include "absl/time/clock.h"
 #include "common/service/registry_client.h"
 #include "common/service/service_host.h"
 #include "proto/registry.grpc.pb.h"
@@ -36,12 +37,18 @@ class FakeMember {
       health.ready = version_.counter > 0;
       health.loaded = 1;
       health.placement = version_;
+      health.draining = draining_;
       return health;
     };
     callbacks.on_accepted = [](WorkerId, uint64_t) {};
     callbacks.on_load = callbacks.on_use = [this](Placement placement) {
       std::lock_guard lock(mutex_);
       version_ = placement.version;
+    };
+    callbacks.on_released = [this] {
+      std::lock_guard lock(mutex_);
+      released_ = true;
+      changed_.notify_all();
     };
     callbacks.on_refused = [this](absl::Status status) {
       std::lock_guard lock(mutex_);
@@ -56,27 +63,45 @@ class FakeMember {
     changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit), [this] { return !refused_.ok(); });
     return refused_;
   }
+  void Drain() {
+    std::lock_guard lock(mutex_);
+    draining_ = true;
+  }
+  bool WaitForRelease() {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit), [this] { return released_; });
+  }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   PlacementVersion version_;
+  bool draining_ = false;
+  bool released_ = false;
   absl::Status refused_;
   std::unique_ptr<RegistryClient> client_;  // last: calls back until it is destroyed
 };
 
-// Links that do nothing but break when they are told to.
+// Links that do nothing but break when they are told to. Who is dialed at a swallowed address
+// waits.
 class Links {
  public:
   AttentionDialer Dialer() {
-    return [this](const std::string&, AttentionLink::Observer* observer)
+    return [this](const std::string& address, AttentionLink::Observer* observer)
                -> absl::StatusOr<std::unique_ptr<AttentionLink>> {
-      std::lock_guard lock(mutex_);
+      std::unique_lock lock(mutex_);
       ++dials_;
       newest_ = observer;
       changed_.notify_all();
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit),
+                        [&] { return swallowed_ != address; });
       return std::make_unique<Link>(this);
     };
+  }
+  void Swallow(const std::string& address) {  // "": none
+    std::lock_guard lock(mutex_);
+    swallowed_ = address;
+    changed_.notify_all();
   }
   bool WaitForDials(int count) {
     std::unique_lock lock(mutex_);
@@ -112,6 +137,7 @@ class Links {
 
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::string swallowed_;
   int dials_ = 0;
   int closes_ = 0;
   AttentionLink::Observer* newest_ = nullptr;
@@ -138,6 +164,13 @@ class CoordinatorTest : public testing::Test {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, absl::ToChronoNanoseconds(kLimit),
                              [&] { return serving_ == serving; });
+  }
+
+  template <typename Condition>
+  static bool WaitUntil(const Condition& condition) {
+    const absl::Time limit = absl::Now() + kLimit;
+    while (!condition() && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(1));
+    return condition();
   }
 
   ModelConfig config_;
@@ -172,6 +205,51 @@ TEST_F(CoordinatorTest, TakesALostAttentionWorkerFromTheDriverAndGivesItTheNextO
   FakeMember next(host_->address(), v1::WORKER_KIND_ATTENTION, "a:2");
   EXPECT_TRUE(WaitForServing());
   EXPECT_TRUE(links_.WaitForDials(2));
+}
+
+TEST_F(CoordinatorTest, AnAttentionWorkerThatDoesNotAnswerHoldsUpNobodyElse) {
+  links_.Swallow("a:1");
+  FakeMember expert(host_->address(), v1::WORKER_KIND_EXPERT, "e:1");
+  FakeMember silent(host_->address(), v1::WORKER_KIND_ATTENTION, "a:1");
+  ASSERT_TRUE(links_.WaitForDials(1));
+  EXPECT_FALSE(coordinator_->Look().serving);
+  EXPECT_THAT(coordinator_->Look().detail, HasSubstr("has not answered yet"));
+  FakeMember other(host_->address(), v1::WORKER_KIND_ATTENTION, "a:2");
+  ASSERT_TRUE(WaitForServing());
+  FakeMember second_expert(host_->address(), v1::WORKER_KIND_EXPERT, "e:2");
+  EXPECT_TRUE(WaitUntil([this] { return coordinator_->Look().placement.workers.size() == 2; }));
+  EXPECT_EQ(driver_.num_workers(), 1);
+  links_.Swallow("");
+  EXPECT_TRUE(WaitUntil([this] { return driver_.num_workers() == 2; }));
+}
+
+TEST_F(CoordinatorTest, AnAttentionWorkerThatLeavesWhileItIsDialedLeavesNothingBehind) {
+  links_.Swallow("a:1");
+  FakeMember expert(host_->address(), v1::WORKER_KIND_EXPERT, "e:1");
+  auto silent = std::make_unique<FakeMember>(host_->address(), v1::WORKER_KIND_ATTENTION, "a:1");
+  ASSERT_TRUE(links_.WaitForDials(1));
+  silent.reset();
+  ASSERT_TRUE(WaitUntil([this] { return coordinator_->Look().members.size() == 1; }));
+  links_.Swallow("");
+  EXPECT_TRUE(links_.WaitForCloses(1));
+  EXPECT_TRUE(WaitUntil([this] { return driver_.num_workers() == 0; }));
+}
+
+TEST_F(CoordinatorTest, AnAttentionWorkerThatDrainsWhileItIsDialedMayEnd) {
+  links_.Swallow("a:1");
+  FakeMember expert(host_->address(), v1::WORKER_KIND_EXPERT, "e:1");
+  FakeMember silent(host_->address(), v1::WORKER_KIND_ATTENTION, "a:1");
+  ASSERT_TRUE(links_.WaitForDials(1));
+  silent.Drain();
+  ASSERT_TRUE(WaitUntil([this] {
+    for (const auto& [member, state] : coordinator_->Look().members) {
+      if (member.closed) return true;
+    }
+    return false;
+  }));
+  links_.Swallow("");
+  EXPECT_TRUE(silent.WaitForRelease());
+  EXPECT_TRUE(links_.WaitForCloses(1));
 }
 
 TEST_F(CoordinatorTest, RefusesAWorkerOfNoKnownKind) {
