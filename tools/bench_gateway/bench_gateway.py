@@ -5,9 +5,11 @@
 
 Starts the real gateway for a model of V2-Lite's shape without weights, lets stub workers join it
 over real sockets, and measures the processor time that the gateway's process takes: per heartbeat
-while nothing else happens; then per step and token under closed loops of `tandem load` with one and
-with more streams per attention worker. Steps are answered at once or after --step-ms. With --perf,
-also where the time goes.
+while nothing else happens; then per step, token and request, under closed loops of `tandem load` with
+few and many streams per attention worker and with long and short answers, all of token ids. Steps are
+answered after --step-ms; where it is so short that the machine is full, the workers lose their leases
+and the bench ends. *core* is how busy its threads are together, *thread* the busiest of them. With
+--perf, also where the time goes.
 """
 import argparse
 import json
@@ -21,14 +23,32 @@ HEARTBEAT_S = 0.3  # as gateway/coordinator.cc asks for
 
 
 def cpu_s(pid):
-    """Processor time of all threads; those that end take theirs with them."""
-    total = 0
+    """Processor time of a process, its threads that have ended included."""
+    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3)
+
+
+def threads_s(pid):
+    """Processor time of each thread that there is."""
+    times = {}
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         try:
-            total += int((task / "schedstat").read_text().split()[0])
+            times[task.name] = int((task / "schedstat").read_text().split()[0]) * 1e-9
         except (FileNotFoundError, ProcessLookupError):
             pass
-    return total * 1e-9
+    return times
+
+
+def least_squares(rows, values):
+    """The x with rows * x ~ values, by the normal equations."""
+    n = len(rows[0])
+    table = [[sum(row[i] * row[j] for row in rows) for j in range(n)] +
+             [sum(row[i] * value for row, value in zip(rows, values))] for i in range(n)]
+    for i in range(n):
+        table[i] = [cell / table[i][i] for cell in table[i]]
+        for j in range(n):
+            if j != i:
+                table[j] = [b - table[j][i] * a for a, b in zip(table[i], table[j])]
+    return [row[n] for row in table]
 
 
 class Bench:
@@ -77,13 +97,13 @@ class Bench:
         self.address = self.word(log, "gateway on ", gateway)
         registry = self.word(log, "registry on ", gateway)
         before, since = cpu_s(self.pid), time.monotonic()
-        stubs, stub_log = self.start(
+        self.stubs, self.stub_log = self.start(
             "stub_workers", "--gateway", self.address, "--registry", registry,
             "--attention", str(self.args.attention), "--experts", str(self.args.experts),
             "--step-ms", str(self.args.step_ms))
         while self.counters()[0] != "serving":
-            if stubs.poll() is not None or time.monotonic() > since + 120:
-                raise SystemExit(f"the workers do not join:\n{stub_log.read_text()}")
+            if self.stubs.poll() is not None or time.monotonic() > since + 120:
+                raise SystemExit(f"the workers do not join:\n{self.stub_log.read_text()[-500:]}")
             time.sleep(0.2)
         workers = self.args.attention + self.args.experts
         print(f"{workers} workers joined within {time.monotonic() - since:.1f} s, "
@@ -93,42 +113,52 @@ class Bench:
         before, since = cpu_s(self.pid), time.monotonic()
         time.sleep(self.args.idle_s)
         seconds = time.monotonic() - since
-        idle = (cpu_s(self.pid) - before) / seconds
-        print(f"nothing to do: {100 * idle:.1f}% of a core, "
-              f"{1e6 * idle * HEARTBEAT_S / workers:.1f} us per heartbeat")
-        print(f"{'streams':>8} {'steps/s':>9} {'tokens/s':>9} {'core':>6} {'us/step':>8} {'us/token':>9}")
-        rows = [self.load(streams, idle) for streams in self.args.streams]
-        if len(rows) > 1:
-            # us = a * steps + b * tokens, by the first and the last.
-            (s1, t1, u1), (s2, t2, u2) = rows[0], rows[-1]
-            det = s1 * t2 - s2 * t1
-            if det:
-                print(f"so a step costs {(u1 * t2 - u2 * t1) / det:.0f} us, and a token "
-                      f"{(s1 * u2 - s2 * u1) / det:.0f} us besides")
+        idle = cpu_s(self.pid) - before
+        print(f"nothing to do: {100 * idle / seconds:.1f}% of a core, "
+              f"{1e6 * idle / seconds * HEARTBEAT_S / workers:.1f} us per heartbeat")
+        print(f"{'streams':>8} {'output':>7} {'steps/s':>8} {'tokens/s':>9} {'requests/s':>11} "
+              f"{'core':>6} {'thread':>7}")
+        loads = [(streams, self.args.output) for streams in self.args.streams]
+        loads.append((self.args.streams[-1], self.args.short_output))
+        counts, us = zip(([seconds, 0, 0, 0], 1e6 * idle), *[self.load(*load) for load in loads])
+        # Relative to what was measured, so that every load counts alike.
+        shares = [[count / total for count in row] for row, total in zip(counts, us)]
+        costs = least_squares(shares, [1] * len(us))
+        off = [sum(c * share for c, share in zip(costs, row)) - 1 for row in shares]
+        print(f"so {1e-4 * costs[0]:.1f}% of a core is for {workers} workers, a step costs "
+              f"{costs[1]:.0f} us, a token {costs[2]:.1f} and a request {costs[3]:.0f} besides "
+              f"({100 * min(off):+.0f} to {100 * max(off):+.0f}% off)")
 
-    def load(self, streams_per_worker, idle):
+    def load(self, streams_per_worker, output):
         args = self.args
         streams = streams_per_worker * args.attention
         perf = None
         if args.perf:
-            data = args.perf / f"{streams}.data"
+            data = args.perf / f"{streams}-{output}.data"
             perf = subprocess.Popen(["perf", "record", "-q", "-g", "-o", str(data), "-p",
                                      str(self.pid)], stderr=subprocess.DEVNULL)
         _, counters = self.counters()
-        before, since = cpu_s(self.pid), time.monotonic()
-        self.tool("load", "--streams", str(streams), "--requests", str(streams * args.rounds),
-                  "--warm-up", "0", "--prompt", str(args.prompt), "--output", str(args.output))
+        before, threads, since = cpu_s(self.pid), threads_s(self.pid), time.monotonic()
+        # So many requests that each load has about as many steps.
+        requests = streams * max(1, args.rounds * args.output // output)
+        self.tool("load", "--streams", str(streams), "--requests", str(requests),
+                  "--warm-up", "0", "--prompt", str(args.prompt), "--output", str(output))
         seconds = time.monotonic() - since
-        us = 1e6 * (cpu_s(self.pid) - before - idle * seconds)
+        us = 1e6 * (cpu_s(self.pid) - before)
+        busiest = max(now - threads.get(name, 0) for name, now in threads_s(self.pid).items())
         _, after = self.counters()
         if perf:
             perf.terminate()
             perf.wait()
-        steps = after["steps_total"] - counters["steps_total"]
-        tokens = after["tokens_generated_total"] - counters["tokens_generated_total"]
-        print(f"{streams:8} {steps / seconds:9.0f} {tokens / seconds:9.0f} "
-              f"{1e-6 * us / seconds:6.2f} {us / steps:8.1f} {us / tokens:9.1f}", flush=True)
-        return steps, tokens, us
+        if self.stubs.poll() is not None:
+            raise SystemExit(f"the workers have left:\n{self.stub_log.read_text()[-500:]}")
+        counts = [after[name] - counters[name]
+                  for name in ("steps_total", "tokens_generated_total", "jobs_total")]
+        rates = [count / seconds for count in counts]
+        counts.insert(0, seconds)
+        print(f"{streams:8} {output:7} {rates[0]:8.0f} {rates[1]:9.0f} {rates[2]:11.1f} "
+              f"{1e-6 * us / seconds:6.2f} {busiest / seconds:7.2f}", flush=True)
+        return counts, us
 
     def end(self):
         for process in reversed(self.processes):
@@ -149,7 +179,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=4, help="requests of each stream")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
-    parser.add_argument("--step-ms", type=float, default=0)
+    parser.add_argument("--short-output", type=int, default=2)
+    parser.add_argument("--step-ms", type=float, default=50)
     parser.add_argument("--idle-s", type=float, default=5)
     parser.add_argument("--perf", type=pathlib.Path, help="a folder for perf's recordings")
     args = parser.parse_args()

@@ -4,6 +4,7 @@
 //   stub_workers --gateway HOST:PORT --registry HOST:PORT --attention 64 --experts 256
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <deque>
@@ -18,14 +19,16 @@
 #include "absl/time/time.h"
 #include "common/command_line.h"
 #include "common/mutex.h"
+#include "common/placement.h"
 #include "common/service/grpc_status.h"
-#include "common/service/registry_client.h"
 #include "common/service/service_host.h"
 #include "common/status.h"
 #include "common/transport/attention_link.h"
 #include "common/transport/grpc_attention_service.h"
 #include "common/transport/grpc_peer.h"
+#include "common/transport/timer_thread.h"
 #include "proto/inference.grpc.pb.h"
+#include "proto/registry.grpc.pb.h"
 #include "spdlog/spdlog.h"
 
 namespace tandem {
@@ -33,13 +36,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::microseconds kHeartbeat{300'000};  // as gateway/coordinator.cc asks for
+
 struct Options {
   std::string gateway;
   std::string registry;
   int attention = 1;
   int experts = 1;
   double step_ms = 0;
-  int pages = 1 << 20;
+  int pages = 16384;  // of each attention worker: a million tokens, 32 GB of V2-Lite's
 };
 
 // Answers what it is given when its time has come. Destroyed after all that it was given to.
@@ -57,11 +62,10 @@ class Answerer {
 
   // Calls `observer` at `when`, unless Forget comes first.
   void Add(Clock::time_point when, AttentionLink::Observer* observer, StepResult result) {
-    {
-      MutexLock lock(mutex_);
-      waiting_.emplace(when, Answer{observer, std::move(result)});
-    }
-    changed_.NotifyAll();
+    MutexLock lock(mutex_);
+    const bool is_first = waiting_.empty() || when < waiting_.begin()->first;
+    waiting_.emplace(when, Answer{observer, std::move(result)});
+    if (is_first) changed_.NotifyAll();
   }
   // None of `observer`'s is called once this has returned.
   void Forget(AttentionLink::Observer* observer) {
@@ -80,22 +84,17 @@ class Answerer {
   void Loop() {
     MutexLock lock(mutex_);
     while (!ended_) {
-      if (waiting_.empty()) {
-        changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-          return ended_ || !waiting_.empty();
+      const Clock::time_point now = Clock::now();
+      const Clock::time_point first =
+          waiting_.empty() ? now + std::chrono::seconds(1) : waiting_.begin()->first;
+      if (first > now) {
+        changed_.WaitUntil(lock, first, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+          return ended_ || (!waiting_.empty() && waiting_.begin()->first < first);
         });
         continue;
       }
-      const auto first = waiting_.begin();
-      if (first->first > Clock::now()) {
-        const Clock::time_point until = first->first;
-        changed_.WaitUntil(lock, until, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-          return ended_ || (!waiting_.empty() && waiting_.begin()->first < until);
-        });
-        continue;
-      }
-      Answer answer = std::move(first->second);
-      waiting_.erase(first);
+      Answer answer = std::move(waiting_.begin()->second);
+      waiting_.erase(waiting_.begin());
       answering_ = answer.observer;
       lock.Unlock();
       answer.observer->OnStepResult(std::move(answer.result));
@@ -131,12 +130,12 @@ class StubLink final : public AttentionLink {
   void Run(Step step) override {
     StepResult result;
     result.step = step.step;
-    MutexLock lock(mutex_);
     for (NewBatch& batch : step.new_batches) batches_[batch.batch] = std::move(batch);
     for (const Advance& advance : step.advance) {
       result.batches.push_back({advance.batch, advance.end_layer});
       if (advance.end_layer == info_.num_layers) AddRows(advance.batch, &result);
     }
+    if (step_ == Clock::duration::zero()) return observer_->OnStepResult(std::move(result));
     last_ = std::max(last_, Clock::now()) + step_;
     result.busy_us = std::chrono::duration_cast<std::chrono::microseconds>(step_).count();
     answerer_.Add(last_, observer_, std::move(result));
@@ -145,7 +144,7 @@ class StubLink final : public AttentionLink {
  private:
   static constexpr int32_t kFirstToken = 1000;  // of which none ends a sequence
 
-  void AddRows(BatchId id, StepResult* result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  void AddRows(BatchId id, StepResult* result) {
     const auto it = batches_.find(id);
     if (it == batches_.end()) return;
     int32_t first_row = 0;
@@ -169,59 +168,100 @@ class StubLink final : public AttentionLink {
   Observer* const observer_;
   const AttentionWorkerInfo info_;
   const Clock::duration step_;
-  Mutex mutex_;
-  std::map<BatchId, NewBatch> batches_ ABSL_GUARDED_BY(mutex_);
-  Clock::time_point last_ ABSL_GUARDED_BY(mutex_);  // step's answer
+  // Of the session's reads, which come one after the other.
+  std::map<BatchId, NewBatch> batches_;
+  Clock::time_point last_;  // step's answer
 };
 
-// One worker's membership.
-class StubMember {
+// One worker's membership, over a connection of its own, without threads of its own.
+class StubMember : public grpc::ClientBidiReactor<v1::WorkerReport, v1::WorkerOrder> {
  public:
-  StubMember(const std::string& registry, const v1::WorkerHello& hello) : hello_(hello) {
-    RegistryClient::Callbacks callbacks;
-    callbacks.hello = [this] { return hello_; };
-    callbacks.health = [this] { return Health(); };
-    callbacks.on_accepted = [](WorkerId, uint64_t) {};
-    callbacks.on_lost = [] {};
-    callbacks.on_drain = [] {};
-    callbacks.on_released = [] {};
-    callbacks.on_load = [this](const Placement& placement) { Take(placement); };
-    callbacks.on_use = [this](const Placement& placement) {
-      if (hello_.kind() == v1::WORKER_KIND_ATTENTION) Take(placement);
-    };
-    callbacks.on_refused = [](const absl::Status& status) {
-      spdlog::error("{}", std::string(status.message()));
-    };
-    client_ = std::make_unique<RegistryClient>(registry, std::move(callbacks));
+  StubMember(const std::string& registry, const v1::WorkerHello& hello, std::atomic<bool>* lost)
+      : lost_(*lost),
+        channel_(CreatePeerChannel({registry, nullptr})),
+        stub_(v1::Registry::NewStub(channel_)) {
+    constexpr int kCounters = 40;  // about as many as a worker reports
+    v1::WorkerHeartbeat& heartbeat = *report_.mutable_heartbeat();
+    heartbeat.set_ready(true);
+    heartbeat.set_loaded(1);
+    for (int i = 0; i < kCounters; ++i) {
+      (*heartbeat.mutable_counters())[absl::StrCat("a_counter_of_a_worker_", i)] = i;
+    }
+    *hello_.mutable_hello() = hello;
+    MutexLock lock(mutex_);
+    writing_ = true;
+    stub_->async()->Join(&context_, this);
+    AddHold();  // for the heartbeats
+    StartWrite(&hello_);
+    StartRead(&order_);
+    StartCall();
+  }
+  ~StubMember() override {
+    MutexLock lock(mutex_);
+    leaving_ = true;
+    Break();
+    changed_.Wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return done_; });
+  }
+
+  // Says how it is, unless it is saying something.
+  void Beat() {
+    MutexLock lock(mutex_);
+    if (!accepted_ || writing_ || broken_) return;
+    writing_ = true;
+    v1::WorkerHeartbeat& heartbeat = *report_.mutable_heartbeat();
+    heartbeat.set_placement_epoch(placement_.epoch);
+    heartbeat.set_placement_counter(placement_.counter);
+    (*heartbeat.mutable_counters())["reports_total"] = ++reports_;
+    StartWrite(&report_);
+  }
+
+  void OnWriteDone(bool) override {
+    MutexLock lock(mutex_);
+    writing_ = false;
+  }
+  void OnReadDone(bool ok) override {
+    MutexLock lock(mutex_);
+    if (!ok) return Break();
+    if (order_.has_accepted()) accepted_ = true;
+    // What is to be loaded or used is so from the next heartbeat on.
+    if (order_.has_load()) placement_ = {order_.load().epoch(), order_.load().counter()};
+    if (order_.has_use()) placement_ = {order_.use().epoch(), order_.use().counter()};
+    if (!broken_) StartRead(&order_);
+  }
+  void OnDone(const grpc::Status& status) override {
+    MutexLock lock(mutex_);
+    done_ = true;
+    if (!leaving_) {
+      spdlog::error("a membership has ended: {}", status.error_message());
+      lost_ = true;
+    }
+    changed_.NotifyAll();
   }
 
  private:
-  static constexpr int kCounters = 40;  // about as many as a worker reports
-
-  WorkerHealth Health() {
-    WorkerHealth health;
-    health.ready = true;
-    health.loaded = 1;
-    for (int i = 0; i < kCounters; ++i) {
-      health.counters.emplace_back(absl::StrCat("a_counter_of_a_worker_", i), ++told_);
-    }
-    MutexLock lock(mutex_);
-    health.placement = placement_;
-    return health;
-  }
-  void Take(const Placement& placement) {
-    {
-      MutexLock lock(mutex_);
-      placement_ = placement.version;
-    }
-    if (client_ != nullptr) client_->ReportNow();
+  void Break() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (std::exchange(broken_, true)) return;
+    context_.TryCancel();
+    RemoveHold();
   }
 
-  const v1::WorkerHello hello_;
-  int64_t told_ = 0;  // of the thread that asks for the health
+  std::atomic<bool>& lost_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::Registry::Stub> stub_;
+  grpc::ClientContext context_;
+  v1::WorkerReport hello_;
+  v1::WorkerReport report_;  // not changed while it is being written
+  v1::WorkerOrder order_;
+
   Mutex mutex_;
+  CondVar changed_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<RegistryClient> client_;
+  int64_t reports_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool accepted_ ABSL_GUARDED_BY(mutex_) = false;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 absl::StatusOr<v1::GetModelResponse> AskForModel(const std::string& gateway) {
@@ -243,36 +283,51 @@ absl::Status Run(const Options& options) {
   const AttentionWorkerInfo info{static_cast<int32_t>(model.num_layers()), options.pages,
                                  static_cast<int32_t>(model.vocab_size())};
   Answerer answerer;
-  std::vector<std::unique_ptr<GrpcAttentionService>> services;
-  std::vector<std::unique_ptr<ServiceHost>> hosts;
-  std::vector<std::unique_ptr<StubMember>> members;
-  for (int i = 0; i < options.attention; ++i) {
-    services.push_back(std::make_unique<GrpcAttentionService>(
-        [&](AttentionLink::Observer* observer) {
-          return std::make_unique<StubLink>(&answerer, observer, info, options.step_ms);
-        },
-        GrpcAttentionServiceOptions{[digest = model.digest()] { return digest; }}));
-    TANDEM_ASSIGN_OR_RETURN(auto host, ServiceHost::Start({"127.0.0.1:0", "", false},
-                                                          {services.back()->service()}, {}));
-    hello.set_kind(v1::WORKER_KIND_ATTENTION);
-    hello.set_address(host->address());
-    hello.set_incarnation(static_cast<uint64_t>(i) + 1);
-    hosts.push_back(std::move(host));
-    members.push_back(std::make_unique<StubMember>(options.registry, hello));
+  GrpcAttentionService service(
+      [&](AttentionLink::Observer* observer) {
+        return std::make_unique<StubLink>(&answerer, observer, info, options.step_ms);
+      },
+      GrpcAttentionServiceOptions{[digest = model.digest()] { return digest; }});
+  // One server with a port for each attention worker.
+  grpc::ServerBuilder builder;
+  std::vector<int> ports(static_cast<size_t>(options.attention));
+  for (int& port : ports) {
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
   }
+  const std::unique_ptr<grpc::Server> server =
+      builder.RegisterService(service.service()).BuildAndStart();
+  if (server == nullptr) return absl::UnavailableError("no ports");
+  std::atomic<bool> lost = false;  // a membership
+  std::vector<std::unique_ptr<StubMember>> members;
+  hello.set_kind(v1::WORKER_KIND_ATTENTION);
+  for (const int port : ports) {
+    hello.set_address(absl::StrCat("127.0.0.1:", port));
+    hello.set_incarnation(members.size() + 1);
+    members.push_back(std::make_unique<StubMember>(options.registry, hello, &lost));
+  }
+  hello.set_kind(v1::WORKER_KIND_EXPERT);
+  hello.set_expert_capacity(1 << 20);
   for (int i = 0; i < options.experts; ++i) {
-    hello.set_kind(v1::WORKER_KIND_EXPERT);
     hello.set_address(absl::StrCat("127.0.0.1:", i + 1));  // nobody dials it
-    hello.set_incarnation(static_cast<uint64_t>(options.attention + i) + 1);
-    hello.set_expert_capacity(1 << 20);
-    members.push_back(std::make_unique<StubMember>(options.registry, hello));
+    hello.set_incarnation(members.size() + 1);
+    members.push_back(std::make_unique<StubMember>(options.registry, hello, &lost));
   }
   std::printf("%d attention and %d expert workers\n", options.attention, options.experts);
   std::fflush(stdout);
-  WaitForEnd([] { return false; });
+  size_t next = 0;
+  Clock::time_point due = Clock::now();
+  auto beats = std::make_unique<TimerThread>([&] {
+    // One after the other; all that are due, where this thread has not had its turn.
+    for (; due <= Clock::now(); due += kHeartbeat / members.size()) {
+      members[next++ % members.size()]->Beat();
+    }
+    return due;
+  });
+  WaitForEnd([&] { return lost.load(); });
+  beats.reset();
   members.clear();
-  for (const auto& host : hosts) host->Shutdown(absl::ZeroDuration());
-  return absl::OkStatus();
+  server->Shutdown(std::chrono::system_clock::now());
+  return lost ? absl::UnavailableError("not all are members any more") : absl::OkStatus();
 }
 
 }  // namespace

@@ -31,10 +31,11 @@ struct CostConstants {
   double link_gb_per_s = 2.6;  // of a worker's port, each way
   double message_us = 5;       // that a message takes of each port, besides its bytes
   double row_bytes_per_value = 2;
-  // The gateway: one thread.
-  double gateway_step_us = 20;  // to plan and send a step, and to take its result
-  double gateway_token_us = 5;  // to pass on a token
-  double gateway_request_us = 100;
+  // The gateway: one thread, with what the process takes (docs/scaling.md, "The gateway's
+  // processor").
+  double gateway_step_us = 60;   // to plan and send a step, and to take its result
+  double gateway_token_us = 10;  // to pass on a token
+  double gateway_request_us = 80;
   double gateway_latency_us = 25;  // to an attention worker, one way
 };
 
