@@ -30,13 +30,16 @@ class SimulatedAttention : public SimulatedWorker {
                      DispatcherOptions options)
       : SimulatedWorker(world, name, host, address, incarnation),
         total_pages_(total_pages),
+        ledger_(&world->time),
         dispatcher_(incarnation, WithClock(std::move(options), &world->time),
                     [this](const Placement::Worker& worker) {
-                      return std::make_shared<SimulatedExpertLink>(&world_, &process_, worker);
+                      return std::make_shared<SimulatedExpertLink>(&world_, &process_, &ledger_,
+                                                                   worker);
                     }),
         experts_(world->model.backend(), world->model.config().experts_per_token, &dispatcher_),
+        checked_experts_(world->model.backend(), &experts_, &ledger_, &world->trace),
         core_(TinyModel::Value(AttentionEngineCore::Create(
-            world->model.backend(), world->model.model(), &experts_,
+            world->model.backend(), world->model.model(), &checked_experts_,
             {.total_pages = total_pages, .ids_with_token = {}}, [this] { ScheduleTurn(); },
             [world] { return world->time.now(); }))) {}
   ~SimulatedAttention() override {
@@ -47,6 +50,7 @@ class SimulatedAttention : public SimulatedWorker {
   }
 
   ExpertDispatcher& dispatcher() { return dispatcher_; }
+  const DispatchLedger& ledger() const { return ledger_; }
   AttentionEngineCore& core() { return *core_; }
 
   // A gateway's session over a connection, of which this is side 1.
@@ -94,10 +98,17 @@ class SimulatedAttention : public SimulatedWorker {
   MemberHealth Health() override {
     MemberHealth health;
     health.placement = dispatcher_.oldest_in_use();
+    if (ledger_.Order(health.placement) > ledger_.OldestInUse()) {
+      world_.trace.Violation(process_.name(), " says that it uses version ",
+                             health.placement.counter, " at least, but has older parts out");
+    }
     health.ready = health.placement.counter > 0;
     return health;
   }
-  void Use(const Placement& placement) override { dispatcher_.SetPlacement(placement); }
+  void Use(const Placement& placement) override {
+    ledger_.OnPlacement(placement);
+    dispatcher_.SetPlacement(placement);
+  }
   void DoDuties() override { duties_.TakeWork(); }
 
  private:
@@ -126,8 +137,10 @@ class SimulatedAttention : public SimulatedWorker {
   bool turn_scheduled_ = false;
   bool ended_ = false;
   AttentionEngineCore::Clock::time_point alarm_;
+  DispatchLedger ledger_;
   ExpertDispatcher dispatcher_;
   DispatchedExperts experts_;
+  CheckedExperts checked_experts_;
   std::unique_ptr<AttentionEngineCore> core_;
   std::map<const SimulatedConnection*, std::unique_ptr<Session>> sessions_;
 };

@@ -15,6 +15,7 @@
 #include "common/transport/expert_link.h"
 #include "expert_worker/engine_core.h"
 #include "expert_worker/loaded_experts.h"
+#include "tests/simulation/dispatch_ledger.h"
 #include "tests/simulation/simulated_worker.h"
 
 namespace tandem {
@@ -213,22 +214,28 @@ class SimulatedExpert : public SimulatedWorker {
 // twice or are damaged. One reply or an error for each request, in time.
 class SimulatedExpertLink : public ExpertLink {
  public:
-  SimulatedExpertLink(SimulatedWorld* world, SimulatedProcess* owner, Placement::Worker worker)
-      : state_(std::make_shared<State>(State{*world, *owner, std::move(worker), {}, nullptr})) {}
+  SimulatedExpertLink(SimulatedWorld* world, SimulatedProcess* owner, DispatchLedger* ledger,
+                      Placement::Worker worker)
+      : state_(std::make_shared<State>(
+            State{*world, *owner, *ledger, std::move(worker), {}, nullptr})) {}
   ~SimulatedExpertLink() override {
     if (state_->connection != nullptr) state_->connection->Close(0);
   }
 
   void Send(std::shared_ptr<const ExpertRequest> request, Done done) override {
     ++state_->world.parts;
+    state_->ledger.OnSend(*request, state_->worker);
     if (request->time_left <= absl::ZeroDuration()) {
+      state_->ledger.OnDone(request->id.part, false);
       return done({absl::DeadlineExceededError("no time was left"), {}, nullptr});
     }
     if (!Connect()) {
       // Refused, on the next turn of the network.
-      state_->owner.After(state_->world.network.Latency(), [done = std::move(done)] {
-        done({absl::UnavailableError("nobody listens there"), {}, nullptr});
-      });
+      state_->owner.After(state_->world.network.Latency(),
+                          [state = state_, done = std::move(done), part = request->id.part] {
+                            state->ledger.OnDone(part, false);
+                            done({absl::UnavailableError("nobody listens there"), {}, nullptr});
+                          });
       return;
     }
     const DispatchId id = request->id;
@@ -251,6 +258,7 @@ class SimulatedExpertLink : public ExpertLink {
   struct State {
     SimulatedWorld& world;
     SimulatedProcess& owner;
+    DispatchLedger& ledger;
     const Placement::Worker worker;
     std::map<Key, Outstanding> outstanding;
     std::shared_ptr<SimulatedConnection> connection;
@@ -261,6 +269,7 @@ class SimulatedExpertLink : public ExpertLink {
     if (it == state->outstanding.end()) return;  // late
     const Done done = std::move(it->second.done);
     state->outstanding.erase(it);
+    state->ledger.OnDone(id.part, reply.status.ok());
     if (!reply.status.ok()) ++state->world.failed_parts;
     if (!reply.status.ok()) {
       state->world.trace.Note(state->owner.name(), ": part ", id.part, " of layer ", id.layer,

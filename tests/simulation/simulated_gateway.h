@@ -406,7 +406,10 @@ inline void SimulatedExpert::CheckRefusal(const ExpertRequest& request,
     if (attention->incarnation() != request.id.incarnation) continue;
     if (!gateway->WasAlwaysMember(*attention)) return;
     // What was given up meanwhile may come late.
-    if (attention->dispatcher().oldest_in_use() > request.placement) return;
+    if (attention->dispatcher().oldest_in_use() > request.placement &&
+        !attention->ledger().Wants(request.id.part)) {
+      return;
+    }
     world_.trace.Violation(process_.name(), " refuses what version ", request.placement.counter,
                            " gives it, to ", attention->process().name(), ": ", status.ToString());
   }
