@@ -40,9 +40,10 @@ class Gpu:
     bandwidth: float  # bytes per second
     tensor: float     # bf16 operations per second, dense
     f32: float        # operations per second, a fused multiply-add being two
+    processors: int
 
 
-GPUS = (Gpu("A100", 1555e9, 312e12, 19.5e12), Gpu("H200", 4800e9, 989e12, 67e12))
+GPUS = (Gpu("A100", 1555e9, 312e12, 19.5e12, 108), Gpu("H200", 4800e9, 989e12, 67e12, 132))
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Kernel:
     in_moe: int = 0
     of_rows: int = 0                                  # how often in a pass, besides
     of_outputs: int = 0
+    starts: int = 1                                   # kernels that it is in fact
     runs: Callable[[Pass], bool] = field(default=lambda a_pass: True)
 
     def bytes(self, rows):
@@ -159,7 +161,7 @@ def absorbed(m, context):
     queries = m.heads * (2 * m.latent * F32 + m.rope * BF16)
     return Kernel(f"MlaAbsorbed, {context:,}", m.cached_bytes * context + queries,
                   2 * m.heads * (2 * m.latent + m.rope) * context,
-                  is_matrix=True, in_dense=1, in_moe=1,
+                  is_matrix=True, in_dense=1, in_moe=1, starts=3,
                   runs=lambda p: not p.is_prefill and p.context == context)
 
 
@@ -350,8 +352,8 @@ def print_steps(m, kernels):
     columns = [f"{g.name}: {what}" for g in GPUS for what in ("step", "kernels", "exact")]
     table(["tokens/s", *columns, "goal, of each", "measured"], lines)
     decode = next(passes())
-    launches = (m.dense_layers * sum(k.in_dense for k in kernels if k.runs(decode))
-                + m.moe_layers * sum(k.in_moe for k in kernels if k.runs(decode))
+    launches = (m.dense_layers * sum(k.starts * k.in_dense for k in kernels if k.runs(decode))
+                + m.moe_layers * sum(k.starts * k.in_moe for k in kernels if k.runs(decode))
                 + sum(k.of_rows + k.of_outputs for k in kernels))
     print(f"Kernels of a step of decode: {launches}\n")
 
@@ -366,6 +368,31 @@ def print_mla_goal(m):
         print(f"{gpu.name}, {name}, {MLA_ROWS} rows: {floors(*seconds)} us; the goal takes "
               + ", ".join(f"{s / MLA_GOAL:.0%}" for s in seconds) + " of its time for that")
     print()
+
+
+def print_mla_split(m):
+    """One row's MlaAbsorbed as kernels/cuda/mla_absorbed.cu cuts it, by operations alone."""
+    page, columns, few_heads = 64, 32, 4
+    lines = []
+    for context in (CONTEXTS[0], MLA_CONTEXT, CONTEXTS[1]):
+        pages = context // page
+        value_blocks = m.latent // columns * (m.heads // few_heads)
+        scores = 2 * m.heads * (m.latent + m.rope) * context
+        values = 2 * m.heads * m.latent * context
+        weights = m.heads * F32 * context  # written, weighed, read by each tile of columns
+        again = (m.heads // few_heads - 1) * context * m.latent * BF16  # by other heads' blocks
+        through_l2 = weights * (3 + m.latent // columns) + again
+        cells = []
+        for gpu in GPUS:
+            of_one = gpu.f32 / gpu.processors
+            score = -(-pages // gpu.processors) * scores / pages / of_one
+            value = values / min(value_blocks, gpu.processors) / of_one
+            whole = (scores + values) / of_one
+            cells.append(", ".join([f"{number(score * 1e6)} + {number(value * 1e6)}",
+                                    number(whole * 1e6)]))
+        lines.append([f"{context:,}", f"{pages}, {pages}, {value_blocks}",
+                      number(2 * context * m.cached_bytes / 1e6), number(through_l2 / 1e6), *cells])
+    table(["context", "blocks", "latents, MB", "besides, MB", *[g.name for g in GPUS]], lines)
 
 
 def print_memory(m):
@@ -390,6 +417,7 @@ def main():
         print_kernels(m, kernels, gpu, is_whole=gpu is GPUS[0])
     print_steps(m, kernels)
     print_mla_goal(m)
+    print_mla_split(m)
     print_memory(m)
 
 

@@ -78,13 +78,6 @@ class CudaBackend final : public Backend {
                                                             const KvUpShape& shape,
                                                             WeightFormat format,
                                                             PackedUnit*) override {
-    const size_t shared_bytes = MlaAbsorbedSharedBytes(shape.heads, shape.latent_width);
-    if (shared_bytes > memory_->gpu().shared_bytes) {
-      return absl::UnimplementedError(absl::StrCat(
-          "The cuda backend has no attention of ", shape.heads, " heads with ", shape.latent_width,
-          " latent values: it needs ", shared_bytes, " bytes of shared memory, and ",
-          memory_->gpu().name, " has ", memory_->gpu().shared_bytes));
-    }
     return Prepare<KvUpWeight>(tensor, format, shape);
   }
   absl::StatusOr<std::unique_ptr<EmbeddingWeight>> DoPrepareEmbedding(
@@ -132,10 +125,12 @@ class CudaBackend final : public Backend {
     cuda::MlaAbsorbQuery(stream_, args.q, TensorOf(args.kv_up), args.kv_up.shape(), args.q_latent);
   }
   void DoMlaAbsorbed(const MlaAbsorbedArgs& args) override {
-    cuda::MlaAbsorbed(stream_,
-                      {args.q_latent, args.q, args.pages, args.page_tables, args.table_of_row,
-                       args.lengths, args.out},
-                      args.scale);
+    const MlaAbsorbedTensors tensors = {
+        args.q_latent,     args.q,       args.pages, args.page_tables,
+        args.table_of_row, args.lengths, args.out};
+    const MlaAbsorbedSplit split = SplitMlaAbsorbed(tensors);
+    const Scratch scratch(memory_.get(), MlaAbsorbedScratchBytes(tensors, split));
+    cuda::MlaAbsorbed(stream_, tensors, args.scale, split, scratch.memory());
   }
   void DoMlaProjectValue(const MlaProjectValueArgs& args) override {
     cuda::MlaProjectValue(stream_, args.latent, TensorOf(args.kv_up), args.kv_up.shape(), args.out);

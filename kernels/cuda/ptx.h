@@ -40,6 +40,8 @@ __device__ inline std::byte* SharedMemory() {
 
 // Before a loop whose number of rounds is known, so that what it indexes can stay in registers.
 #define TANDEM_UNROLL _Pragma("unroll")
+// Before a kernel's name: so few registers that a processor may have so many of its blocks at once.
+#define TANDEM_BLOCKS_AT_ONCE(threads, blocks) __launch_bounds__((threads), (blocks))
 
 // A macro, so that the emulation knows who waits where. All threads of the block come to it.
 #define TANDEM_SYNC_THREADS() __syncthreads()
@@ -86,6 +88,7 @@ __device__ inline uint32_t AtomicAdd(uint32_t* sum, uint32_t value) {
 inline std::byte* SharedMemory() { return emulation::SharedMemory(); }
 
 #define TANDEM_UNROLL
+#define TANDEM_BLOCKS_AT_ONCE(threads, blocks)
 #define TANDEM_SYNC_THREADS() ::tandem::kernels::cuda::emulation::SyncThreads(__FILE__, __LINE__)
 #define TANDEM_SHUFFLE_XOR(value, lanes) \
   ::tandem::kernels::cuda::ShuffleXor((value), (lanes), __FILE__, __LINE__)

@@ -135,16 +135,6 @@ TEST(CudaBackendTest, AnEventThatIsDestroyedCallsNoMore) {
   }
 }
 
-TEST(CudaBackendTest, AttentionThatSharedMemoryCannotHoldIsRefused) {
-  const auto backend = *CreateCudaBackend({64 * kMiB});
-  const KvUpShape shape = {128, 8, 8, 512};
-  const TestTensor tensor(Dtype::kBF16, {128 * 16, 512});
-  const absl::Status status =
-      backend->PrepareKvUp(tensor.lent(), shape, WeightFormat::kBF16).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("128 heads with 512 latent values"));
-}
-
 TEST(CudaBackendTest, ThreadsMayCallOpsAtOnce) {
   const auto backend = *CreateCudaBackend({32 * kMiB});
   const TestTensor weight = std::move(TestTensor(Dtype::kF32, {16, 40}).Fill(1));

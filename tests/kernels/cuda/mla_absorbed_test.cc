@@ -21,7 +21,19 @@ namespace {
 
 constexpr Dtype kF32 = Dtype::kF32;
 constexpr Dtype kBF16 = Dtype::kBF16;
-constexpr int64_t kTables = 2, kMaxPages = 5, kPages = 12;
+constexpr int64_t kTables = 2, kMaxPages = 10, kPages = 22;  // more than a block has warps
+
+void RunSplit(const cuda::MlaAbsorbedTensors& tensors, const MlaShape& shape, uint64_t seed,
+              const cuda::MlaAbsorbedSplit& split) {
+  // Of floats, so that what is read before it is written is a NaN.
+  TestTensor scratch(kF32, {static_cast<int64_t>(cuda::MlaAbsorbedScratchBytes(tensors, split)) /
+                            static_cast<int64_t>(sizeof(float))});
+  for (int64_t i = 0; i < scratch.view().width(); ++i) {
+    scratch.set(0, i, std::numeric_limits<float>::quiet_NaN());
+  }
+  cuda::MlaAbsorbed(TestStream(seed), tensors, static_cast<float>(shape.scale), split,
+                    scratch.view().row(0));
+}
 
 // Rows of two sequences; what none of them sees is NaN.
 struct Attention {
@@ -72,13 +84,20 @@ struct Attention {
     return false;
   }
 
-  TestTensor Run(uint64_t seed) const {
+  cuda::MlaAbsorbedTensors Tensors(const TestTensor& out) const {
+    return {q_latent.device(),     q.device(),
+            pages.device(),        tables.device(),
+            table_of_row.device(), lengths_tensor.device(),
+            out.device()};
+  }
+  TestTensor Run(uint64_t seed, const cuda::MlaAbsorbedSplit& split) const {
     TestTensor out(kF32, {rows, s.heads, s.r});
-    cuda::MlaAbsorbed(TestStream(seed),
-                      {q_latent.device(), q.device(), pages.device(), tables.device(),
-                       table_of_row.device(), lengths_tensor.device(), out.device()},
-                      static_cast<float>(s.scale));
+    RunSplit(Tensors(out), s, seed, split);
     return out;
+  }
+  TestTensor Run(uint64_t seed) const {
+    const TestTensor out(kF32, {rows, s.heads, s.r});
+    return Run(seed, cuda::SplitMlaAbsorbed(Tensors(out)));
   }
   TestTensor RunOnCpu() const {
     const auto cpu = MakeCpuBackend();
@@ -131,6 +150,52 @@ TEST(CudaMlaAbsorbedTest, AgreesWithTheOracleAndGivesTheCpusBits) {
   }
 }
 
+// Of how pages, columns and heads are dealt out to blocks, and of how many pages there is scratch
+// for.
+TEST(CudaMlaAbsorbedTest, NoBitDependsOnTheSplit) {
+  for (const MlaShape& shape : {MlaShape{4, 8, 16, 8, 40, 0.2}, {17, 4, 8, 4, 24, 0.2}}) {
+    for (const Dtype act : {kF32, kBF16}) {
+      const Attention attention(shape, act, {1, 64, 65, 200, 130, kMaxPages * kPageTokens});
+      const TestTensor cpu = attention.RunOnCpu();
+      uint64_t seed = 0;
+      for (const int64_t pages_at_once : {1, 3, 10}) {
+        for (const int64_t blocks_per_row : {1, 3}) {
+          for (const bool few_heads : {false, true}) {
+            ExpectSameBits(attention.Run(seed, {pages_at_once, blocks_per_row, few_heads}), cpu,
+                           seed);
+            ++seed;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaMlaAbsorbedTest, FewRowsAreDealtOutToManyBlocksAndScratchIsBounded) {
+  const auto split_of = [](int64_t rows, int64_t pages) {
+    const auto tensor = [](Dtype dtype, std::initializer_list<int64_t> dims) {
+      return DeviceAccess::Tensor(nullptr, TensorLayout(dtype, dims));
+    };
+    const cuda::MlaAbsorbedTensors tensors = {
+        tensor(kF32, {rows, 16, 512}), tensor(kBF16, {rows, 16, 192}),
+        tensor(kBF16, {1, 64, 576}),   tensor(Dtype::kI32, {rows, pages}),
+        tensor(Dtype::kI32, {rows}),   tensor(Dtype::kI32, {rows}),
+        tensor(kF32, {rows, 16, 512}),
+    };
+    const cuda::MlaAbsorbedSplit split = cuda::SplitMlaAbsorbed(tensors);
+    EXPECT_LE(cuda::MlaAbsorbedScratchBytes(tensors, split), size_t{34} << 20);
+    return split;
+  };
+  EXPECT_EQ(split_of(1, 64).blocks_per_row, 64);
+  EXPECT_EQ(split_of(1, 64).pages_at_once, 64);
+  EXPECT_TRUE(split_of(1, 64).few_heads_per_block);
+  EXPECT_EQ(split_of(64, 64).blocks_per_row, 9);
+  EXPECT_FALSE(split_of(64, 64).few_heads_per_block);
+  EXPECT_EQ(split_of(512, 64).blocks_per_row, 2);
+  EXPECT_LT(split_of(512, 64).pages_at_once, 16);
+  EXPECT_EQ(split_of(1, 1 << 12).pages_at_once, 1 << 12);
+}
+
 TEST(CudaMlaAbsorbedTest, ARowDoesNotDependOnTheOthers) {
   const MlaShape shape = {4, 8, 8, 8, 40, 0.2};
   const Attention together(shape, kBF16, {70, 5, 130});
@@ -143,11 +208,14 @@ TEST(CudaMlaAbsorbedTest, ARowDoesNotDependOnTheOthers) {
           .slice_rows(row * shape.heads, shape.heads)
           .reshaped({1, shape.heads, tensor.view().width()});
     };
-    cuda::MlaAbsorbed(TestStream(2),
-                      {row_of(alone.q_latent), row_of(alone.q), alone.pages.device(),
-                       alone.tables.device(), alone.table_of_row.device().slice(row, 1),
-                       alone.lengths_tensor.device().slice(row, 1), out.device()},
-                      static_cast<float>(shape.scale));
+    const cuda::MlaAbsorbedTensors tensors = {row_of(alone.q_latent),
+                                              row_of(alone.q),
+                                              alone.pages.device(),
+                                              alone.tables.device(),
+                                              alone.table_of_row.device().slice(row, 1),
+                                              alone.lengths_tensor.device().slice(row, 1),
+                                              out.device()};
+    RunSplit(tensors, shape, 2, cuda::SplitMlaAbsorbed(tensors));
     for (int64_t head = 0; head < shape.heads; ++head) {
       EXPECT_EQ(out.RowBytes(head), all.RowBytes(row * shape.heads + head));
     }

@@ -10,6 +10,7 @@
 #include "common/pages.h"
 #include "kernels/cuda/arena.h"
 #include "kernels/cuda/expert_mlp.h"
+#include "kernels/cuda/mla_absorbed.h"
 #include "kernels/cuda/mla_expanded.h"
 #include "kernels/device_access.h"
 
@@ -76,6 +77,13 @@ TEST(V2LiteMemoryTest, FortyGigabytesHoldTheBf16ModelAndTwoHundredThousandTokens
       DeviceAccess::Tensor(nullptr, TensorLayout(Dtype::kBF16, {kRows, kHeads, kNope + kRope}));
   expanded.shape = {kHeads, kNope, kValue, kLatent};
   ASSERT_TRUE(arena.Take(MlaExpandedScratchBytes(expanded)).has_value());
+  MlaAbsorbedTensors absorbed;  // the rows that the model asks for at once, of the longest context
+  absorbed.q =
+      DeviceAccess::Tensor(nullptr, TensorLayout(Dtype::kBF16, {512, kHeads, kNope + kRope}));
+  absorbed.lengths = DeviceAccess::Tensor(nullptr, TensorLayout(Dtype::kI32, {512}));
+  absorbed.page_tables = DeviceAccess::Tensor(nullptr, TensorLayout(Dtype::kI32, {512, 4096}));
+  ASSERT_TRUE(
+      arena.Take(MlaAbsorbedScratchBytes(absorbed, SplitMlaAbsorbed(absorbed))).has_value());
   // As much again may be fragmented or forgotten above.
   EXPECT_GE(arena.largest_bytes(), size_t{1} << 30);
 }
