@@ -56,7 +56,8 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const BackendOptio
   TANDEM_ASSIGN_OR_RETURN(const kernels::Numerics numerics, ParseNumerics(options.numerics));
   const bool any = options.device == "auto";
   if (options.device == "cuda" || any) {
-    auto cuda = kernels::CreateCudaBackend({static_cast<size_t>(options.gpu_memory_bytes)});
+    auto cuda =
+        kernels::CreateCudaBackend({static_cast<size_t>(options.gpu_memory_bytes), numerics});
     // Who says how much of a GPU wants no CPU.
     if (cuda.ok() || !any || options.gpu_memory_bytes > 0) return cuda;
     spdlog::info("--device auto is cpu: {}", std::string(cuda.status().message()));

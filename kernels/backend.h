@@ -162,11 +162,11 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int num_threads,
                                                           Numerics numerics = Numerics::kAuto);
 
 struct CudaOptions {
-  size_t memory_bytes = 0;  // of the GPU; 0: what is free, but a sixteenth
+  size_t memory_bytes = 0;              // of the GPU; 0: what is free, but a sixteenth
+  Numerics numerics = Numerics::kAuto;  // which takes tensor cores for bf16 with bf16
 };
 
-// The CUDA backend on this machine's first GPU, which takes all its memory at once. Its sums have
-// the order of kPortable.
+// The CUDA backend on this machine's first GPU, which takes all its memory at once.
 //   FAILED_PRECONDITION  the build has no CUDA, there is no GPU that will do, or it has less memory
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaOptions& options = {});
 

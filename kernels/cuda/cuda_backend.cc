@@ -31,13 +31,18 @@ namespace {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(std::unique_ptr<DeviceMemory> memory)
-      : memory_(std::move(memory)), stream_(memory_->stream()) {}
+  CudaBackend(std::unique_ptr<DeviceMemory> memory, Numerics numerics)
+      : memory_(std::move(memory)),
+        stream_(memory_->stream()),
+        bf16_order_(numerics == Numerics::kAuto ? SumOrder::kTensor : SumOrder::kBlock) {}
 
   std::string Description() const override {
     return absl::StrCat("cuda ", memory_->gpu().name, ", ", memory_->bytes() >> 20, " MiB");
   }
-  std::string NumericsClass(Dtype, WeightFormat) const override { return "portable-1"; }
+  std::string NumericsClass(Dtype mode, WeightFormat format) const override {
+    if (OrderOf(mode, format) == SumOrder::kBlock) return "portable-1";
+    return absl::StrCat("tensor-", memory_->gpu().architecture, "-1");
+  }
 
   bool Has(WeightFormat format) const override { return !IsInteger(format); }
   bool MakesUpWeights() const override { return true; }
@@ -55,6 +60,10 @@ class CudaBackend final : public Backend {
  private:
   void DoCopy(const DeviceTensor& from, const DeviceTensor& to) override {
     memory_->Copy(from, to);
+  }
+
+  SumOrder OrderOf(Dtype act, WeightFormat format) const {
+    return act == Dtype::kBF16 && format == WeightFormat::kBF16 ? bf16_order_ : SumOrder::kBlock;
   }
 
   absl::Status Require(WeightFormat format) const {
@@ -104,7 +113,8 @@ class CudaBackend final : public Backend {
     cuda::RmsNorm(stream_, args.x, TensorOf(args.weight), args.eps, args.out);
   }
   void DoLinear(const LinearArgs& args) override {
-    cuda::Linear(stream_, args.x, TensorOf(args.weight), args.out);
+    cuda::Linear(stream_, args.x, TensorOf(args.weight), args.out,
+                 OrderOf(args.x.dtype, args.weight.format()));
   }
   void DoSiluMul(const SiluMulArgs& args) override {
     cuda::SiluMul(stream_, args.gate, args.up, args.out);
@@ -136,9 +146,16 @@ class CudaBackend final : public Backend {
     cuda::MlaProjectValue(stream_, args.latent, TensorOf(args.kv_up), args.kv_up.shape(), args.out);
   }
   void DoMlaExpanded(const MlaExpandedArgs& args) override {
-    const MlaExpandedTensors tensors = {
-        args.q,   TensorOf(args.kv_up), args.pages,      args.page_table, args.positions,
-        args.out, args.kv_up.shape(),   args.num_tokens, args.scale};
+    const MlaExpandedTensors tensors = {args.q,
+                                        TensorOf(args.kv_up),
+                                        args.pages,
+                                        args.page_table,
+                                        args.positions,
+                                        args.out,
+                                        args.kv_up.shape(),
+                                        args.num_tokens,
+                                        args.scale,
+                                        OrderOf(args.q.dtype, args.kv_up.format())};
     const Scratch scratch(memory_.get(), MlaExpandedScratchBytes(tensors));
     cuda::MlaExpanded(stream_, tensors, scratch.memory());
   }
@@ -147,7 +164,8 @@ class CudaBackend final : public Backend {
     const TensorLayout layout(Dtype::kF32, {args.x.rows(), args.weight.outputs()});
     const Scratch scratch(memory_.get(), layout.bytes());
     const DeviceTensor logits = DeviceAccess::Tensor(scratch.memory(), layout);
-    cuda::Linear(stream_, args.x, TensorOf(args.weight), logits);
+    cuda::Linear(stream_, args.x, TensorOf(args.weight), logits,
+                 OrderOf(args.x.dtype, args.weight.format()));
     const RouteChoice choice = {args.top_k, args.num_groups, args.top_groups, args.normalize,
                                 args.scaling};
     cuda::ChooseExperts(stream_, logits, choice, args.expert_ids, args.weights);
@@ -160,7 +178,7 @@ class CudaBackend final : public Backend {
         args.route_rows, args.out};
     const Scratch scratch(memory_.get(), ExpertMlpScratchBytes(args.out.rows(), shape.num_experts,
                                                                shape.intermediate, args.x.dtype));
-    cuda::ExpertMlp(stream_, tensors, scratch.memory());
+    cuda::ExpertMlp(stream_, tensors, OrderOf(args.x.dtype, layer.format()), scratch.memory());
   }
   void DoCombine(const CombineArgs& args) override {
     cuda::Combine(stream_, args.expert_rows, args.offsets, args.weights, args.out);
@@ -191,6 +209,7 @@ class CudaBackend final : public Backend {
 
   const std::unique_ptr<DeviceMemory> memory_;
   const Stream stream_;
+  const SumOrder bf16_order_;  // of products of bf16 with bf16
 };
 
 }  // namespace
@@ -199,7 +218,7 @@ class CudaBackend final : public Backend {
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaOptions& options) {
   TANDEM_ASSIGN_OR_RETURN(std::unique_ptr<cuda::DeviceMemory> memory,
                           cuda::DeviceMemory::Open(options.memory_bytes));
-  return std::make_unique<cuda::CudaBackend>(std::move(memory));
+  return std::make_unique<cuda::CudaBackend>(std::move(memory), options.numerics);
 }
 
 }  // namespace tandem::kernels

@@ -13,6 +13,14 @@ struct Bf16 {
   uint16_t bits;
 };
 
+// What is read and written as one.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Chunk {
+  T values[kCount];
+};
+template <typename T>
+using Chunk16 = Chunk<T, 16 / sizeof(T)>;
+
 __host__ __device__ inline float ToFloat(float value) { return value; }
 __device__ inline float ToFloat(Bf16 value) {
   return FloatOf(static_cast<uint32_t>(value.bits) << 16);

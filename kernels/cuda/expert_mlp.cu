@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/exp.h"
-#include "kernels/cuda/product.h"
 #include "kernels/cuda/scratch.h"
+#include "kernels/cuda/tensor_product.h"
 
 namespace tandem::kernels::cuda {
 namespace {
 
-// At most kTile consecutive routes, in grouped order, of one expert.
+// As many consecutive routes of one expert, in grouped order, as a block has rows, or fewer.
 struct RouteTile {
   int32_t expert, begin, end;
 };
@@ -23,13 +24,13 @@ struct Grouping {
 };
 
 // As if every expert had routes, and the last of each a tile of its own.
-int64_t MostTiles(int64_t routes, int64_t num_experts) {
-  return routes / kTile + std::min(routes, num_experts);
+int64_t MostTiles(int64_t routes, int64_t num_experts, int64_t tile_rows) {
+  return routes / tile_rows + std::min(routes, num_experts);
 }
 
 // One block of threads. `shared`: next[experts], where an expert's next route goes.
 __global__ void GroupKernel(int64_t routes, int num_experts, const int32_t* route_experts,
-                            Grouping grouping) {
+                            int tile_rows, Grouping grouping) {
   auto* const next = reinterpret_cast<uint32_t*>(SharedMemory());
   const int thread = static_cast<int>(threadIdx.x);
   for (int expert = thread; expert < num_experts; expert += kThreads) next[expert] = 0;
@@ -41,8 +42,9 @@ __global__ void GroupKernel(int64_t routes, int num_experts, const int32_t* rout
     for (int expert = 0; expert < num_experts; ++expert) {
       const int32_t end = begin + static_cast<int32_t>(next[expert]);
       next[expert] = static_cast<uint32_t>(begin);
-      for (; begin < end; begin = begin + kTile < end ? begin + kTile : end) {
-        grouping.tiles[tiles++] = {expert, begin, begin + kTile < end ? begin + kTile : end};
+      for (; begin < end; begin = begin + tile_rows < end ? begin + tile_rows : end) {
+        grouping.tiles[tiles++] = {expert, begin,
+                                   begin + tile_rows < end ? begin + tile_rows : end};
       }
     }
     *grouping.num_tiles = tiles;
@@ -55,13 +57,13 @@ __global__ void GroupKernel(int64_t routes, int num_experts, const int32_t* rout
 }
 
 // Where a block's tile lies among those of all experts; false beyond the last.
-__device__ inline bool PlaceRoutes(const Grouping& grouping, int64_t block, int64_t outputs,
-                                   Tile* tile) {
-  const int64_t output_tiles = (outputs + kTile - 1) / kTile;
+__device__ inline bool PlaceRoutes(const Grouping& grouping, int64_t block, TileSize size,
+                                   int64_t outputs, Tile* tile) {
+  const int64_t output_tiles = TilesOf(outputs, size.outputs);
   const int64_t index = block / output_tiles;
   if (index >= *grouping.num_tiles) return false;
   const RouteTile& routes = grouping.tiles[index];
-  *tile = TileAt(0, 0, block % output_tiles, outputs, routes.expert);
+  *tile = TileAt(size, 0, 0, block % output_tiles, outputs, routes.expert);
   tile->row = routes.begin;
   tile->end_row = routes.end;
   return true;
@@ -78,23 +80,29 @@ struct ExpertMatrix {
     if (matrix.is_f32 != 0) return static_cast<const float*>(matrix.data)[i];
     return ToFloat(static_cast<const Bf16*>(matrix.data)[i]);
   }
+  // Requires that it is bf16.
+  __device__ const Bf16* row(int64_t output) const {
+    return static_cast<const Bf16*>(matrix.data) + output * output_stride;
+  }
 };
 
 // activated = round(silu(round(gate x)) * round(up x)), in grouped order.
 template <typename X>
 struct GateUpProduct {
   using Row = X;
+  using Matrix = ExpertMatrix;
   static constexpr int kMatrices = 2;
 
-  int64_t hidden, intermediate;
+  int64_t hidden, intermediate, most_tiles;
   Grouping grouping;
   Rows<const X> x;
   const int32_t* route_rows;
   const ExpertPointers* experts;
   Rows<X> activated;
 
-  __device__ bool Place(int64_t block, Tile* tile) const {
-    return PlaceRoutes(grouping, block, intermediate, tile);
+  int64_t blocks(TileSize size) const { return most_tiles * TilesOf(intermediate, size.outputs); }
+  __device__ bool Place(int64_t block, TileSize size, Tile* tile) const {
+    return PlaceRoutes(grouping, block, size, intermediate, tile);
   }
   __device__ const X* row(const Tile&, int64_t i) const { return x[route_rows[grouping.order[i]]]; }
   __device__ ExpertMatrix matrix(const Tile& tile, int which) const {
@@ -110,16 +118,18 @@ struct GateUpProduct {
 template <typename X>
 struct DownProduct {
   using Row = X;
+  using Matrix = ExpertMatrix;
   static constexpr int kMatrices = 1;
 
-  int64_t hidden, intermediate;
+  int64_t hidden, intermediate, most_tiles;
   Grouping grouping;
   Rows<const X> activated;
   const ExpertPointers* experts;
   Rows<X> out;
 
-  __device__ bool Place(int64_t block, Tile* tile) const {
-    return PlaceRoutes(grouping, block, hidden, tile);
+  int64_t blocks(TileSize size) const { return most_tiles * TilesOf(hidden, size.outputs); }
+  __device__ bool Place(int64_t block, TileSize size, Tile* tile) const {
+    return PlaceRoutes(grouping, block, size, hidden, tile);
   }
   __device__ const X* row(const Tile&, int64_t i) const { return activated[i]; }
   __device__ ExpertMatrix matrix(const Tile& tile, int) const {
@@ -130,6 +140,8 @@ struct DownProduct {
   }
 };
 
+constexpr int kLeastTileRows = 16;
+
 // The parts of a call's scratch.
 struct Scratch {
   Grouping grouping;
@@ -139,7 +151,7 @@ struct Scratch {
   Scratch(std::byte* memory, int64_t routes, int64_t num_experts, int64_t intermediate, Dtype act) {
     ScratchParts parts(memory);
     grouping.num_tiles = parts.Take<int32_t>(1);
-    grouping.tiles = parts.Take<RouteTile>(MostTiles(routes, num_experts));
+    grouping.tiles = parts.Take<RouteTile>(MostTiles(routes, num_experts, kLeastTileRows));
     grouping.order = parts.Take<int32_t>(routes);
     activated = parts.Take(routes * intermediate * static_cast<int64_t>(DtypeBytes(act)));
     bytes = parts.bytes();
@@ -152,26 +164,43 @@ size_t ExpertMlpScratchBytes(int64_t routes, int64_t num_experts, int64_t interm
   return Scratch(nullptr, routes, num_experts, intermediate, act).bytes;
 }
 
-void ExpertMlp(Stream stream, const ExpertMlpTensors& t, std::byte* scratch) {
+void ExpertMlp(Stream stream, const ExpertMlpTensors& t, SumOrder order, std::byte* scratch) {
   const int64_t routes = t.out.rows(), num_experts = t.experts.rows(), hidden = t.x.width();
   if (routes == 0) return;
+  const bool is_tensor = order == SumOrder::kTensor;
+  TANDEM_CHECK(!is_tensor || t.x.dtype == Dtype::kBF16);
+  // By what an expert has in the mean.
+  const BlockRows block_rows = BlockRowsFor((routes + num_experts - 1) / num_experts);
+  const int tile_rows = is_tensor ? static_cast<int>(block_rows) : product::kTile;
   const Scratch parts(scratch, routes, num_experts, t.intermediate, t.x.dtype);
   Launch(stream, GroupKernel, 1, kThreads, static_cast<size_t>(num_experts) * sizeof(uint32_t),
-         routes, static_cast<int>(num_experts), DataOf<const int32_t>(t.route_experts),
+         routes, static_cast<int>(num_experts), DataOf<const int32_t>(t.route_experts), tile_rows,
          parts.grouping);
-  const int64_t tiles = MostTiles(routes, num_experts);
+  const int64_t tiles = MostTiles(routes, num_experts, tile_rows);
   const auto* const experts = DataOf<const ExpertPointers>(t.experts);
   WithType(t.x.dtype, [&](auto act) {
     using X = typename decltype(act)::type;
     auto* const activated = reinterpret_cast<X*>(parts.activated);
-    LaunchProduct(stream, tiles * TilesOf(t.intermediate), hidden,
-                  GateUpProduct<X>{hidden, t.intermediate, parts.grouping, RowsOf<const X>(t.x),
-                                   DataOf<const int32_t>(t.route_rows), experts,
-                                   Rows<X>{activated, t.intermediate}});
-    LaunchProduct(
-        stream, tiles * TilesOf(hidden), t.intermediate,
-        DownProduct<X>{hidden, t.intermediate, parts.grouping,
-                       Rows<const X>{activated, t.intermediate}, experts, RowsOf<X>(t.out)});
+    const GateUpProduct<X> gate_up = {hidden,
+                                      t.intermediate,
+                                      tiles,
+                                      parts.grouping,
+                                      RowsOf<const X>(t.x),
+                                      DataOf<const int32_t>(t.route_rows),
+                                      experts,
+                                      Rows<X>{activated, t.intermediate}};
+    const DownProduct<X> down = {
+        hidden,  t.intermediate,  tiles, parts.grouping, Rows<const X>{activated, t.intermediate},
+        experts, RowsOf<X>(t.out)};
+    if constexpr (std::is_same_v<X, Bf16>) {
+      if (is_tensor) {
+        LaunchTensorProduct(stream, block_rows, hidden, gate_up);
+        LaunchTensorProduct(stream, block_rows, t.intermediate, down);
+        return;
+      }
+    }
+    LaunchProduct(stream, hidden, gate_up);
+    LaunchProduct(stream, t.intermediate, down);
   });
 }
 

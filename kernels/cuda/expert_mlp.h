@@ -1,5 +1,6 @@
-// The routed experts on a GPU. Contract: ExpertMlpArgs in kernels/ops/moe.h, whose order of
-// additions it keeps: the CPU's bits.
+// The routed experts on a GPU. Contract: ExpertMlpArgs in kernels/ops/moe.h. In block order it has
+// the CPU's bits, in tensor order those of the GPU's tensor cores, as Linear
+// (kernels/cuda/linear.h).
 //
 // The device groups routes by expert; the host never sees which experts were chosen, and starts as
 // many blocks of threads as any choice of them may need.
@@ -10,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/stream.h"
+#include "kernels/cuda/sum_order.h"
 #include "kernels/device_tensor.h"
 
 namespace tandem::kernels::cuda {
@@ -38,8 +40,9 @@ size_t ExpertMlpScratchBytes(int64_t routes, int64_t num_experts, int64_t interm
 
 // Starts three kernels in the stream and returns: routes are grouped, gate and up with SiLU in one
 // pass, down. `scratch`, aligned to 256 bytes, is theirs until they are done. Reads an expert's
-// weights once per 16 of its routes.
-void ExpertMlp(Stream stream, const ExpertMlpTensors& tensors, std::byte* scratch);
+// weights once per 16 of its routes, in tensor order once per 16, 64 or 128. Tensor order requires
+// that all is bf16.
+void ExpertMlp(Stream stream, const ExpertMlpTensors& tensors, SumOrder order, std::byte* scratch);
 
 }  // namespace tandem::kernels::cuda
 

@@ -1,8 +1,9 @@
 #include "kernels/cuda/linear.h"
 
 #include <cstdint>
+#include <type_traits>
 
-#include "kernels/cuda/product.h"
+#include "kernels/cuda/tensor_product.h"
 
 namespace tandem::kernels::cuda {
 namespace {
@@ -13,6 +14,7 @@ namespace {
 template <typename X, typename W, typename Out>
 struct HeadsProduct {
   using Row = X;
+  using Matrix = MatrixPart<W>;
   static constexpr int kMatrices = 1;
 
   int64_t rows, outputs, heads;
@@ -23,10 +25,13 @@ struct HeadsProduct {
   Rows<Out> out;
   int64_t out_head_stride;
 
-  __device__ bool Place(int64_t block, Tile* tile) const {
-    const int64_t output_tiles = (outputs + kTile - 1) / kTile;
+  int64_t blocks(TileSize size) const {
+    return TilesOf(rows, size.rows) * heads * TilesOf(outputs, size.outputs);
+  }
+  __device__ bool Place(int64_t block, TileSize size, Tile* tile) const {
+    const int64_t output_tiles = TilesOf(outputs, size.outputs);
     const int64_t head_and_row_tile = block / output_tiles;
-    *tile = TileAt(head_and_row_tile / heads, rows, block % output_tiles, outputs,
+    *tile = TileAt(size, head_and_row_tile / heads, rows, block % output_tiles, outputs,
                    head_and_row_tile % heads);
     return true;
   }
@@ -53,25 +58,29 @@ struct Heads {
 };
 
 void Multiply(Stream stream, const Heads& h, const DeviceTensor& x, const DeviceTensor& weight,
-              const DeviceTensor& out) {
-  const int64_t blocks = TilesOf(h.rows) * h.heads * TilesOf(h.outputs);
+              const DeviceTensor& out, SumOrder order) {
   WithType(x.dtype, [&](auto act) {
     WithType(weight.dtype, [&](auto factor) {
       WithType(out.dtype, [&](auto result) {
         using X = typename decltype(act)::type;
         using W = typename decltype(factor)::type;
         using Out = typename decltype(result)::type;
-        LaunchProduct(stream, blocks, h.inputs,
-                      HeadsProduct<X, W, Out>{h.rows,
-                                              h.outputs,
-                                              h.heads,
-                                              {DataOf<const X>(x), h.x_row_stride},
-                                              h.x_head_stride,
-                                              {DataOf<const W>(weight) + h.matrix_begin,
-                                               h.output_stride, h.input_stride},
-                                              h.matrix_stride,
-                                              {DataOf<Out>(out), h.out_row_stride},
-                                              h.out_head_stride});
+        const HeadsProduct<X, W, Out> product = {
+            h.rows,
+            h.outputs,
+            h.heads,
+            {DataOf<const X>(x), h.x_row_stride},
+            h.x_head_stride,
+            {DataOf<const W>(weight) + h.matrix_begin, h.output_stride, h.input_stride},
+            h.matrix_stride,
+            {DataOf<Out>(out), h.out_row_stride},
+            h.out_head_stride};
+        if constexpr (std::is_same_v<X, Bf16> && std::is_same_v<W, Bf16>) {
+          if (order == SumOrder::kTensor) {
+            return LaunchTensorProduct(stream, BlockRowsFor(h.rows, product), h.inputs, product);
+          }
+        }
+        LaunchProduct(stream, h.inputs, product);
       });
     });
   });
@@ -80,14 +89,16 @@ void Multiply(Stream stream, const Heads& h, const DeviceTensor& x, const Device
 }  // namespace
 
 void Linear(Stream stream, const DeviceTensor& x, const DeviceTensor& weight,
-            const DeviceTensor& out) {
+            const DeviceTensor& out, SumOrder order) {
+  TANDEM_CHECK(order == SumOrder::kBlock ||
+               (x.dtype == Dtype::kBF16 && weight.dtype == Dtype::kBF16));
   const Heads one = {.rows = x.rows(),
                      .outputs = weight.rows(),
                      .inputs = x.width(),
                      .x_row_stride = x.row_stride,
                      .output_stride = weight.row_stride,
                      .out_row_stride = out.row_stride};
-  Multiply(stream, one, x, weight, out);
+  Multiply(stream, one, x, weight, out, order);
 }
 
 // The transpose of W^UK_h: an output lies beside the next, an input a row further.
@@ -104,7 +115,7 @@ void MlaAbsorbQuery(Stream stream, const DeviceTensor& q, const DeviceTensor& kv
                        .matrix_stride = (shape.nope_width + shape.value_width) * kv_up.row_stride,
                        .out_row_stride = shape.heads * q_latent.row_stride,
                        .out_head_stride = q_latent.row_stride};
-  Multiply(stream, heads, q, kv_up, q_latent);
+  Multiply(stream, heads, q, kv_up, q_latent, SumOrder::kBlock);
 }
 
 void MlaProjectValue(Stream stream, const DeviceTensor& latent, const DeviceTensor& kv_up,
@@ -120,7 +131,7 @@ void MlaProjectValue(Stream stream, const DeviceTensor& latent, const DeviceTens
                        .matrix_stride = (shape.nope_width + shape.value_width) * kv_up.row_stride,
                        .out_row_stride = out.row_stride,
                        .out_head_stride = shape.value_width};
-  Multiply(stream, heads, latent, kv_up, out);
+  Multiply(stream, heads, latent, kv_up, out, SumOrder::kBlock);
 }
 
 }  // namespace tandem::kernels::cuda

@@ -76,14 +76,6 @@ constexpr int kHeadsOfThread = 2;
 constexpr int kHeadsAtOnce = kWarps * kHeadsOfThread;
 static_assert(kKeysOfThread * kWarpLanes == kPageTokens);
 
-// What is read and written as one.
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Chunk {
-  T values[kCount];
-};
-template <typename T>
-using Chunk16 = Chunk<T, 16 / sizeof(T)>;
-
 template <typename T>
 constexpr int kStageColumns = 128 / sizeof(T);  // that are in shared memory at once
 template <typename T>

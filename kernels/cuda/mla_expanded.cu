@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/pages.h"
-#include "kernels/cuda/product.h"
 #include "kernels/cuda/running_softmax.h"
 #include "kernels/cuda/scratch.h"
+#include "kernels/cuda/tensor_product.h"
 
 namespace tandem::kernels::cuda {
 namespace {
@@ -43,6 +44,7 @@ struct Chunk {
 template <typename T, typename W>
 struct ExpandProduct {
   using Row = T;
+  using Matrix = MatrixPart<W>;
   static constexpr int kMatrices = 1;
 
   Shape shape;
@@ -50,10 +52,14 @@ struct ExpandProduct {
   Rows<const W> kv_up;
   Chunk<T> chunk;
 
-  __device__ int64_t outputs() const { return shape.heads * (shape.nope + shape.value); }
-  __device__ bool Place(int64_t block, Tile* tile) const {
-    const int64_t output_tiles = (outputs() + kTile - 1) / kTile;
-    *tile = TileAt(block / output_tiles, chunk.end - chunk.begin, block % output_tiles, outputs());
+  __host__ __device__ int64_t outputs() const { return shape.heads * (shape.nope + shape.value); }
+  int64_t blocks(TileSize size) const {
+    return TilesOf(chunk.end - chunk.begin, size.rows) * TilesOf(outputs(), size.outputs);
+  }
+  __device__ bool Place(int64_t block, TileSize size, Tile* tile) const {
+    const int64_t output_tiles = TilesOf(outputs(), size.outputs);
+    *tile = TileAt(size, block / output_tiles, chunk.end - chunk.begin, block % output_tiles,
+                   outputs());
     return true;
   }
   __device__ const T* row(const Tile&, int64_t i) const { return latents[chunk.begin + i]; }
@@ -188,6 +194,18 @@ struct Scratch {
 };
 
 template <typename T, typename W>
+void LaunchExpand(Stream stream, SumOrder order, const ExpandProduct<T, W>& expand) {
+  if constexpr (std::is_same_v<T, Bf16> && std::is_same_v<W, Bf16>) {
+    if (order == SumOrder::kTensor) {
+      const int64_t tokens = expand.chunk.end - expand.chunk.begin;
+      return LaunchTensorProduct(stream, BlockRowsFor(tokens, expand), expand.shape.latent, expand);
+    }
+  }
+  TANDEM_CHECK(order == SumOrder::kBlock);
+  LaunchProduct(stream, expand.shape.latent, expand);
+}
+
+template <typename T, typename W>
 void Run(Stream stream, const MlaExpandedTensors& t, std::byte* memory) {
   const Shape shape = ShapeOf(t);
   const int64_t rows = t.q.dim(0);
@@ -201,8 +219,7 @@ void Run(Stream stream, const MlaExpandedTensors& t, std::byte* memory) {
     chunk.end = std::min(begin + kChunkTokens, t.num_tokens);
     const ExpandProduct<T, W> expand = {shape, latents, RowsOf<const W>(t.kv_up), chunk};
     const int64_t tokens = chunk.end - begin;
-    const int64_t outputs = shape.heads * (shape.nope + shape.value);
-    LaunchProduct(stream, TilesOf(tokens) * TilesOf(outputs), shape.latent, expand);
+    LaunchExpand(stream, t.order, expand);
     LaunchForElements(stream, tokens, shape.rope, TurnRopeOp<T>{shape, latents, chunk});
     Launch(stream, AttendKernel<T>, row_blocks * shape.heads, kThreads,
            kBlockRows * kPageTokens * sizeof(float), shape, rows, RowsOf<const T>(t.q),

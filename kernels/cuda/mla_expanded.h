@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/stream.h"
+#include "kernels/cuda/sum_order.h"
 #include "kernels/device_tensor.h"
 #include "kernels/weights.h"
 
@@ -18,6 +19,7 @@ struct MlaExpandedTensors {
   KvUpShape shape;
   int64_t num_tokens = 0;
   float scale = 0.0f;
+  SumOrder order = SumOrder::kBlock;  // of keys and values; tensor order requires that all is bf16
 };
 
 // Bytes of scratch that a call needs: heads * rows * (dv + 2) f32 of running sums, and keys and

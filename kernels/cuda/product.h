@@ -1,14 +1,16 @@
 // Products of rows with a matrix, each sum in block order (kernels/ops/dense.h): the CPU's bits,
-// whatever the number of rows. By fused multiply-adds, not by tensor cores, whose order is their
-// own.
+// whatever the number of rows. By fused multiply-adds; by tensor cores, whose order is their own:
+// kernels/cuda/tensor_product.h.
 //
 // A product says which rows and outputs a block of threads has, where they lie and what becomes of
 // the sums:
 //   using Row                                         float or Bf16
+//   using Matrix                                      MatrixPart or what has its members
 //   static constexpr int kMatrices                    that are multiplied with the same rows
-//   bool Place(int64_t block, Tile*) const            false: the block has nothing to do
+//   int64_t blocks(TileSize) const                    of tiles of this size; called by the host
+//   bool Place(int64_t block, TileSize, Tile*) const  false: the block has nothing to do
 //   const Row* row(const Tile&, int64_t i) const
-//   matrix(const Tile&, int) const                    MatrixPart or what has its members
+//   Matrix matrix(const Tile&, int) const
 //   void Store(const Tile&, int64_t i, int64_t n, const float* sums) const
 #ifndef TANDEM_KERNELS_CUDA_PRODUCT_H_
 #define TANDEM_KERNELS_CUDA_PRODUCT_H_
@@ -20,11 +22,16 @@
 
 namespace tandem::kernels::cuda {
 
-inline constexpr int kTile = 16;  // rows and outputs of a block of threads, one sum each
+// Of a block of threads.
+struct TileSize {
+  int64_t rows, outputs;
+};
 
-inline int64_t TilesOf(int64_t count) { return (count + kTile - 1) / kTile; }
+__host__ __device__ inline int64_t TilesOf(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
 
-// Rows [row, end_row) and outputs [output, end_output), at most kTile of each.
+// Rows [row, end_row) and outputs [output, end_output), at most as many as a tile has.
 struct Tile {
   int64_t row, end_row;
   int64_t output, end_output;
@@ -32,11 +39,11 @@ struct Tile {
 };
 
 // The tile at `row_tile` and `output_tile` of a product of `rows` by `outputs`.
-__device__ inline Tile TileAt(int64_t row_tile, int64_t rows, int64_t output_tile, int64_t outputs,
-                              int64_t batch = 0) {
-  const int64_t row = row_tile * kTile, output = output_tile * kTile;
-  return {row, rows < row + kTile ? rows : row + kTile, output,
-          outputs < output + kTile ? outputs : output + kTile, batch};
+__device__ inline Tile TileAt(TileSize size, int64_t row_tile, int64_t rows, int64_t output_tile,
+                              int64_t outputs, int64_t batch = 0) {
+  const int64_t row = row_tile * size.rows, output = output_tile * size.outputs;
+  return {row, rows < row + size.rows ? rows : row + size.rows, output,
+          outputs < output + size.outputs ? outputs : output + size.outputs, batch};
 }
 
 // [outputs, inputs], by rows or by columns: one of the strides is 1.
@@ -48,10 +55,13 @@ struct MatrixPart {
   __device__ float at(int64_t output, int64_t input) const {
     return ToFloat(data[output * output_stride + input * input_stride]);
   }
+  // Requires that inputs lie side by side.
+  __device__ const W* row(int64_t output) const { return data + output * output_stride; }
 };
 
 namespace product {
 
+constexpr int kTile = 16;          // rows and outputs of a block of threads, one sum each
 constexpr int kBlockInputs = 32;   // of block order
 constexpr int kStageInputs = 128;  // that are in shared memory at once
 // Of a tile's rows there, so that threads that follow each other use different banks.
@@ -88,7 +98,7 @@ __global__ void Kernel(int64_t inputs, Product product) {
   auto* const x_tile = reinterpret_cast<float*>(SharedMemory());
   float* const w_tiles = x_tile + kTileFloats;
   Tile tile;
-  if (!product.Place(blockIdx.x, &tile)) return;
+  if (!product.Place(blockIdx.x, {kTile, kTile}, &tile)) return;
   const auto rows = static_cast<int>(tile.end_row - tile.row);
   const auto outputs = static_cast<int>(tile.end_output - tile.output);
   const int row = static_cast<int>(threadIdx.x) / kTile, n = static_cast<int>(threadIdx.x) % kTile;
@@ -122,12 +132,14 @@ __global__ void Kernel(int64_t inputs, Product product) {
 
 }  // namespace product
 
-// Starts `blocks` blocks of threads, one for each tile; none if there are none.
+// Starts a block of threads for each tile; none if there are none.
 template <typename Product>
-void LaunchProduct(Stream stream, int64_t blocks, int64_t inputs, const Product& product) {
-  if (blocks == 0) return;
+void LaunchProduct(Stream stream, int64_t inputs, const Product& product) {
   constexpr size_t kSharedBytes = (1 + Product::kMatrices) * product::kTileFloats * sizeof(float);
-  Launch(stream, product::Kernel<Product>, blocks, kTile * kTile, kSharedBytes, inputs, product);
+  const int64_t blocks = product.blocks({product::kTile, product::kTile});
+  if (blocks == 0) return;
+  Launch(stream, product::Kernel<Product>, blocks, product::kTile * product::kTile, kSharedBytes,
+         inputs, product);
 }
 
 }  // namespace tandem::kernels::cuda

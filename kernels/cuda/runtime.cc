@@ -47,7 +47,8 @@ absl::StatusOr<Gpu> OpenGpu() {
     return NoGpu(absl::StrCat(properties.name, " has compute capability ", major, ".", minor,
                               ", and kernels are built for ", kOldestMajor, ".0 and above"));
   }
-  return Gpu{properties.name, free_bytes, static_cast<size_t>(shared_bytes)};
+  return Gpu{properties.name, absl::StrCat("sm", major, minor), free_bytes,
+             static_cast<size_t>(shared_bytes)};
 }
 
 std::byte* AllocateDeviceMemory(size_t bytes) {

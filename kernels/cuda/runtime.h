@@ -16,8 +16,9 @@ namespace tandem::kernels::cuda {
 
 struct Gpu {
   std::string name;
-  size_t free_bytes = 0;    // of its memory, as of now
-  size_t shared_bytes = 0;  // that a block of threads may have
+  std::string architecture;  // "sm90": what decides how its tensor cores add
+  size_t free_bytes = 0;     // of its memory, as of now
+  size_t shared_bytes = 0;   // that a block of threads may have
 };
 
 // The GPU that this process computes on: the first of those that it sees. Any thread may call it.

@@ -21,6 +21,9 @@
 //                are added. What AMX does (tdpbf16ps).
 //   pair order   the same, but a block's sum is one chain of fused multiply-adds from zero, over
 //                pairs of k ascending, in a pair the odd k first. What AVX-512 BF16 does (vdpbf16ps).
+//   tensor order the sums of steps of 16 k, ascending, are added to zero, step by step, by one
+//                instruction of a GPU's tensor cores each (mma.m16n8k16), whose order within the step
+//                is the GPU's own: the same for every value, but not on every GPU.
 // In block and pair order denormal operands and results of each step count as zeros of their sign.
 #ifndef TANDEM_KERNELS_OPS_DENSE_H_
 #define TANDEM_KERNELS_OPS_DENSE_H_
@@ -54,7 +57,8 @@ struct RmsNormArgs {
 };
 
 // out[i, n] = round(sum_k x[i, k] * weight[n, k]), the sum in block order; where act and format
-// are bf16 a backend may have pair order instead, which is another numerics class.
+// are bf16 a backend may have pair or tensor order instead, each of which is another numerics
+// class.
 //
 // With a weight of integers, w[n, k] = s_w[n] q_w[n, k], a row is quantized as well:
 //   s_x[i] = max_k |x[i, k]| / 127,  q_x[i, k] = x[i, k] * (127 / max), to nearest even

@@ -56,7 +56,8 @@ struct LatentAppendArgs {
 };
 
 // Query side of weight absorption: q_latent[i, h, :] = sum_d q[i, h, d] * W^UK_h[d, :], as Linear
-// of the transpose of W^UK_h makes it (of integers with a scale per latent value). Not rounded.
+// of the transpose of W^UK_h makes it (of integers with a scale per latent value; never in tensor
+// order). Not rounded.
 struct MlaAbsorbQueryArgs {
   DeviceTensor q;  // [rows, heads, dn + dr] act
   const KvUpWeight& kv_up;

@@ -71,21 +71,23 @@ std::string IdentityHash(const std::vector<Answer>& answers) {
   return absl::StrCat(absl::Hex(XXH3_64bits(bytes.data(), bytes.size()), absl::kZeroPad16));
 }
 
-// A mode, "f32" or "bf16", or bf16 with weights in an integer format.
+// A mode, "f32" or "bf16", or bf16 with weights in an integer format or, on a GPU, by tensor cores.
 DeploymentOptions OptionsFor(const std::string& numbers) {
   DeploymentOptions options;
   options.dtype = numbers == "f32" ? "f32" : "bf16";
+  if (TestDevice() != "cpu" && numbers == "bf16")
+    options.weights_flags = {"--numerics", "portable"};
   if (numbers == "int8" || numbers == "int4") options.weights_flags = {"--weights", numbers};
   return options;
 }
 
 // Embedded, one at a time: what everything else is compared with. On a GPU it is the CPU, in the
-// order of additions that they have in common.
+// order of additions that they have in common; but tensor cores have only themselves.
 const std::vector<Answer>& Reference(const std::string& numbers) {
   static auto* answers = new std::map<std::string, std::vector<Answer>>;
   if (answers->count(numbers) == 0) {
     DeploymentOptions options = OptionsFor(numbers);
-    if (TestDevice() != "cpu") {
+    if (TestDevice() != "cpu" && numbers != "tensor") {
       options.device = "cpu";
       options.weights_flags = {"--numerics", "portable"};
     }
@@ -129,6 +131,7 @@ class TopologyTest : public testing::TestWithParam<std::tuple<std::string, Shape
 
 TEST_P(TopologyTest, GivesTheSameBits) {
   const auto& [numbers, shape] = GetParam();
+  if (numbers == "tensor" && TestDevice() == "cpu") GTEST_SKIP() << "tensor cores are a GPU's";
   DeploymentOptions options = OptionsFor(numbers);
   options.attention_workers = shape.attention_workers;
   options.expert_workers = shape.expert_workers;
@@ -188,6 +191,14 @@ INSTANTIATE_TEST_SUITE_P(
                      testing::Values(Shape{"embedded_16_at_once", 0, 0, 16, 0},
                                      Shape{"three_processes_grpc", 1, 1, 16, 0, "grpc"},
                                      Shape{"two_experts_test_scheduler", 1, 2, 16, 11})),
+    TopologyTest::Name);
+
+INSTANTIATE_TEST_SUITE_P(
+    TensorShapes, TopologyTest,
+    testing::Combine(testing::Values(std::string("tensor")),
+                     testing::Values(Shape{"embedded_16_at_once", 0, 0, 16, 0},
+                                     Shape{"embedded_test_scheduler", 0, 0, 16, 7},
+                                     Shape{"two_experts_grpc", 1, 2, 16, 0, "grpc"})),
     TopologyTest::Name);
 
 TEST(WireTest, ProtobufEncodesOnlyHeadersAndEachWorkerMapsOnlyItsTensors) {

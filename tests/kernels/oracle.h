@@ -51,6 +51,13 @@ inline double BlockOrderError(int64_t k) {
   return static_cast<double>(34 + (k + 31) / 32) * std::ldexp(1.0, -24);
 }
 
+// The same for tensor order: in each step of 16 a tensor core may cut what lies below the largest
+// term instead of rounding, of 17 terms most of which are far smaller than what the sum has of
+// magnitude.
+inline double TensorOrderError(int64_t k) {
+  return static_cast<double>(34 + 8 * ((k + 15) / 16)) * std::ldexp(1.0, -24);
+}
+
 inline std::vector<double> RmsNorm(const TestTensor& x, const TestTensor& weight, double eps) {
   std::vector<double> out;
   for (int64_t i = 0; i < x.view().rows(); ++i) {

@@ -16,8 +16,9 @@ absl::StatusOr<std::string> DescribeGpu();
 
 struct Ceilings {
   double read_bytes_per_s = 0;
-  double copied_bytes_per_s = 0;  // read and written
-  double multiply_adds_per_s = 0;
+  double copied_bytes_per_s = 0;          // read and written
+  double multiply_adds_per_s = 0;         // of f32
+  double tensor_multiply_adds_per_s = 0;  // of bf16, by tensor cores
 };
 // The best of some runs. `is_brief`: for an emulation, whose figures mean nothing.
 Ceilings MeasureCeilings(bool is_brief);

@@ -47,6 +47,24 @@ __global__ void MultiplyKernel(int64_t rounds, float factor, float* out) {
   if (all == 1e30f) *out = all;
 }
 
+constexpr int kTileChains = 8;  // of a warp, likewise
+
+__global__ void TilesKernel(int64_t rounds, float* out) {
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t a[4] = {lane, lane + 1, lane + 2, lane + 3}, b[2] = {lane + 4, lane + 5};  // tiny
+  float sums[kTileChains][4] = {};
+  for (int64_t round = 0; round < rounds; ++round) {
+    TANDEM_UNROLL
+    for (int i = 0; i < kTileChains; ++i) {
+      TANDEM_MULTIPLY_TILES(sums[i], a, b);
+    }
+  }
+  float all = 0;
+  TANDEM_UNROLL
+  for (int i = 0; i < kTileChains; ++i) all += sums[i][0] + sums[i][1] + sums[i][2] + sums[i][3];
+  if (all == 1e30f) *out = all;
+}
+
 struct ExpOp {
   const float* x;
   float* out;
@@ -77,6 +95,12 @@ void ReadMemory(Stream stream, const std::byte* memory, size_t bytes, float* out
 int64_t MultiplyAndAdd(Stream stream, int64_t blocks, int64_t rounds, float* out) {
   Launch(stream, MultiplyKernel, blocks, kThreads, 0, rounds, 0.75f, out);
   return blocks * kThreads * rounds * kChains;
+}
+
+int64_t MultiplyTilesOfBf16(Stream stream, int64_t blocks, int64_t rounds, float* out) {
+  constexpr int64_t kOfTile = 16 * 8 * 16;
+  Launch(stream, TilesKernel, blocks, kThreads, 0, rounds, out);
+  return blocks * kThreads / 32 * rounds * kTileChains * kOfTile;
 }
 
 void Exponentials(Stream stream, const float* x, int64_t count, float* out) {

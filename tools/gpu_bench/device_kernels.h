@@ -15,6 +15,8 @@ using kernels::cuda::Stream;
 void ReadMemory(Stream stream, const std::byte* memory, size_t bytes, float* out);
 // Fused multiply-adds, by `blocks` blocks, without memory. Returns how many; `out` as above.
 int64_t MultiplyAndAdd(Stream stream, int64_t blocks, int64_t rounds, float* out);
+// The same by tensor cores, of bf16.
+int64_t MultiplyTilesOfBf16(Stream stream, int64_t blocks, int64_t rounds, float* out);
 
 // Of each of `count` elements, in device memory.
 void Exponentials(Stream stream, const float* x, int64_t count, float* out);

@@ -140,10 +140,20 @@ struct Meeting {
   }
 };
 
+// To shared memory, not done yet.
+struct Copy {
+  std::byte* to;
+  const std::byte* from;
+  size_t bytes;
+};
+using CopyGroup = std::vector<Copy>;
+
 struct Thread {
   Index3 index;
   Meeting waits;           // or of line 0, where there is none
   Fiber* fiber = nullptr;  // once it has begun
+  std::deque<CopyGroup> copies;
+  CopyGroup uncommitted_copies;
 
   bool waiting() const { return waits.line != 0; }
 };
@@ -177,12 +187,13 @@ class BlockRun {
     PassTurn(*current_->fiber, /*ends=*/false);
   }
   const LaneValues& Exchange(uint64_t value, const Meeting& meeting);
-  const Thread& current() const { return *current_; }
+  Thread& current() { return *current_; }
   unsigned current_number() const { return static_cast<unsigned>(current_ - threads_.data()); }
 
   const LaunchShape& shape() const { return shape_; }
   const Index3& block() const { return block_; }
   std::byte* shared() { return shared_.get(); }
+  uint64_t SharedAddress(const void* address, size_t alignment) const;
 
  private:
   static void Enter(transfer_t passed);
@@ -232,6 +243,13 @@ const LaneValues& BlockRun::Exchange(uint64_t value, const Meeting& meeting) {
   return warp.taken;
 }
 
+uint64_t BlockRun::SharedAddress(const void* address, size_t alignment) const {
+  const std::ptrdiff_t at = static_cast<const std::byte*>(address) - shared_.get();
+  TANDEM_CHECK(at >= 0 && static_cast<size_t>(at) < shape_.shared_bytes);
+  TANDEM_CHECK(static_cast<size_t>(at) % alignment == 0);
+  return static_cast<uint64_t>(at);
+}
+
 // The code of a fiber: a thread, and while threads end without ever having waited, the next one.
 void BlockRun::Enter(transfer_t passed) {
   Arrive(passed, nullptr);
@@ -273,7 +291,11 @@ Fiber& BlockRun::NextFiber() {
 absl::Status BlockRun::Run(const Index3& block, Random& random) {
   block_ = block;
   std::memset(shared_.get(), 0xFF, shape_.shared_bytes);
-  for (Thread& thread : threads_) thread.fiber = nullptr;
+  for (Thread& thread : threads_) {
+    thread.fiber = nullptr;
+    thread.copies.clear();
+    thread.uncommitted_copies.clear();
+  }
   fibers_in_use_ = 0;
   ended_ = 0;
   turns_.resize(threads_.size());
@@ -385,6 +407,28 @@ void SyncThreads(const char* file, int line) { running->WaitFor({file, line, 0})
 
 const LaneValues& Exchange(uint32_t mask, uint64_t value, const char* file, int line) {
   return running->Exchange(value, {file, line, mask});
+}
+
+uint64_t SharedAddress(const void* address, size_t alignment) {
+  return running->SharedAddress(address, alignment);
+}
+
+void StartCopy(void* to, const void* from, size_t bytes) {
+  TANDEM_CHECK(reinterpret_cast<uintptr_t>(from) % bytes == 0);
+  std::byte* const target = SharedMemory() + SharedAddress(to, bytes);
+  std::memset(target, 0xFF, bytes);
+  running->current().uncommitted_copies.push_back(
+      {target, static_cast<const std::byte*>(from), bytes});
+}
+void CommitCopies() {
+  Thread& thread = running->current();
+  thread.copies.push_back(std::exchange(thread.uncommitted_copies, {}));
+}
+void WaitForCopies(size_t left) {
+  std::deque<CopyGroup>& groups = running->current().copies;
+  for (; groups.size() > left; groups.pop_front()) {
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+  }
 }
 
 unsigned LaneIndex() { return running->current_number() % kWarpLanes; }

@@ -65,6 +65,18 @@ void SyncThreads(const char* file, int line);
 using LaneValues = std::array<uint64_t, kWarpLanes>;
 const LaneValues& Exchange(uint32_t mask, uint64_t value, const char* file, int line);
 
+// Where `address` lies in the block's shared memory. Ends the process if it does not lie there, or
+// not at a multiple of `alignment`, which a GPU asks for.
+uint64_t SharedAddress(const void* address, size_t alignment);
+
+// cp.async: `bytes`, aligned to as many, come to shared memory only when the thread that started
+// the copy waits for it; until then bytes of 0xFF are there, since a GPU may write there from the
+// start on. Copies that were started since the last CommitCopies are a group.
+void StartCopy(void* to, const void* from, size_t bytes);
+void CommitCopies();
+// Does the copies of all groups but the last `left`.
+void WaitForCopies(size_t left);
+
 }  // namespace tandem::kernels::cuda::emulation
 
 #endif  // TANDEM_KERNELS_CUDA_EMULATION_BLOCK_H_

@@ -48,7 +48,7 @@ std::byte* Map(size_t bytes) {
 }  // namespace
 
 absl::StatusOr<Gpu> OpenGpu() {
-  return Gpu{"an emulated GPU", kMemoryBytes, emulation::kMostSharedBytes};
+  return Gpu{"an emulated GPU", "emulated", kMemoryBytes, emulation::kMostSharedBytes};
 }
 
 std::byte* AllocateDeviceMemory(size_t bytes) {

@@ -134,6 +134,43 @@ TEST(BlockTest, LanesExchangeWithinTheirWarp) {
   }
 }
 
+TEST(BlockTest, ACopyIsThereWhenItIsWaitedForAndNotBefore) {
+  alignas(16) const uint32_t from[3][4] = {{1, 2, 3, 4}, {5, 6, 7, 8}, {9, 10, 11, 12}};
+  std::vector<std::vector<uint32_t>> seen;
+  ASSERT_TRUE(RunKernel({{}, {1}, sizeof(from)}, 1, [&] {
+                auto* const shared = reinterpret_cast<uint32_t*>(SharedMemory());
+                const auto see = [&] { seen.push_back({shared[0], shared[4], shared[8]}); };
+                shared[0] = 77;  // may be written over from the start of the copy on
+                for (int i = 0; i < 3; ++i) {
+                  StartCopy(shared + 4 * i, from[i], 16);
+                  if (i != 1) CommitCopies();  // the second belongs to the third's group
+                }
+                see();
+                WaitForCopies(1);
+                see();
+                WaitForCopies(0);
+                see();
+              }).ok());
+  constexpr uint32_t kNothing = 0xFFFFFFFF;
+  EXPECT_THAT(seen, testing::ElementsAre(testing::ElementsAre(kNothing, kNothing, kNothing),
+                                         testing::ElementsAre(1, kNothing, kNothing),
+                                         testing::ElementsAre(1, 5, 9)));
+}
+
+TEST(BlockDeathTest, WhatAGpuWantsAlignedAndInSharedMemoryIs) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  alignas(16) const uint32_t from[8] = {};
+  const auto copy = [&](size_t to, size_t at) {
+    (void)RunKernel({{}, {1}, 64}, 1, [&] {
+      StartCopy(SharedMemory() + to, reinterpret_cast<const std::byte*>(from) + at, 16);
+    });
+  };
+  copy(48, 16);
+  EXPECT_DEATH(copy(8, 0), "alignment");
+  EXPECT_DEATH(copy(64, 0), "shared_bytes");
+  EXPECT_DEATH(copy(0, 8), "bytes");
+}
+
 TEST(BlockTest, HalvesOfAWarpExchangeApart) {
   std::vector<uint64_t> got(32);
   ASSERT_TRUE(RunKernel({{1}, {32}, 0}, 5, [&] {

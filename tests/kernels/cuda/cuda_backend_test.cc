@@ -26,7 +26,13 @@ TEST(CudaBackendTest, SaysWhatItIsAndHowMuchItHas) {
   const auto backend = *CreateCudaBackend({64 * kMiB});
   EXPECT_THAT(backend->Description(), testing::MatchesRegex("cuda .+, 64 MiB"));
   EXPECT_EQ(backend->MemoryBytes(), 64 * kMiB);
-  EXPECT_EQ(backend->NumericsClass(Dtype::kBF16, WeightFormat::kBF16), "portable-1");
+  // Tensor cores add in an order of their own, and are for bf16 with bf16 alone.
+  EXPECT_THAT(backend->NumericsClass(Dtype::kBF16, WeightFormat::kBF16),
+              testing::MatchesRegex("tensor-.+-1"));
+  EXPECT_EQ(backend->NumericsClass(Dtype::kF32, WeightFormat::kBF16), "portable-1");
+  EXPECT_EQ(backend->NumericsClass(Dtype::kBF16, WeightFormat::kF32), "portable-1");
+  const auto portable = *CreateCudaBackend({64 * kMiB, Numerics::kPortable});
+  EXPECT_EQ(portable->NumericsClass(Dtype::kBF16, WeightFormat::kBF16), "portable-1");
 }
 
 TEST(CudaBackendTest, RefusesMoreMemoryThanTheGpuHas) {

@@ -63,9 +63,10 @@ class TestStream {
 };
 
 // On the emulation, in orders of threads that begin with `seed`; ops are done when they return.
-inline std::unique_ptr<Backend> MakeCudaBackend(uint64_t seed) {
+inline std::unique_ptr<Backend> MakeCudaBackend(uint64_t seed,
+                                                Numerics numerics = Numerics::kPortable) {
   setenv("TANDEM_CUDA_SEED", std::to_string(seed).c_str(), /*replace=*/1);
-  return std::make_unique<SynchronousBackend>(*CreateCudaBackend({kTestMemoryBytes}));
+  return std::make_unique<SynchronousBackend>(*CreateCudaBackend({kTestMemoryBytes, numerics}));
 }
 // The CPU in the order of additions that the two have in common.
 inline std::unique_ptr<Backend> MakeCpuBackend() {
