@@ -57,8 +57,11 @@ class Gateway {
       address_ = host_->address();
     }
     spdlog::info("gateway on {}", host_->address());
-    TANDEM_ASSIGN_OR_RETURN(metrics_, MetricsHost::Start(options_.listen, "tandem_gateway",
-                                                         [this] { return Counters(); }));
+    TANDEM_ASSIGN_OR_RETURN(
+        metrics_,
+        MetricsHost::Start(options_.listen, "tandem_gateway", [this] { return Counters(); },
+                           {inference_.metrics().registry(),
+                            CacheUsageGauge([driver = &driver_] { return driver->Counters(); })}));
     std::thread starting([this] {
       const absl::Status status = options_.registry.empty() ? StartEmbedded() : StartRegistry();
       if (!status.ok() && !absl::IsCancelled(status)) Fail(status);

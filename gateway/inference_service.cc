@@ -70,8 +70,13 @@ class GenerateCall : public StreamingCall {
 
   void OnToken(int32_t id, float log_prob) override {
     if (text_->stopped()) return;
-    last_ = absl::Now();
-    if (completion_tokens_++ == 0) first_ = last_;
+    const absl::Time before = std::exchange(last_, absl::Now());
+    if (completion_tokens_++ == 0) {
+      first_ = last_;
+      metrics().ObserveFirstToken(first_ - arrived());
+    } else {
+      metrics().ObserveNextToken(last_ - before);
+    }
     v1::GenerateResponse response;
     v1::GenerateResponse::Chunk& chunk = *response.mutable_chunk();
     chunk.set_text(text_->Push(id));
@@ -94,6 +99,9 @@ class GenerateCall : public StreamingCall {
     finished.set_queue_us(Microseconds(admitted_ - submitted_));
     finished.set_prefill_us(Microseconds(first_ - admitted_));
     finished.set_decode_us(Microseconds(last_ - first_));
+    metrics().ObserveGenerated({finished.reason(), prompt_tokens_, completion_tokens_,
+                                absl::Now() - arrived(), admitted_ - submitted_, first_ - admitted_,
+                                last_ - first_});
     Send(response);
     End(grpc::Status::OK);
   }
@@ -150,6 +158,7 @@ class ScoreCall : public StreamingCall {
   void OnEnd(JobEnd end, absl::Status status) override {
     if (end == JobEnd::kFailed) return End(ToGrpc(status));
     if (last_ >= 0) OnScored({last_, -1, false}, 0, {});
+    metrics().CountScored();
     End(grpc::Status::OK);
   }
 
@@ -249,17 +258,22 @@ absl::StatusOr<const ServedModel*> InferenceService::Model() const {
   return model;
 }
 
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Refuse(const absl::Status& status) {
+  metrics_->CountError(status.code());
+  return new RefusedCall(status);
+}
+
 template <typename Call, typename Request>
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartCall(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
   absl::StatusOr<ClientLimits::Lease> lease = Admit(context);
-  if (!lease.ok()) return new RefusedCall(lease.status());
+  if (!lease.ok()) return Refuse(lease.status());
   const absl::StatusOr<const ServedModel*> model = Model();
-  if (!model.ok()) return new RefusedCall(model.status());
+  if (!model.ok()) return Refuse(model.status());
   absl::StatusOr<Request> parsed = Parse<Request>(buffer);
-  if (!parsed.ok()) return new RefusedCall(parsed.status());
+  if (!parsed.ok()) return Refuse(parsed.status());
   const auto request = std::make_shared<const Request>(*std::move(parsed));
-  const auto call = std::make_shared<Call>(driver_, &live_, context);
+  const auto call = std::make_shared<Call>(driver_, &live_, metrics_, context);
   call->Hold(*std::move(lease));
   call->KeepAlive();
   // First, so that a text which cannot fit neither waits for others nor they for it.

@@ -10,6 +10,7 @@
 
 #include "gateway/client_limits.h"
 #include "gateway/live_calls.h"
+#include "gateway/request_metrics.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
 #include "gateway/text_work.h"
@@ -41,6 +42,7 @@ class InferenceService final
 
   // LiveCalls' and ClientLimits'
   CounterSnapshot Counters() const;
+  const RequestMetrics& metrics() const { return *metrics_; }
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -63,6 +65,8 @@ class InferenceService final
   absl::StatusOr<const ServedModel*> Model() const;
   // Lets the call in, or gives its end and says in its trailers when to ask again.
   absl::StatusOr<ClientLimits::Lease> Admit(grpc::CallbackServerContext* context);
+  // Of a Generate or Score that carries nothing but its end.
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Refuse(const absl::Status& status);
   template <typename Call, typename Request>
   grpc::ServerWriteReactor<grpc::ByteBuffer>* StartCall(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* buffer);
@@ -77,6 +81,7 @@ class InferenceService final
   const StatusFunction status_;
   std::atomic<const ServedModel*> model_ = nullptr;
   const CallerFunction caller_;
+  const std::shared_ptr<RequestMetrics> metrics_ = std::make_shared<RequestMetrics>();
   ClientLimits client_limits_;  // outlives the calls
   LiveCalls live_;
   TextWork text_work_;

@@ -153,6 +153,7 @@ Scheduler::PageCounts Scheduler::CountPages() const {
     counts.held += worker.book.num_held();
     counts.cached += worker.book.num_cached();
     counts.evicted += worker.book.num_evicted();
+    counts.capacity += worker.book.total_pages();
   }
   return counts;
 }

@@ -179,6 +179,7 @@ class Scheduler {
     int64_t held = 0;    // by sequences
     int64_t cached = 0;  // by none, but kept
     int64_t evicted = 0;
+    int64_t capacity = 0;  // held, cached or free, of the workers that are here
   };
   PageCounts CountPages() const;
   // Tokens of sequences that were given to a worker (again, after a preemption), and how many of

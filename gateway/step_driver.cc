@@ -351,6 +351,7 @@ CounterSnapshot StepDriver::Impl::Counters() const {
           {"prefix_cache_hits_total", prefix_hits_},
           {"prefill_rows_total", prefill_rows_},
           {"prefill_layers_total", prefill_layers_},
+          {"pages_capacity", pages_.capacity},
           {"pages_held", pages_.held},
           {"pages_cached", pages_.cached},
           {"pages_evicted_total", pages_.evicted}};

@@ -65,7 +65,8 @@ class StepDriver {
   // worker_wait_us_total (sums over the steps' results), decode_groups (the most of any worker),
   // prefix_cache_queries_total and prefix_cache_hits_total (tokens, Scheduler::prefix_queries),
   // prefill_rows_total, prefill_layers_total (Scheduler::prefill_rows),
-  // pages_held, pages_cached, pages_evicted_total (over all workers, Scheduler::PageCounts)
+  // pages_capacity, pages_held, pages_cached, pages_evicted_total (over all workers,
+  // Scheduler::PageCounts)
   CounterSnapshot Counters() const;
 
  private:

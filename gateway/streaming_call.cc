@@ -58,6 +58,7 @@ void StreamingCall::End(grpc::Status status) {
   if (!status.ok()) live_->CountFailure();
   MutexLock lock(mutex_);
   if (std::exchange(ended_, true)) return;
+  if (!status.ok()) metrics_->CountError(static_cast<absl::StatusCode>(status.error_code()));
   status_ = std::move(status);
   if (queue_.empty()) Finish(status_);
 }

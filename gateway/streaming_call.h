@@ -8,10 +8,14 @@
 #include <atomic>
 #include <deque>
 #include <memory>
+#include <utility>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/mutex.h"
 #include "common/work_clock.h"
 #include "gateway/live_calls.h"
+#include "gateway/request_metrics.h"
 #include "gateway/step_driver.h"
 
 namespace tandem {
@@ -46,8 +50,9 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                       public LiveCall,
                       public std::enable_shared_from_this<StreamingCall> {
  public:
-  StreamingCall(StepDriver* driver, LiveCalls* live, grpc::CallbackServerContext* context)
-      : driver_(driver), live_(live), context_(context) {}
+  StreamingCall(StepDriver* driver, LiveCalls* live, std::shared_ptr<RequestMetrics> metrics,
+                grpc::CallbackServerContext* context)
+      : driver_(driver), live_(live), metrics_(std::move(metrics)), context_(context) {}
 
   // Must be called once, before gRPC can be done with the call.
   void KeepAlive() {
@@ -73,6 +78,8 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool Shed(const absl::Status& why) override;
 
  protected:
+  absl::Time arrived() const { return arrived_; }
+  RequestMetrics& metrics() { return *metrics_; }
   int64_t max_unread_bytes() const { return live_->max_unread_bytes(); }
   // The job has all that it wanted: it is to end as a success.
   void FinishJob();
@@ -92,6 +99,8 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   StepDriver* const driver_;
   LiveCalls* const live_;
+  const std::shared_ptr<RequestMetrics> metrics_;  // which the service may not outlive
+  const absl::Time arrived_ = absl::Now();
   grpc::CallbackServerContext* const context_;  // until OnDone
   std::shared_ptr<StreamingCall> self_;
   std::atomic<int64_t> unread_bytes_ = 0;

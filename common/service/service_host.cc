@@ -284,7 +284,7 @@ void ServiceHost::Shutdown(absl::Duration grace) {
 
 struct MetricsHost::Impl {
   std::string host;
-  std::shared_ptr<prometheus::Collectable> collectable;
+  std::vector<std::shared_ptr<prometheus::Collectable>> collectables;  // the exposer keeps none
   std::unique_ptr<prometheus::Exposer> exposer;
 };
 
@@ -301,21 +301,25 @@ MetricsHost::~MetricsHost() {
 
 absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
     const ListenOptions& options, const std::string& prefix,
-    std::function<CounterSnapshot()> snapshot) {
+    std::function<CounterSnapshot()> snapshot,
+    std::vector<std::shared_ptr<prometheus::Collectable>> others) {
   const std::string& listen = options.metrics_listen;
   if (listen.empty()) return nullptr;
   TANDEM_RETURN_IF_ERROR(CheckListenAddress(listen, options.insecure_listen));
   TANDEM_ASSIGN_OR_RETURN(const auto host_port, SplitAddress(listen));
   auto impl = std::make_unique<Impl>();
   impl->host = host_port.first;
-  impl->collectable = std::make_shared<CounterCollectable>(prefix, std::move(snapshot));
+  impl->collectables = std::move(others);
+  impl->collectables.push_back(std::make_shared<CounterCollectable>(prefix, std::move(snapshot)));
   try {  // civetweb reports a taken port by an exception
     impl->exposer = std::make_unique<prometheus::Exposer>(listen, /*num_threads=*/1);
   } catch (const std::exception& error) {
     return absl::UnavailableError(
         absl::StrCat("cannot serve metrics on ", listen, ": ", error.what()));
   }
-  impl->exposer->RegisterCollectable(impl->collectable);
+  for (const auto& collectable : impl->collectables) {
+    impl->exposer->RegisterCollectable(collectable);
+  }
   return std::unique_ptr<MetricsHost>(new MetricsHost(std::move(impl)));
 }
 

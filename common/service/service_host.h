@@ -19,6 +19,10 @@
 #include "common/service/listener.h"
 #include "common/service/server_trust.h"
 
+namespace prometheus {
+class Collectable;
+}  // namespace prometheus
+
 namespace tandem {
 
 struct ListenOptions {
@@ -101,13 +105,15 @@ class ServiceHost {
   int64_t memory_limit_bytes_ = 0;
 };
 
-// Serves counters as Prometheus metrics, each named `prefix`_name, asked for at every scrape.
+// Serves counters as Prometheus metrics, each named `prefix`_name, asked for at every scrape; and
+// `others`, under their own names, which must begin with the prefix as well.
 class MetricsHost {
  public:
   // Null if the options name no address.
   static absl::StatusOr<std::unique_ptr<MetricsHost>> Start(
       const ListenOptions& options, const std::string& prefix,
-      std::function<CounterSnapshot()> snapshot);
+      std::function<CounterSnapshot()> snapshot,
+      std::vector<std::shared_ptr<prometheus::Collectable>> others = {});
   ~MetricsHost();
 
  private:

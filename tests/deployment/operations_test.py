@@ -38,8 +38,12 @@ def free_ports(count):
 
 
 def scrape(port):
+    """What a port serves: [(prefix, name)] of its metrics, and {sample: value}, labels in the sample's name."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        return re.findall(r"^(tandem_[a-z]+)_(\w+) (\S+)$", answer.read().decode(), re.M)
+        text = answer.read().decode()
+    samples = re.findall(r"^tandem_[a-z]+_(\w+(?:\{.*?\})?) (\S+)$", text, re.M)
+    return (re.findall(r"^# TYPE (tandem_[a-z]+)_(\w+) ", text, re.M),
+            {sample: float(value) for sample, value in samples})
 
 
 class OperationsTest(unittest.TestCase):
@@ -59,12 +63,12 @@ class OperationsTest(unittest.TestCase):
         log.close()
 
     def wait(self, port, wanted):
-        """The metrics at a port once `wanted` of them holds."""
+        """What a port serves once `wanted` of its samples holds."""
         end = time.monotonic() + LIMIT_S
         while True:
             try:
                 found = scrape(port)
-                if wanted({name: float(value) for _, name, value in found}):
+                if wanted(found[1]):
                     return found
             except OSError:
                 pass
@@ -72,8 +76,8 @@ class OperationsTest(unittest.TestCase):
             time.sleep(0.05)
 
     def check(self, prefix, found, but=()):
-        names = [name for of, name, _ in found if of == prefix]
-        self.assertEqual(len(names), len(found))
+        names = [name for of, name in found[0] if of == prefix]
+        self.assertEqual(len(names), len(found[0]))
         # Of servers with certificates.
         but = [*but, "certificate_seconds_left"]
         twice = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -98,7 +102,28 @@ class OperationsTest(unittest.TestCase):
         self.check("tandem_gateway", found, but=["checkpoint_changed"])
         self.check("tandem_attention", self.wait(metrics[1], lambda m: m.get("loaded_percent") == 100))
         self.check("tandem_expert", self.wait(metrics[2], lambda m: m.get("loaded_percent") == 100))
+        self.check_requests_are_measured(gateway, metrics[0])
         self.check_doctor(gateway)
+
+    def check_requests_are_measured(self, port, metrics):
+        def generate(*flags):
+            return subprocess.run([str(BIN / "tandem"), "generate", "one two", "--server", f"127.0.0.1:{port}",
+                                   *flags], capture_output=True, timeout=LIMIT_S, check=False).returncode
+
+        self.assertEqual(generate("--ignore-eos", "--max-tokens", "5"), 0)
+        self.assertNotEqual(generate("--max-tokens", "100000000"), 0)  # beyond the context
+        _, samples = scrape(metrics)
+        self.assertEqual({name: samples[name] for name in (
+            "time_to_first_token_seconds_count", "inter_token_latency_seconds_count",
+            "request_generation_tokens_sum", 'request_success_total{finished_reason="length"}',
+            'request_success_total{finished_reason="eos"}',
+            'request_errors_total{status="INVALID_ARGUMENT"}')}, {
+                "time_to_first_token_seconds_count": 1, "inter_token_latency_seconds_count": 4,
+                "request_generation_tokens_sum": 5, 'request_success_total{finished_reason="length"}': 1,
+                'request_success_total{finished_reason="eos"}': 0,
+                'request_errors_total{status="INVALID_ARGUMENT"}': 1})
+        parts = [samples[f"request_{part}_time_seconds_sum"] for part in ("queue", "prefill", "decode")]
+        self.assertLessEqual(sum(parts), samples["e2e_request_latency_seconds_sum"])
 
     def check_doctor(self, port):
         code, lines = self.doctor(port)
