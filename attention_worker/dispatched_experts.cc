@@ -34,7 +34,9 @@ class DispatchedExperts::OneLayer final : public Pending {
       Dispatch();
     }
     std::optional<absl::Status> status = pending_->Poll();
-    if (status.has_value() && status->ok()) PutRows(pending_->rows());
+    if (!status.has_value() || !status->ok()) return status;
+    batch_.clock->End(LayerPart::kExpertWait);
+    PutRows(pending_->rows());
     return status;
   }
 
@@ -44,6 +46,7 @@ class DispatchedExperts::OneLayer final : public Pending {
 
  private:
   void Dispatch() {
+    batch_.clock->End(LayerPart::kAttention);
     RowBatch batch;
     batch.step = batch_.step;
     batch.layer = batch_.layer;
@@ -53,6 +56,7 @@ class DispatchedExperts::OneLayer final : public Pending {
     batch.weights = weights_.data();
     batch.top_k = static_cast<int>(batch_.expert_ids.width());
     pending_ = experts_.dispatcher_.Dispatch(batch, changed_);
+    batch_.clock->End(LayerPart::kDispatch);
   }
 
   // Each run of rows that came back in the same way is put onto the device by one call.

@@ -55,7 +55,8 @@ class AttentionEngineCore::Impl {
  public:
   Impl(kernels::Backend* backend, const AttentionModel* model, RoutedExperts* experts,
        std::unique_ptr<LatentCache> cache, std::unique_ptr<kernels::Buffer> ids_with_token,
-       absl::Duration page_wait, std::function<void()> wake, std::function<Clock::time_point()> now)
+       absl::Duration page_wait, LayerTimes* layer_times, std::function<void()> wake,
+       std::function<Clock::time_point()> now)
       : wake_(std::move(wake)),
         now_(std::move(now)),
         cache_(std::move(cache)),
@@ -67,7 +68,7 @@ class AttentionEngineCore::Impl {
             model, {backend, experts, cache_.get()},
             ids_with_token_ == nullptr ? kernels::DeviceTensor()
                                        : ids_with_token_->Tensor(Dtype::kU8, {limits_.vocab_size}),
-            &counts_, [this] { Wake(); }, now_) {
+            &counts_, [this] { Wake(); }, now_, layer_times) {
     counts_.pages_free = cache_->pool().free_pages();
   }
 
@@ -524,9 +525,9 @@ absl::StatusOr<std::unique_ptr<AttentionEngineCore>> AttentionEngineCore::Create
     backend->Write(options.ids_with_token.data(),
                    ids_with_token->Tensor(Dtype::kU8, {config.vocab_size}));
   }
-  return std::unique_ptr<AttentionEngineCore>(new AttentionEngineCore(
-      std::make_unique<Impl>(backend, model, experts, std::move(cache), std::move(ids_with_token),
-                             options.page_wait, std::move(wake), std::move(now))));
+  return std::unique_ptr<AttentionEngineCore>(new AttentionEngineCore(std::make_unique<Impl>(
+      backend, model, experts, std::move(cache), std::move(ids_with_token), options.page_wait,
+      options.layer_times, std::move(wake), std::move(now))));
 }
 
 AttentionEngineCore::AttentionEngineCore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -17,6 +17,7 @@
 
 namespace tandem {
 
+class LayerTimes;      // attention_worker/layer_times.h
 class AttentionModel;  // attention_worker/model.h: weights and the forward pass
 class RoutedExperts;   // attention_worker/routed_experts.h
 
@@ -26,6 +27,7 @@ struct AttentionEngineOptions {
   // How long a step waits for pages that other sessions hold: longer than a silent connection
   // lasts.
   absl::Duration page_wait = absl::Seconds(15);
+  LayerTimes* layer_times = nullptr;  // must outlive the engine; null: layers are not measured
 };
 
 // A state machine that owns the latent cache, the sessions and their steps. What it does follows

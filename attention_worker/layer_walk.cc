@@ -8,15 +8,17 @@
 namespace tandem {
 
 LayerWalk::LayerWalk(const AttentionModel* model, const ModelContext* context, EngineCounts* counts,
-                     std::function<void()> experts_changed)
+                     std::function<void()> experts_changed, LayerClock clock)
     : model_(*model),
       context_(*context),
       counts_(*counts),
+      clock_(std::move(clock)),
       workspace_(context->backend),
       inputs_(context->backend) {
   pass_.inputs = &inputs_;
   pass_.workspace = &workspace_;
   pass_.experts_changed = std::move(experts_changed);
+  pass_.clock = &clock_;
 }
 
 void LayerWalk::Start(StepId step, std::vector<Active> active) {
@@ -54,6 +56,7 @@ LayerWalk::State LayerWalk::Proceed() {
   if (!in_pass_) return State::kMoved;
   counts_.expanded_row_layers_total += plan_.rows.num_expanded();
   counts_.absorbed_row_layers_total += plan_.rows.num_absorbed();
+  clock_.Begin(layer_);
   in_flight_ = model_.BeginLayer(context_, pass_, layer_);
   in_layer_ = true;
   return State::kMoved;

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "attention_worker/engine_counts.h"
+#include "attention_worker/layer_times.h"
 #include "attention_worker/model.h"
 #include "attention_worker/pass_inputs.h"
 #include "attention_worker/row_plan.h"
@@ -22,9 +23,10 @@ namespace tandem {
 // memory. Belongs to the engine's thread; used for one walk after the other.
 class LayerWalk {
  public:
-  // All must outlive the walk. `experts_changed`: see RoutedExperts::Begin.
+  // All must outlive the walk. `experts_changed`: see RoutedExperts::Begin. `clock`: what measures
+  // its layers.
   LayerWalk(const AttentionModel* model, const ModelContext* context, EngineCounts* counts,
-            std::function<void()> experts_changed);
+            std::function<void()> experts_changed, LayerClock clock);
 
   struct Active {
     Batch* batch = nullptr;  // stands at first_layer
@@ -62,6 +64,7 @@ class LayerWalk {
   const AttentionModel& model_;
   const ModelContext& context_;
   EngineCounts& counts_;
+  LayerClock clock_;
   Workspace workspace_;
   PassInputs inputs_;
 

@@ -19,6 +19,7 @@ LocalExperts::LocalExperts(kernels::Backend* backend, int top_k,
 
 std::unique_ptr<RoutedExperts::Pending> LocalExperts::Begin(const ExpertBatch& batch,
                                                             std::function<void()>) {
+  batch.clock->End(LayerPart::kAttention);
   const int64_t num_rows = batch.rows.dim(0);
   const int64_t num_routes = batch.expert_ids.elements();
   ++layers_total_;
@@ -31,6 +32,7 @@ std::unique_ptr<RoutedExperts::Pending> LocalExperts::Begin(const ExpertBatch& b
                       pattern_.RowsOfRoutes(num_rows), expert_rows});
   backend_.Combine(
       {expert_rows, pattern_.Offsets(num_rows), batch.weights.reshaped({num_routes}), batch.out});
+  batch.clock->End(LayerPart::kExpertWait);  // there is no other work while they are computed
   return std::make_unique<Called>();
 }
 

@@ -109,9 +109,11 @@ LayerInFlight AttentionModel::BeginLayer(const ModelContext& context, const Mode
   if (config_.IsMoeLayer(layer)) {
     BeginExperts(context, pass, layer, &in_flight);
   } else {
+    pass.clock->End(LayerPart::kAttention);
     in_flight.ffn =
         ops.Mlp(ops.RmsNorm(h, *w.post_attention_layernorm, config_.rms_norm_eps), w.mlp);
   }
+  pass.clock->End(LayerPart::kMlp);
   return in_flight;
 }
 
@@ -122,6 +124,7 @@ void AttentionModel::FinishLayer(const ModelContext& context, const ModelPass& p
   }
   context.backend->Add({in_flight.h, in_flight.ffn, pass.x});
   pass.workspace->ReturnTo(in_flight.mark);
+  pass.clock->End(LayerPart::kCombine);
 }
 
 // Multi-head latent attention (section 2.1): out = W^O [softmax(q k) v of every head].
@@ -221,9 +224,9 @@ void AttentionModel::BeginExperts(const ModelContext& context, const ModelPass& 
       .weights = workspace.Take(Dtype::kF32, {num_rows, top_k}),
   };
   context.backend->Route(route);
-  in_flight->experts = context.experts->Begin(
-      {pass.step, layer, n, route.expert_ids, route.weights, in_flight->ffn, &workspace},
-      pass.experts_changed);
+  in_flight->experts = context.experts->Begin({pass.step, layer, n, route.expert_ids, route.weights,
+                                               in_flight->ffn, &workspace, pass.clock},
+                                              pass.experts_changed);
   if (!w.shared_experts.empty()) in_flight->shared = ops.Mlp(n, w.shared_experts);
 }
 

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "attention_worker/latent_cache.h"
+#include "attention_worker/layer_times.h"
 #include "attention_worker/pass_inputs.h"
 #include "attention_worker/routed_experts.h"
 #include "attention_worker/weights.h"
@@ -36,6 +37,7 @@ struct ModelPass {
   Workspace* workspace = nullptr;
   StepId step = 0;                        // the gateway's name for it
   std::function<void()> experts_changed;  // see RoutedExperts::Begin
+  LayerClock* clock = nullptr;            // of the pass's present layer
 };
 
 // A layer between its two halves.

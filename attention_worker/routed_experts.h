@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "attention_worker/layer_times.h"
 #include "attention_worker/workspace.h"
 #include "common/counters.h"
 #include "common/transport/attention_link.h"
@@ -25,6 +26,7 @@ struct ExpertBatch {
   kernels::DeviceTensor weights;     // [num_rows, top_k] f32
   kernels::DeviceTensor out;         // [num_rows, hidden] act
   Workspace* workspace = nullptr;    // for what is needed until `out` is written
+  LayerClock* clock = nullptr;       // to be told of attention's end, dispatch and the wait
 };
 
 // out[i] = round(sum over k of weights[i, k] * round(expert expert_ids[i, k] of rows[i])), summed

@@ -19,14 +19,15 @@ int64_t Microseconds(StepRunner::Clock::duration duration) {
 StepRunner::StepRunner(const AttentionModel* model, ModelContext context,
                        kernels::DeviceTensor ids_with_token, EngineCounts* counts,
                        std::function<void()> experts_changed,
-                       std::function<Clock::time_point()> now)
+                       std::function<Clock::time_point()> now, LayerTimes* layer_times)
     : model_(*model),
       context_(context),
       ids_with_token_(ids_with_token),
       counts_(*counts),
       now_(std::move(now)) {
   for (size_t i = 0; i < kMaxWalks; ++i) {
-    free_walks_.push_back(std::make_unique<LayerWalk>(model, &context_, counts, experts_changed));
+    free_walks_.push_back(std::make_unique<LayerWalk>(model, &context_, counts, experts_changed,
+                                                      LayerClock(layer_times, now_)));
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "attention_worker/engine_counts.h"
+#include "attention_worker/layer_times.h"
 #include "attention_worker/layer_walk.h"
 #include "attention_worker/model.h"
 #include "attention_worker/sequence.h"
@@ -34,10 +35,12 @@ class StepRunner {
   static constexpr size_t kMaxWalks = AttentionLink::kMaxOutstandingSteps;
 
   // `ids_with_token` [vocab] u8 or empty: what masked draws may take. All pointers must outlive the
-  // runner. `experts_changed`: see RoutedExperts::Begin. `now`: for what results say of times.
+  // runner. `experts_changed`: see RoutedExperts::Begin. `now`: for what results say of times, and
+  // `layer_times`, which may be null.
   StepRunner(const AttentionModel* model, ModelContext context,
              kernels::DeviceTensor ids_with_token, EngineCounts* counts,
-             std::function<void()> experts_changed, std::function<Clock::time_point()> now);
+             std::function<void()> experts_changed, std::function<Clock::time_point()> now,
+             LayerTimes* layer_times);
 
   // Whether a step can be begun beside what is under way: there is a free walk, and no sequence of
   // the step is in another.

@@ -28,6 +28,7 @@ class AttentionRole : public WorkerRole {
                parts.trust == nullptr ? nullptr : parts.trust->ClientOf(PeerRole::kExpert)),
         dispatcher_(parts.incarnation, {},
                     [this](const Placement::Worker& worker) { return links_.Dial(worker); }),
+        layer_times_(parts.checkpoint->config().num_layers),
         experts_(parts.backend, parts.checkpoint->config().experts_per_token, &dispatcher_),
         service_(
             [this](AttentionLink::Observer* observer) {
@@ -50,9 +51,10 @@ class AttentionRole : public WorkerRole {
                      WorkBytes(*parts_.backend, checkpoint.config(), parts_.dtype)},
                     LimitsOf(*parts_.backend)));
     TANDEM_ASSIGN_OR_RETURN(
-        attention_, LoadAttention({parts_.backend, parts_.checkpoint, tokenizer_.get(), &experts_,
-                                   parts_.dtype, parts_.format, options_.cache_tokens},
-                                  progress));
+        attention_,
+        LoadAttention({parts_.backend, parts_.checkpoint, tokenizer_.get(), &experts_, parts_.dtype,
+                       parts_.format, options_.cache_tokens, &layer_times_},
+                      progress));
     ready_ = attention_.engine.get();
     return absl::OkStatus();
   }
@@ -74,6 +76,9 @@ class AttentionRole : public WorkerRole {
     const AttentionEngine* engine = ready_;
     return engine == nullptr ? absl::ZeroDuration() : engine->busy_for();
   }
+  std::shared_ptr<prometheus::Collectable> Histograms() const override {
+    return layer_times_.registry();
+  }
   CounterSnapshot Counters() const override {
     CounterSnapshot all;
     if (AttentionEngine* engine = ready_) all = engine->Counters();
@@ -90,6 +95,7 @@ class AttentionRole : public WorkerRole {
   // Each uses those above it, so they go down from the last to the first.
   ExpertLinks links_;
   ExpertDispatcher dispatcher_;
+  LayerTimes layer_times_;
   DispatchedExperts experts_;
   LoadedAttention attention_;
   std::atomic<AttentionEngine*> ready_ = nullptr;  // attention_.engine, once it is complete

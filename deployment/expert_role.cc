@@ -21,6 +21,7 @@
 #include "deployment/load_pacer.h"
 #include "deployment/memory_needs.h"
 #include "expert_worker/engine.h"
+#include "expert_worker/engine_times.h"
 #include "expert_worker/loaded_experts.h"
 #include "kernels/background.h"
 #include "spdlog/spdlog.h"
@@ -93,7 +94,8 @@ class ExpertRole : public WorkerRole {
         dtype_(parts.dtype),
         pacer_(parts.options->load_share),
         experts_(std::move(experts)),
-        engine_(parts.backend, &parts.checkpoint->config(), experts_.get(), {.dtype = parts.dtype}),
+        engine_(parts.backend, &parts.checkpoint->config(), experts_.get(),
+                {.dtype = parts.dtype, .times = &times_}),
         service_(&engine_) {
     MeasureCapacity(parts.options->expert_memory_bytes);
     if (!parts.options->use_shared_memory()) return;
@@ -177,6 +179,7 @@ class ExpertRole : public WorkerRole {
   }
 
   absl::Duration busy_for() const override { return engine_.busy_for(); }
+  std::shared_ptr<prometheus::Collectable> Histograms() const override { return times_.registry(); }
   CounterSnapshot Counters() const override {
     CounterSnapshot all = engine_.Counters();
     for (auto& counter : service_.Counters()) all.push_back(std::move(counter));
@@ -242,6 +245,7 @@ class ExpertRole : public WorkerRole {
 
   // Each uses those above it; the services wait for the engine's answers when they go.
   const std::unique_ptr<LoadedExperts> experts_;
+  ExpertEngineTimes times_;
   ExpertEngine engine_;
   GrpcExpertService service_;
   std::unique_ptr<ShmExpertService> shm_service_;  // null: none

@@ -15,6 +15,7 @@ absl::StatusOr<LoadedAttention> LoadAttention(const AttentionParts& parts,
                                                              parts.dtype, parts.format, progress));
   AttentionEngineOptions options;
   options.total_pages = static_cast<int>(PagesFor(parts.cache_tokens));
+  options.layer_times = parts.layer_times;
   options.ids_with_token = IdsWithToken(parts.tokenizer, parts.checkpoint->config().vocab_size);
   TANDEM_ASSIGN_OR_RETURN(loaded.engine,
                           AttentionEngine::Create(parts.backend, loaded.model.get(), parts.experts,

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "attention_worker/engine.h"
+#include "attention_worker/layer_times.h"
 #include "attention_worker/model.h"
 #include "attention_worker/routed_experts.h"
 #include "common/checkpoint/checkpoint.h"
@@ -26,7 +27,8 @@ struct AttentionParts {
   RoutedExperts* experts = nullptr;
   Dtype dtype = Dtype::kBF16;  // mode
   WeightFormat format = WeightFormat::kBF16;
-  int64_t cache_tokens = 0;  // rounded up to pages
+  int64_t cache_tokens = 0;           // rounded up to pages
+  LayerTimes* layer_times = nullptr;  // null: layers are not measured
 };
 
 struct LoadedAttention {

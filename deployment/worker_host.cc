@@ -95,7 +95,8 @@ absl::Status WorkerHost::Serve() {
   }
   spdlog::info("{} on {} ({})", names.worker, host_->address(), backend_->Description());
   TANDEM_ASSIGN_OR_RETURN(
-      metrics_, MetricsHost::Start(options_.listen, names.metrics, [this] { return Counters(); }));
+      metrics_, MetricsHost::Start(options_.listen, names.metrics, [this] { return Counters(); },
+                                   {role_->Histograms()}));
   std::thread loading([this] { RunLoads(); });
   const int signal = WaitForEnd([this] { return failed_ || drain_asked_; });
   if (signal == SIGTERM || drain_asked_) Drain();

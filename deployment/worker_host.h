@@ -112,6 +112,8 @@ class WorkerRole {
   // How long the engine has been at one piece of work; zero while it waits or there is none yet.
   virtual absl::Duration busy_for() const = 0;
   virtual CounterSnapshot Counters() const = 0;
+  // What its engine measures besides, named as Prometheus is to see it; for ever the same.
+  virtual std::shared_ptr<prometheus::Collectable> Histograms() const = 0;
 };
 
 using WorkerRoleFactory =

@@ -31,7 +31,7 @@ class ExpertEngine : public ExpertLink {
   void Send(std::shared_ptr<const ExpertRequest> request, Done done) override;
 
   // requests_total, merged_requests_total, rows_total, routes_total, dropped_total, requests_live,
-  // experts_loaded, expert_loads_total, expert_bytes, busy_ms, busy_us_total
+  // requests_waiting, experts_loaded, expert_loads_total, expert_bytes, busy_ms, busy_us_total
   CounterSnapshot Counters() const;
   // Tokens that each expert was computed for, [num_layers * num_experts], since the last call.
   std::vector<int64_t> TakeExpertTokens();

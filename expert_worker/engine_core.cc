@@ -24,6 +24,7 @@ constexpr int64_t kMaxMergedRoutes = int64_t{1} << 16;
 struct Waiting {
   std::shared_ptr<const ExpertRequest> request;
   ExpertLink::Done done;
+  Clock::time_point arrival;
   Clock::time_point deadline;
 };
 
@@ -57,7 +58,7 @@ class ExpertEngineCore::Impl {
  private:
   absl::Status Validate(const ExpertRequest& request) const;
   absl::Status Enqueue(std::shared_ptr<const ExpertRequest> request, Done* done,
-                       Clock::time_point deadline);
+                       Clock::time_point arrival);
   std::vector<Waiting> TakeOldestLayer();
   void Execute(std::vector<Waiting> batch);
   void Answer(Waiting& waiting, ExpertReply reply);
@@ -81,6 +82,7 @@ class ExpertEngineCore::Impl {
   std::vector<std::atomic<int64_t>> expert_tokens_;  // [num_layers * num_experts]
   std::atomic<int64_t> dropped_total_{0};
   std::atomic<int64_t> requests_live_{0};
+  std::atomic<int64_t> requests_waiting_{0};
   std::atomic<int64_t> busy_us_total_{0};
 
   // Of the engine's thread; device memory that is kept from batch to batch.
@@ -117,14 +119,13 @@ absl::Status ExpertEngineCore::Impl::Validate(const ExpertRequest& request) cons
 void ExpertEngineCore::Impl::Send(std::shared_ptr<const ExpertRequest> request, Done done) {
   ++requests_total_;
   absl::Status status = Validate(*request);
-  const Clock::time_point deadline = After(now_(), request->time_left);
-  if (status.ok()) status = Enqueue(std::move(request), &done, deadline);
+  if (status.ok()) status = Enqueue(std::move(request), &done, now_());
   if (!status.ok()) done({std::move(status), {}, nullptr});
 }
 
 // Takes `done` over unless it fails.
 absl::Status ExpertEngineCore::Impl::Enqueue(std::shared_ptr<const ExpertRequest> request,
-                                             Done* done, Clock::time_point deadline) {
+                                             Done* done, Clock::time_point arrival) {
   {
     MutexLock lock(mutex_);
     const int64_t bytes = RowBytes(*request);
@@ -134,8 +135,10 @@ absl::Status ExpertEngineCore::Impl::Enqueue(std::shared_ptr<const ExpertRequest
                        " more would be over the limit of ", options_.max_waiting_bytes));
     }
     waiting_bytes_ += bytes;
-    waiting_.push_back({std::move(request), std::move(*done), deadline});
+    const Clock::time_point deadline = After(arrival, request->time_left);
+    waiting_.push_back({std::move(request), std::move(*done), arrival, deadline});
     ++requests_live_;
+    ++requests_waiting_;
     work_clock_.Given();
   }
   wake_();
@@ -178,11 +181,13 @@ std::vector<Waiting> ExpertEngineCore::Impl::TakeOldestLayer() {
     }
   }
   waiting_ = std::move(rest);
+  requests_waiting_ -= static_cast<int64_t>(batch.size());
   return batch;
 }
 
 void ExpertEngineCore::Impl::Answer(Waiting& waiting, ExpertReply reply) {
   --requests_live_;
+  if (options_.times != nullptr) options_.times->ObservePart(now_() - waiting.arrival);
   waiting.done(std::move(reply));
 }
 
@@ -194,6 +199,7 @@ void ExpertEngineCore::Impl::Execute(std::vector<Waiting> batch) {
   for (Waiting& waiting : batch) {
     const ExpertRequest& request = *waiting.request;
     absl::Status status;
+    if (options_.times != nullptr) options_.times->ObserveQueue(now - waiting.arrival);
     if (waiting.deadline <= now) {
       ++dropped_total_;
       status = absl::DeadlineExceededError("the request's time was up before it was computed");
@@ -221,6 +227,7 @@ void ExpertEngineCore::Impl::Execute(std::vector<Waiting> batch) {
     first_row += request.num_rows();
     Answer(waiting, std::move(reply));
   }
+  if (options_.times != nullptr) options_.times->ObserveCall(now_() - now);
 }
 
 // Runs every route of the batch in one call, into expert_rows_, and combines the rows, into
@@ -247,7 +254,12 @@ absl::Status ExpertEngineCore::Impl::Compute(const std::vector<Waiting>& batch) 
   rows_total_ += num_rows;
   routes_total_ += num_routes;
   const size_t first = static_cast<size_t>(batch[0].request->id.layer) * config_.num_experts;
-  for (const int32_t expert : route_experts) ++expert_tokens_[first + expert];
+  std::vector<int32_t> tokens(config_.num_experts);
+  for (const int32_t expert : route_experts) ++tokens[expert];
+  for (size_t expert = 0; expert < tokens.size(); ++expert) {
+    expert_tokens_[first + expert] += tokens[expert];
+  }
+  if (options_.times != nullptr) options_.times->ObserveRows(num_rows, tokens);
 
   const int64_t hidden = config_.hidden_size;
   const Dtype dtype = options_.dtype;
@@ -359,6 +371,7 @@ CounterSnapshot ExpertEngineCore::Impl::Counters() const {
           {"routes_total", routes_total_.load()},
           {"dropped_total", dropped_total_.load()},
           {"requests_live", requests_live_.load()},
+          {"requests_waiting", requests_waiting_.load()},
           {"experts_loaded", experts_.num_loaded()},
           {"expert_loads_total", experts_.num_loads()},
           {"expert_bytes", experts_.bytes()},

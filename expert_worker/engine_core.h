@@ -12,6 +12,7 @@
 #include "common/counters.h"
 #include "common/model_config.h"
 #include "common/transport/expert_link.h"
+#include "expert_worker/engine_times.h"
 #include "expert_worker/loaded_experts.h"
 #include "kernels/backend.h"
 
@@ -20,6 +21,7 @@ namespace tandem {
 struct ExpertEngineOptions {
   Dtype dtype = Dtype::kBF16;  // mode
   int64_t max_waiting_bytes = int64_t{1} << 30;
+  ExpertEngineTimes* times = nullptr;  // must outlive the engine; null: nothing is measured
 };
 
 // The requests that wait, and one call of an op after the other for them. What it does follows from

@@ -91,6 +91,7 @@ struct TestWorkerOptions {
   std::vector<uint8_t> ids_with_token;
   absl::Duration page_wait = absl::Seconds(15);
   DispatcherOptions dispatcher;
+  LayerTimes* layer_times = nullptr;
 };
 
 // Everything of one checkpoint.
@@ -124,9 +125,9 @@ class TestWorker {
       experts_ = std::make_unique<DispatchedExperts>(backend_.get(), config.experts_per_token,
                                                      dispatcher_.get());
     }
-    engine_ = Value(
-        AttentionEngine::Create(backend_.get(), model_.get(), experts_.get(),
-                                {options.total_pages, options.ids_with_token, options.page_wait}));
+    engine_ = Value(AttentionEngine::Create(
+        backend_.get(), model_.get(), experts_.get(),
+        {options.total_pages, options.ids_with_token, options.page_wait, options.layer_times}));
   }
 
   AttentionEngine& engine() { return *engine_; }

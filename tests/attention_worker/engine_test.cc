@@ -3,14 +3,19 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <prometheus/text_serializer.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "attention_worker/layer_times.h"
 #include "tests/attention_worker/engine_fixture.h"
 
 namespace tandem {
@@ -306,6 +311,25 @@ TEST_P(EngineTest, CountsRowsByForm) {
   EXPECT_EQ(worker->Count("absorbed_row_layers_total"), 2 * layers);
   EXPECT_EQ(worker->Count("layers_total"), layers);
   EXPECT_EQ(worker->Count("scored_total"), 130);
+}
+
+TEST_P(EngineTest, EachLayersPartsAreMeasuredOnce) {
+  for (const int expert_workers : {1, 0}) {
+    LayerTimes times(3);
+    TestWorkerOptions options;
+    options.layer_times = &times;
+    options.num_expert_workers = expert_workers;
+    Alone(*MakeWorker(options), RandomIds(130, 1));
+    const std::string text = prometheus::TextSerializer().Serialize(times.registry()->Collect());
+    // Of three layers the first is dense. What is local is not dispatched.
+    for (const auto& [part, count] :
+         {std::pair("attention", 3), std::pair("dispatch", expert_workers == 0 ? 0 : 2),
+          std::pair("mlp", 3), std::pair("expert_wait", 2), std::pair("combine", 3)}) {
+      EXPECT_THAT(text, ::testing::HasSubstr(
+                            absl::StrCat("\ntandem_attention_layer_part_seconds_count{part=\"",
+                                         part, "\"} ", count, "\n")));
+    }
+  }
 }
 
 TEST_P(EngineTest, LogProbsAreThoseOfTheLogits) {

@@ -4,6 +4,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <prometheus/registry.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -97,6 +98,9 @@ class FakeRole : public WorkerRole {
   }
   absl::Duration busy_for() const override { return absl::ZeroDuration(); }
   CounterSnapshot Counters() const override { return {{"fakes_total", 42}}; }
+  std::shared_ptr<prometheus::Collectable> Histograms() const override {
+    return std::make_shared<prometheus::Registry>();
+  }
 
  private:
   Diary* const diary_;

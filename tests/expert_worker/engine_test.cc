@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <prometheus/text_serializer.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +14,7 @@
 #include <future>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -407,6 +409,49 @@ TEST_P(ExpertEngineTest, WhatWaitsForALayerIsMergedAndKeepsItsBits) {
   EXPECT_EQ(Counter(engine->Counters(), "merged_requests_total"), 4);
   EXPECT_EQ(Counter(engine->Counters(), "requests_total"), 11);
   EXPECT_EQ(Counter(engine->Counters(), "requests_live"), 0);
+}
+
+TEST_P(ExpertEngineTest, PartsCallsAndTokensOfEachExpertAreMeasured) {
+  ExpertEngineTimes times;
+  ExpertEngineOptions options;
+  options.times = &times;
+  {
+    auto engine = MakeEngine(options);
+    std::promise<void> entered, release;
+    engine->Send(MakeRequest(1, 1, 1), [&](ExpertReply) {
+      entered.set_value();
+      release.get_future().wait();
+    });
+    entered.get_future().wait();
+    std::vector<std::future<ExpertReply>> replies;
+    const auto late = MakeRequest(2, 1, 2);
+    late->time_left = absl::ZeroDuration();
+    for (const auto& request : {MakeRequest(3, 0, 3), MakeRequest(5, 1, 4), late}) {
+      replies.push_back(SendAsync(*engine, request));
+    }
+    EXPECT_EQ(Counter(engine->Counters(), "requests_waiting"), 3);
+    release.set_value();
+    for (auto& reply : replies) Get(std::move(reply));
+    EXPECT_EQ(Counter(engine->Counters(), "requests_waiting"), 0);
+  }
+  // The two that were merged take as many experts as they have different ones.
+  const auto different = [](std::vector<std::shared_ptr<ExpertRequest>> requests) {
+    std::set<int32_t> experts;
+    for (const auto& request : requests) {
+      experts.insert(request->route_experts.begin(), request->route_experts.end());
+    }
+    return experts.size();
+  };
+  const size_t touched =
+      different({MakeRequest(1, 1, 1)}) + different({MakeRequest(3, 0, 3), MakeRequest(5, 1, 4)});
+  const std::string text = prometheus::TextSerializer().Serialize(times.registry()->Collect());
+  for (const std::string& line :
+       {std::string("part_queue_seconds_count 4"), std::string("part_seconds_count 4"),
+        std::string("call_seconds_count 2"), std::string("call_rows_count 2"),
+        std::string("call_rows_sum 9"), absl::StrCat("tokens_per_expert_sum ", 9 * kTopK),
+        absl::StrCat("tokens_per_expert_count ", touched)}) {
+    EXPECT_THAT(text, ::testing::HasSubstr(absl::StrCat("\ntandem_expert_", line, "\n")));
+  }
 }
 
 TEST_P(ExpertEngineTest, TwentyThousandRowsMayAllTakeTheSameExperts) {
