@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -31,6 +33,11 @@ namespace {
 constexpr int kMaxReportBytes = 4 << 20;
 constexpr absl::Duration kLookInterval = absl::Seconds(2);
 
+RequestLogLevel LogLevelOf(const std::string& name) {
+  if (name == "none") return RequestLogLevel::kNone;
+  return name == "all" ? RequestLogLevel::kAll : RequestLogLevel::kFailed;
+}
+
 // Everything that a gateway is made of, in the order in which it comes up.
 class Gateway {
  public:
@@ -43,7 +50,8 @@ class Gateway {
             options_.client_limits,
             [this](const grpc::CallbackServerContext& context) {
               return CallerName(options_.listen.trust.get(), context);
-            }) {}
+            },
+            LogLevelOf(options_.log_requests)) {}
 
   absl::Status Serve() {
     TANDEM_ASSIGN_OR_RETURN(options_.embedded.dtype, ParseMode(options_.dtype));
@@ -380,6 +388,11 @@ void GatewayOptions::AddTo(CommandLine& app) {
   app.AddOption("--client-burst", client_limits.burst,
                 "with --client-rate: calls that it may make at once after a rest")
       .Range(1.0, 1e6)
+      .ShowDefault();
+  app.AddOption("--log-requests", log_requests,
+                "which Generate and Score calls get a line in the log when they end, with their "
+                "ids and times, never their texts: none, failed (by the deployment) or all")
+      .OneOf({"none", "failed", "all"})
       .ShowDefault();
   app.AddOption("--grace", grace_s, "seconds that running requests get at the end")
       .NonNegative()

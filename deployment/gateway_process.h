@@ -12,6 +12,7 @@
 #include "deployment/embedded.h"
 #include "gateway/client_limits.h"
 #include "gateway/live_calls.h"
+#include "gateway/request_log.h"
 #include "gateway/scheduler.h"
 
 namespace tandem {
@@ -32,6 +33,7 @@ struct GatewayOptions {
   double load_limit_s = 60;
   int64_t max_unread_bytes = LiveCallLimits{}.unread_bytes;
   ClientLimitOptions client_limits;
+  std::string log_requests = "failed";  // none, failed or all
   double stall_limit_s = absl::ToDoubleSeconds(LiveCallLimits{}.stall);
 
   void AddTo(CommandLine& app);

@@ -36,6 +36,7 @@ uint64_t Microseconds(absl::Duration duration) {
 
 class GenerateCall : public StreamingCall {
  public:
+  static constexpr char kRpc[] = "Generate";
   using StreamingCall::StreamingCall;
 
   // Errors: ValidateGenerate's.
@@ -60,6 +61,28 @@ class GenerateCall : public StreamingCall {
     if (end == JobEnd::kStop || text_->stopped()) return v1::GenerateResponse::FINISH_REASON_STOP;
     return end == JobEnd::kEos ? v1::GenerateResponse::FINISH_REASON_EOS
                                : v1::GenerateResponse::FINISH_REASON_LENGTH;
+  }
+
+  const char* rpc() const override { return kRpc; }
+
+  LogFields Details() const override {
+    LogFields details;
+    const auto add_ms = [&](const char* key, absl::Duration time) {
+      details.emplace_back(key, absl::ToInt64Milliseconds(time));
+    };
+    if (reason_ != nullptr) details.emplace_back("finish_reason", reason_);
+    if (prompt_tokens_ > 0) details.emplace_back("prompt_tokens", prompt_tokens_);
+    if (admitted_ != absl::Time()) {
+      details.emplace_back("cached_tokens", cached_tokens_);
+      details.emplace_back("completion_tokens", completion_tokens_);
+      add_ms("queue_ms", admitted_ - submitted_);
+    }
+    if (completion_tokens_ > 0) {
+      add_ms("prefill_ms", first_ - admitted_);
+      add_ms("decode_ms", last_ - first_);
+    }
+    add_ms("total_ms", absl::Now() - arrived());
+    return details;
   }
 
   void OnAdmitted(int32_t cached_tokens) override {
@@ -99,6 +122,7 @@ class GenerateCall : public StreamingCall {
     finished.set_queue_us(Microseconds(admitted_ - submitted_));
     finished.set_prefill_us(Microseconds(first_ - admitted_));
     finished.set_decode_us(Microseconds(last_ - first_));
+    reason_ = FinishReasonLabel(finished.reason());
     metrics().ObserveGenerated({finished.reason(), prompt_tokens_, completion_tokens_,
                                 absl::Now() - arrived(), admitted_ - submitted_, first_ - admitted_,
                                 last_ - first_});
@@ -111,10 +135,12 @@ class GenerateCall : public StreamingCall {
   uint32_t completion_tokens_ = 0;
   uint32_t cached_tokens_ = 0;
   absl::Time submitted_, admitted_, first_, last_;
+  const char* reason_ = nullptr;  // once it has given its whole answer
 };
 
 class ScoreCall : public StreamingCall {
  public:
+  static constexpr char kRpc[] = "Score";
   using StreamingCall::StreamingCall;
 
   // Errors: ValidateScore's.
@@ -128,8 +154,9 @@ class ScoreCall : public StreamingCall {
     const bool wants_last =
         request.positions().empty() ||
         request.positions(request.positions_size() - 1) + 1 == job.prompt.size();
+    prompt_tokens_ = static_cast<uint32_t>(job.prompt.size());
     v1::ScoreResponse response;
-    response.set_prompt_tokens(static_cast<uint32_t>(job.prompt.size()));
+    response.set_prompt_tokens(prompt_tokens_);
     const int32_t last = static_cast<int32_t>(job.prompt.size()) - 1;
     if (wants_last && (job.scored.empty() || job.scored.back().position != last)) last_ = last;
     if (job.scored.empty()) {
@@ -142,6 +169,14 @@ class ScoreCall : public StreamingCall {
   }
 
  private:
+  const char* rpc() const override { return kRpc; }
+  LogFields Details() const override {
+    LogFields details;
+    if (prompt_tokens_ > 0) details.emplace_back("prompt_tokens", prompt_tokens_);
+    details.emplace_back("total_ms", absl::ToInt64Milliseconds(absl::Now() - arrived()));
+    return details;
+  }
+
   void OnAdmitted(int32_t) override {}
   void OnToken(int32_t, float) override {}
 
@@ -162,6 +197,7 @@ class ScoreCall : public StreamingCall {
     End(grpc::Status::OK);
   }
 
+  uint32_t prompt_tokens_ = 0;
   int32_t last_ = -1;
 };
 
@@ -227,10 +263,12 @@ absl::StatusOr<v1::DetokenizeResponse> DetokenizeRequested(const v1::DetokenizeR
 }  // namespace
 
 InferenceService::InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits,
-                                   ClientLimitOptions client_limits, CallerFunction caller)
+                                   ClientLimitOptions client_limits, CallerFunction caller,
+                                   RequestLogLevel log_requests)
     : driver_(driver),
       status_(std::move(status)),
       caller_(std::move(caller)),
+      log_(std::make_shared<RequestLog>(log_requests)),
       client_limits_(client_limits),
       live_(limits) {}
 
@@ -258,22 +296,34 @@ absl::StatusOr<const ServedModel*> InferenceService::Model() const {
   return model;
 }
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Refuse(const absl::Status& status) {
+RequestTag InferenceService::Identify(grpc::CallbackServerContext* context) {
+  RequestTag tag = TagOf(context->client_metadata());
+  context->AddInitialMetadata(kRequestIdKey, tag.request_id);
+  return tag;
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Refuse(const char* rpc,
+                                                                     const RequestTag& tag,
+                                                                     const absl::Status& status) {
   metrics_->CountError(status.code());
+  const LogScope scope(FieldsOf(tag));
+  log_->Ended(rpc, ToGrpc(status), {});
   return new RefusedCall(status);
 }
 
 template <typename Call, typename Request>
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartCall(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
+  RequestTag tag = Identify(context);
   absl::StatusOr<ClientLimits::Lease> lease = Admit(context);
-  if (!lease.ok()) return Refuse(lease.status());
+  if (!lease.ok()) return Refuse(Call::kRpc, tag, lease.status());
   const absl::StatusOr<const ServedModel*> model = Model();
-  if (!model.ok()) return Refuse(model.status());
+  if (!model.ok()) return Refuse(Call::kRpc, tag, model.status());
   absl::StatusOr<Request> parsed = Parse<Request>(buffer);
-  if (!parsed.ok()) return Refuse(parsed.status());
+  if (!parsed.ok()) return Refuse(Call::kRpc, tag, parsed.status());
   const auto request = std::make_shared<const Request>(*std::move(parsed));
-  const auto call = std::make_shared<Call>(driver_, &live_, metrics_, context);
+  const auto call = std::make_shared<Call>(StreamingCall::Service{driver_, &live_, metrics_, log_},
+                                           std::move(tag), context);
   call->Hold(*std::move(lease));
   call->KeepAlive();
   // First, so that a text which cannot fit neither waits for others nor they for it.
@@ -281,6 +331,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartCall(
   if (taken.ok()) {
     taken = text_work_.Do(TextBytes(*request), [call, request, &model = **model,
                                                 deadline = Deadline(*context)] {
+      const LogScope scope(FieldsOf(call->tag()));
       const absl::Status started = call->cancelled() ? absl::CancelledError("the client is gone")
                                                      : call->Start(*request, model, deadline);
       if (!started.ok()) call->End(ToGrpc(started));
@@ -305,6 +356,7 @@ grpc::ServerUnaryReactor* InferenceService::StartUnary(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer,
     grpc::ByteBuffer* response,
     absl::StatusOr<Response> (*answer)(const Request&, const ServedModel&, const StopFunction&)) {
+  RequestTag tag = Identify(context);
   absl::StatusOr<ClientLimits::Lease> lease = Admit(context);
   if (!lease.ok()) return Finished(context, lease.status());
   const absl::StatusOr<const ServedModel*> model = Model();
@@ -316,7 +368,8 @@ grpc::ServerUnaryReactor* InferenceService::StartUnary(
   auto* const call = new UnaryCall(&live_, context, response);
   call->Hold(*std::move(lease));
   const absl::Status taken =
-      text_work_.Do(TextBytes(*request), [call, request, answer, &model = **model] {
+      text_work_.Do(TextBytes(*request), [call, request, answer, tag, &model = **model] {
+        const LogScope scope(FieldsOf(tag));
         if (call->cancelled()) return call->Fail(absl::CancelledError("the client is gone"));
         const absl::StatusOr<Response> answered =
             answer(*request, model, [call] { return call->cancelled(); });

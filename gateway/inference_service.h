@@ -10,6 +10,7 @@
 
 #include "gateway/client_limits.h"
 #include "gateway/live_calls.h"
+#include "gateway/request_log.h"
 #include "gateway/request_metrics.h"
 #include "gateway/served_model.h"
 #include "gateway/step_driver.h"
@@ -34,7 +35,8 @@ class InferenceService final
   // `driver` must outlive the service. `status` says the deployment's state. Without `caller` all
   // calls are one client's.
   InferenceService(StepDriver* driver, StatusFunction status, LiveCallLimits limits = {},
-                   ClientLimitOptions client_limits = {}, CallerFunction caller = nullptr);
+                   ClientLimitOptions client_limits = {}, CallerFunction caller = nullptr,
+                   RequestLogLevel log_requests = RequestLogLevel::kFailed);
 
   // Requests are UNAVAILABLE before this, and answered from then on. `model` must outlive the
   // service.
@@ -65,8 +67,11 @@ class InferenceService final
   absl::StatusOr<const ServedModel*> Model() const;
   // Lets the call in, or gives its end and says in its trailers when to ask again.
   absl::StatusOr<ClientLimits::Lease> Admit(grpc::CallbackServerContext* context);
+  // Whose call it is, which its client is told as well: kRequestIdKey of the initial metadata.
+  static RequestTag Identify(grpc::CallbackServerContext* context);
   // Of a Generate or Score that carries nothing but its end.
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* Refuse(const absl::Status& status);
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Refuse(const char* rpc, const RequestTag& tag,
+                                                     const absl::Status& status);
   template <typename Call, typename Request>
   grpc::ServerWriteReactor<grpc::ByteBuffer>* StartCall(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* buffer);
@@ -82,6 +87,7 @@ class InferenceService final
   std::atomic<const ServedModel*> model_ = nullptr;
   const CallerFunction caller_;
   const std::shared_ptr<RequestMetrics> metrics_ = std::make_shared<RequestMetrics>();
+  const std::shared_ptr<RequestLog> log_;
   ClientLimits client_limits_;  // outlives the calls
   LiveCalls live_;
   TextWork text_work_;

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/pages.h"
+#include "common/request_tag.h"
 #include "common/sampling_params.h"
 
 namespace tandem {
@@ -38,6 +39,7 @@ struct Job {
   int32_t max_rows_per_batch = 0;  // of the prompt; 0: the scheduler's policy
   int32_t priority = 0;            // lower goes first; in [-kMaxPriority, kMaxPriority]
   absl::Time deadline = absl::InfiniteFuture();
+  RequestTag tag;
 };
 
 enum class JobEnd : uint8_t {

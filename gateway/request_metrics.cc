@@ -46,6 +46,19 @@ double Seconds(absl::Duration time) { return std::max(absl::ToDoubleSeconds(time
 
 }  // namespace
 
+const char* FinishReasonLabel(v1::GenerateResponse::FinishReason reason) {
+  switch (reason) {
+    case v1::GenerateResponse::FINISH_REASON_EOS:
+      return "eos";
+    case v1::GenerateResponse::FINISH_REASON_LENGTH:
+      return "length";
+    case v1::GenerateResponse::FINISH_REASON_STOP:
+      return "stop";
+    default:
+      return nullptr;
+  }
+}
+
 RequestMetrics::RequestMetrics() : registry_(std::make_shared<prometheus::Registry>()) {
   prometheus::Registry* const all = registry_.get();
   time_to_first_token_ =
@@ -74,10 +87,10 @@ RequestMetrics::RequestMetrics() : registry_(std::make_shared<prometheus::Regist
                       .Name(Named("request_success_total"))
                       .Help("Requests that gave their whole answer, by why it ended")
                       .Register(*all);
-  success_[v1::GenerateResponse::FINISH_REASON_EOS] = &success.Add({{"finished_reason", "eos"}});
-  success_[v1::GenerateResponse::FINISH_REASON_LENGTH] =
-      &success.Add({{"finished_reason", "length"}});
-  success_[v1::GenerateResponse::FINISH_REASON_STOP] = &success.Add({{"finished_reason", "stop"}});
+  for (size_t reason = 0; reason < success_.size(); ++reason) {
+    const char* label = FinishReasonLabel(static_cast<v1::GenerateResponse::FinishReason>(reason));
+    if (label != nullptr) success_[reason] = &success.Add({{"finished_reason", label}});
+  }
   scored_ = &success.Add({{"finished_reason", "scored"}});
   auto& errors = prometheus::BuildCounter()
                      .Name(Named("request_errors_total"))

@@ -21,6 +21,9 @@
 
 namespace tandem {
 
+// What a finish reason is called in labels and logs; null for none.
+const char* FinishReasonLabel(v1::GenerateResponse::FinishReason reason);
+
 // Thread-safe. An observation takes a lock of its metric's own, which else only a scrape takes, for
 // as long as copying some twenty counters does: some tens of nanoseconds for a generated token.
 class RequestMetrics {

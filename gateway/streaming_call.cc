@@ -18,6 +18,7 @@ void CancelCall(grpc::CallbackServerContext* context, const absl::Status& why) {
 }
 
 void StreamingCall::Submit(Job job, const google::protobuf::MessageLite& first) {
+  job.tag = tag_;
   absl::Status refused;
   {
     // What comes of the job waits for the lock, and so for `first`.
@@ -54,13 +55,20 @@ void StreamingCall::Send(const google::protobuf::MessageLite& message) {
   live_->Enforce();
 }
 
-void StreamingCall::End(grpc::Status status) {
-  if (!status.ok()) live_->CountFailure();
-  MutexLock lock(mutex_);
-  if (std::exchange(ended_, true)) return;
-  if (!status.ok()) metrics_->CountError(static_cast<absl::StatusCode>(status.error_code()));
-  status_ = std::move(status);
-  if (queue_.empty()) Finish(status_);
+void StreamingCall::End(const grpc::Status& status) {
+  const std::shared_ptr<StreamingCall> self = shared_from_this();  // Finish may be gRPC's last call
+  {
+    MutexLock lock(mutex_);
+    if (std::exchange(ended_, true)) return;
+    if (!status.ok()) {
+      live_->CountFailure();
+      metrics_->CountError(static_cast<absl::StatusCode>(status.error_code()));
+    }
+    status_ = status;
+    if (queue_.empty()) Finish(status_);
+  }
+  const LogScope scope(FieldsOf(tag_));
+  log_->Ended(rpc(), status, Details());
 }
 
 bool StreamingCall::Shed(const absl::Status& why) {

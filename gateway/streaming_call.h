@@ -12,9 +12,12 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/log_scope.h"
 #include "common/mutex.h"
+#include "common/request_tag.h"
 #include "common/work_clock.h"
 #include "gateway/live_calls.h"
+#include "gateway/request_log.h"
 #include "gateway/request_metrics.h"
 #include "gateway/step_driver.h"
 
@@ -50,9 +53,21 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                       public LiveCall,
                       public std::enable_shared_from_this<StreamingCall> {
  public:
-  StreamingCall(StepDriver* driver, LiveCalls* live, std::shared_ptr<RequestMetrics> metrics,
-                grpc::CallbackServerContext* context)
-      : driver_(driver), live_(live), metrics_(std::move(metrics)), context_(context) {}
+  // What all calls of a service share.
+  struct Service {
+    StepDriver* driver = nullptr;
+    LiveCalls* live = nullptr;
+    // Which calls keep, as they may outlive the service.
+    std::shared_ptr<RequestMetrics> metrics;
+    std::shared_ptr<RequestLog> log;
+  };
+  StreamingCall(Service service, RequestTag tag, grpc::CallbackServerContext* context)
+      : driver_(service.driver),
+        live_(service.live),
+        metrics_(std::move(service.metrics)),
+        log_(std::move(service.log)),
+        tag_(std::move(tag)),
+        context_(context) {}
 
   // Must be called once, before gRPC can be done with the call.
   void KeepAlive() {
@@ -65,7 +80,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Submit(Job job, const google::protobuf::MessageLite& first);
   void Send(const google::protobuf::MessageLite& message);
   // After everything that was sent. Once; later calls are ignored.
-  void End(grpc::Status status);
+  void End(const grpc::Status& status);
 
   // The client is gone, or the call was shed.
   bool cancelled() const {
@@ -73,11 +88,16 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     return cancelled_;
   }
 
+  const RequestTag& tag() const { return tag_; }
+
   int64_t unread_bytes() const override { return unread_bytes_; }
   absl::Duration stalled_for() const override { return write_clock_.elapsed(); }
   bool Shed(const absl::Status& why) override;
 
  protected:
+  // For the log: how the method is called, and what is known of the call at its end.
+  virtual const char* rpc() const = 0;
+  virtual LogFields Details() const = 0;
   absl::Time arrived() const { return arrived_; }
   RequestMetrics& metrics() { return *metrics_; }
   int64_t max_unread_bytes() const { return live_->max_unread_bytes(); }
@@ -99,7 +119,9 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   StepDriver* const driver_;
   LiveCalls* const live_;
-  const std::shared_ptr<RequestMetrics> metrics_;  // which the service may not outlive
+  const std::shared_ptr<RequestMetrics> metrics_;
+  const std::shared_ptr<RequestLog> log_;
+  const RequestTag tag_;
   const absl::Time arrived_ = absl::Now();
   grpc::CallbackServerContext* const context_;  // until OnDone
   std::shared_ptr<StreamingCall> self_;

@@ -27,6 +27,7 @@
 #include "absl/time/clock.h"
 #include "common/command_line.h"
 #include "common/machine.h"
+#include "common/service/log_format.h"
 #include "common/status.h"
 #include "common/version.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
@@ -325,13 +326,20 @@ absl::StatusOr<std::unique_ptr<MetricsHost>> MetricsHost::Start(
 
 std::optional<int> ParseCommandLine(CommandLine& app, int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
+  spdlog::set_formatter(MakeTextLogFormatter());
   app.AddVersionFlag(Version());
+  std::string log_format = "text";
+  app.AddOption("--log-format", log_format, "of log lines: text, or json for what collects them")
+      .OneOf({"text", "json"})
+      .ShowDefault();
   GiveFreedMemoryBack();
   RaiseDescriptorLimit();
   // Protobuf would log a line about every message that it cannot parse, as often as anybody sends
   // one; who sent it is told.
   google::protobuf::SetLogHandler(nullptr);
-  return app.Parse(argc, argv);
+  const std::optional<int> code = app.Parse(argc, argv);
+  if (log_format == "json") spdlog::set_formatter(MakeJsonLogFormatter());
+  return code;
 }
 
 int ExitCode(const absl::Status& status) {
