@@ -54,6 +54,7 @@ class DispatchedExperts::OneLayer final : public Pending {
     batch.rows_owner = rows_.memory;
     batch.expert_ids = expert_ids_.data();
     batch.weights = weights_.data();
+    batch.traces = batch_.traces;
     batch.top_k = static_cast<int>(batch_.expert_ids.width());
     pending_ = experts_.dispatcher_.Dispatch(batch, changed_);
     batch_.clock->End(LayerPart::kDispatch);

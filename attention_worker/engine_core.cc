@@ -12,10 +12,13 @@
 #include "attention_worker/step_runner.h"
 #include "attention_worker/step_validation.h"
 #include "common/check.h"
+#include "common/log_scope.h"
 #include "common/mutex.h"
+#include "common/request_tag.h"
 #include "common/status.h"
 #include "common/time_after.h"
 #include "common/work_clock.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -331,6 +334,10 @@ class AttentionEngineCore::Impl {
     if (sequence->usable.ok()) {
       sequence->pages = state->pages->Share(shared);
       sequence->num_scheduled = kPageTokens * sequence->pages.num_pages();
+    }
+    if (spdlog::should_log(spdlog::level::debug)) {
+      const LogScope scope(FieldsOf(sequence->spec.tag));
+      spdlog::debug("sequence {} of {} tokens is opened", id, sequence->spec.token_ids.size());
     }
     state->sequences.emplace(id, std::move(sequence));
   }

@@ -1,9 +1,12 @@
 #include "attention_worker/layer_walk.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "common/check.h"
+#include "common/log_scope.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 
@@ -40,6 +43,8 @@ LayerWalk::State LayerWalk::Proceed() {
       const std::optional<absl::Status> status = in_flight_.experts->Poll();
       if (!status.has_value()) return State::kWaiting;
       if (!status->ok()) {
+        const LogScope scope(FieldsOf(Tags()));
+        spdlog::warn("step {} stops: {}", pass_.step, std::string(status->message()));
         LeaveLayer();
         EndPass();
         return Finish(*status);
@@ -94,6 +99,7 @@ bool LayerWalk::BeginPass() {
   }
 
   plan_ = MakeRowPlan(batches_);
+  pass_.traces = ChooseTraces(Tags());
   const int64_t num_rows = plan_.rows.num_rows();
   if (num_rows == 0) {
     for (Batch* batch : batches_) batch->next_layer = end_layer_;
@@ -116,6 +122,12 @@ bool LayerWalk::BeginPass() {
     }
   }
   return true;
+}
+
+std::vector<const RequestTag*> LayerWalk::Tags() const {
+  std::vector<const RequestTag*> tags;
+  for (const auto& sequence : plan_.sequences) tags.push_back(&sequence->spec.tag);
+  return tags;
 }
 
 // Keeps the rows that have layers before them.

@@ -14,6 +14,7 @@
 #include "attention_worker/row_plan.h"
 #include "attention_worker/sequence.h"
 #include "attention_worker/workspace.h"
+#include "common/request_tag.h"
 
 namespace tandem {
 
@@ -55,6 +56,7 @@ class LayerWalk {
   Workspace* workspace() { return &workspace_; }
 
  private:
+  std::vector<const RequestTag*> Tags() const;  // of the pass's sequences
   bool BeginPass();
   void EndPass();
   void LeaveLayer();

@@ -225,7 +225,7 @@ void AttentionModel::BeginExperts(const ModelContext& context, const ModelPass& 
   };
   context.backend->Route(route);
   in_flight->experts = context.experts->Begin({pass.step, layer, n, route.expert_ids, route.weights,
-                                               in_flight->ffn, &workspace, pass.clock},
+                                               in_flight->ffn, &workspace, pass.clock, pass.traces},
                                               pass.experts_changed);
   if (!w.shared_experts.empty()) in_flight->shared = ops.Mlp(n, w.shared_experts);
 }

@@ -17,6 +17,7 @@
 #include "attention_worker/workspace.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/model_config.h"
+#include "common/request_tag.h"
 #include "kernels/backend.h"
 
 namespace tandem {
@@ -38,6 +39,7 @@ struct ModelPass {
   StepId step = 0;                        // the gateway's name for it
   std::function<void()> experts_changed;  // see RoutedExperts::Begin
   LayerClock* clock = nullptr;            // of the pass's present layer
+  TracesOfPart traces;                    // of whoever has rows in it
 };
 
 // A layer between its two halves.

@@ -12,6 +12,7 @@
 #include "attention_worker/layer_times.h"
 #include "attention_worker/workspace.h"
 #include "common/counters.h"
+#include "common/request_tag.h"
 #include "common/transport/attention_link.h"
 #include "kernels/device_tensor.h"
 
@@ -27,6 +28,7 @@ struct ExpertBatch {
   kernels::DeviceTensor out;         // [num_rows, hidden] act
   Workspace* workspace = nullptr;    // for what is needed until `out` is written
   LayerClock* clock = nullptr;       // to be told of attention's end, dispatch and the wait
+  TracesOfPart traces;               // of whoever has rows in it, for logs
 };
 
 // out[i] = round(sum over k of weights[i, k] * round(expert expert_ids[i, k] of rows[i])), summed

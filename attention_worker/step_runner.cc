@@ -6,6 +6,9 @@
 
 #include "attention_worker/row_outputs.h"
 #include "common/check.h"
+#include "common/log_scope.h"
+#include "common/request_tag.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -205,8 +208,13 @@ void StepRunner::FinishRows(Running* running) {
 
 void StepRunner::TakeSampled(SessionState* state, Sequence& sequence, const RowResult& row) {
   ++counts_.sampled_total;
-  // What follows a token that could not be drawn cannot be computed.
-  if (row.token < 0) return End(state, sequence);
+  if (row.token < 0) {
+    const LogScope scope(FieldsOf(sequence.spec.tag));
+    spdlog::warn("sequence {} ends: the logits at position {} held a NaN", row.sequence,
+                 row.position);
+    // What follows a token that could not be drawn cannot be computed.
+    return End(state, sequence);
+  }
   TANDEM_CHECK(sequence.num_tokens() == row.position + 1);
   sequence.spec.token_ids.push_back(row.token);
 }

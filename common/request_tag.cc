@@ -112,7 +112,19 @@ RequestTag Sanitized(RequestTag tag) {
 LogFields FieldsOf(const RequestTag& tag) {
   LogFields fields;
   if (!tag.request_id.empty()) fields.emplace_back("request_id", tag.request_id);
-  if (!tag.traceparent.empty()) fields.emplace_back("trace_id", std::string(TraceIdOf(tag.traceparent)));
+  if (!tag.traceparent.empty())
+    fields.emplace_back("trace_id", std::string(TraceIdOf(tag.traceparent)));
+  return fields;
+}
+
+LogFields FieldsOf(const std::vector<const RequestTag*>& tags) {
+  LogFields fields = FieldsOf(ChooseTraces(tags));
+  std::vector<absl::string_view> ids;
+  for (const RequestTag* tag : tags) {
+    if (ids.size() == kMaxTraces) break;
+    if (!tag->request_id.empty()) ids.push_back(tag->request_id);
+  }
+  if (!ids.empty()) fields.emplace(fields.begin(), "request_id", absl::StrJoin(ids, ","));
   return fields;
 }
 

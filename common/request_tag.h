@@ -35,13 +35,18 @@ bool IsTracestate(absl::string_view text);
 // Leaves what is valid of it.
 RequestTag Sanitized(RequestTag tag);
 
+// Of how many requests at most something is said where many are worked on together.
+inline constexpr size_t kMaxTraces = 4;
+
 // request_id and trace_id, as far as there are any.
 LogFields FieldsOf(const RequestTag& tag);
+// The same of rows of several requests that are worked on together: of each kMaxTraces at most,
+// with commas.
+LogFields FieldsOf(const std::vector<const RequestTag*>& tags);
 
 // The traceparents of the requests that have rows in a part of a layer: at most kMaxTraces
 // different ones, those that are recorded first. Null: none. Shared by all parts of a layer.
 using TracesOfPart = std::shared_ptr<const std::vector<std::string>>;
-inline constexpr size_t kMaxTraces = 4;
 
 TracesOfPart ChooseTraces(const std::vector<const RequestTag*>& tags);
 // trace_id: their ids, with commas; nothing without.

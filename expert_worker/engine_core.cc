@@ -3,21 +3,28 @@
 #include <atomic>
 #include <chrono>
 #include <deque>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/log_rate.h"
+#include "common/log_scope.h"
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/time_after.h"
 #include "common/transport/host_rows.h"
 #include "common/work_clock.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
 
 using Clock = ExpertEngineCore::Clock;
 
+// Of the time that a part had when it came: one that takes more is in danger of being late.
+constexpr double kSlowShare = 0.5;
 // Routes that are merged into one call; bounds the scratch memory.
 constexpr int64_t kMaxMergedRoutes = int64_t{1} << 16;
 
@@ -27,6 +34,14 @@ struct Waiting {
   Clock::time_point arrival;
   Clock::time_point deadline;
 };
+
+LogFields PartFields(const ExpertRequest& request) {
+  LogFields fields = FieldsOf(request.traces);
+  fields.emplace_back("step", static_cast<int64_t>(request.id.step));
+  fields.emplace_back("layer", request.id.layer);
+  fields.emplace_back("rows", request.num_rows());
+  return fields;
+}
 
 int64_t RowBytes(const ExpertRequest& request) {
   return static_cast<int64_t>(request.rows.bytes());
@@ -62,6 +77,7 @@ class ExpertEngineCore::Impl {
   std::vector<Waiting> TakeOldestLayer();
   void Execute(std::vector<Waiting> batch);
   void Answer(Waiting& waiting, ExpertReply reply);
+  void WarnOf(const ExpertRequest& request, Clock::time_point now, const std::string& what);
   absl::Status Compute(const std::vector<Waiting>& batch);
   void WriteRows(const std::vector<Waiting>& batch, const kernels::DeviceTensor& rows);
   ExpertReply MakeReply(const ExpertRequest& request, int64_t first_route, int64_t first_row);
@@ -93,6 +109,7 @@ class ExpertEngineCore::Impl {
   kernels::DeviceTensor expert_rows_;    // [routes, hidden] of the batch that is computed
   kernels::DeviceTensor combined_rows_;  // [rows, hidden]
   HostRowsPool rows_pool_;               // of replies
+  LogRate log_rate_;                     // of what is said of single parts
 
   Mutex mutex_;
   std::deque<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);  // oldest first
@@ -187,8 +204,32 @@ std::vector<Waiting> ExpertEngineCore::Impl::TakeOldestLayer() {
 
 void ExpertEngineCore::Impl::Answer(Waiting& waiting, ExpertReply reply) {
   --requests_live_;
-  if (options_.times != nullptr) options_.times->ObservePart(now_() - waiting.arrival);
+  const Clock::time_point now = now_();
+  const absl::Duration took = absl::FromChrono(now - waiting.arrival);
+  const absl::Duration time_left = waiting.request->time_left;
+  if (absl::IsDeadlineExceeded(reply.status)) {
+    WarnOf(*waiting.request, now,
+           absl::StrCat("was dropped: its ", absl::FormatDuration(time_left),
+                        " were over before it was computed"));
+  } else if (took > time_left * kSlowShare) {
+    WarnOf(*waiting.request, now,
+           absl::StrCat("took ", absl::FormatDuration(took), " of the ",
+                        absl::FormatDuration(time_left), " that it had"));
+  } else if (spdlog::should_log(spdlog::level::debug)) {
+    const LogScope scope(PartFields(*waiting.request));
+    spdlog::debug("a part took {}", absl::FormatDuration(took));
+  }
+  if (options_.times != nullptr) options_.times->ObservePart(now - waiting.arrival);
   waiting.done(std::move(reply));
+}
+
+// With the traces of its requests.
+void ExpertEngineCore::Impl::WarnOf(const ExpertRequest& request, Clock::time_point now,
+                                    const std::string& what) {
+  const std::optional<std::string> left_out = log_rate_.Take(now);
+  if (!left_out.has_value()) return;
+  const LogScope scope(PartFields(request));
+  spdlog::warn("a part {}{}", what, *left_out);
 }
 
 // Answers every request of one layer.

@@ -282,6 +282,7 @@ SequenceSpec Scheduler::MakeSpec(const JobState& job) const {
   spec.pages = job.pages;
   spec.sampling = job.job.sampling;
   spec.mask_ids_without_token = job.job.mask_ids_without_token;
+  spec.tag = job.job.tag;
   return spec;
 }
 

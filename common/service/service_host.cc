@@ -15,6 +15,7 @@
 #include <chrono>
 #include <exception>
 #include <future>
+#include <map>
 #include <optional>
 #include <random>
 #include <utility>
@@ -332,12 +333,19 @@ std::optional<int> ParseCommandLine(CommandLine& app, int argc, char** argv) {
   app.AddOption("--log-format", log_format, "of log lines: text, or json for what collects them")
       .OneOf({"text", "json"})
       .ShowDefault();
+  std::string log_level = "info";
+  app.AddOption("--log-level", log_level,
+                "the least of log lines: debug (single sequences and parts of layers as well), "
+                "info, warning or error")
+      .OneOf({"debug", "info", "warning", "error"})
+      .ShowDefault();
   GiveFreedMemoryBack();
   RaiseDescriptorLimit();
   // Protobuf would log a line about every message that it cannot parse, as often as anybody sends
   // one; who sent it is told.
   google::protobuf::SetLogHandler(nullptr);
   const std::optional<int> code = app.Parse(argc, argv);
+  spdlog::set_level(spdlog::level::from_str(log_level));
   if (log_format == "json") spdlog::set_formatter(MakeJsonLogFormatter());
   return code;
 }

@@ -122,9 +122,9 @@ class MetricsHost {
   std::unique_ptr<Impl> impl_;
 };
 
-// What runs in every main: takes --version and --log-format, logs to standard error, gives freed
-// memory back to the system, allows as many descriptors as there may be, prints one sentence for a
-// bad command line. Returns the exit code to end with, or nothing.
+// What runs in every main: takes --version, --log-format and --log-level, logs to standard error,
+// gives freed memory back to the system, allows as many descriptors as there may be, prints one
+// sentence for a bad command line. Returns the exit code to end with, or nothing.
 std::optional<int> ParseCommandLine(CommandLine& app, int argc, char** argv);
 
 // What every main ends with: 0, or 1 after logging the error's sentence.

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "common/counters.h"
 #include "common/pages.h"
+#include "common/request_tag.h"
 #include "common/sampling_params.h"
 
 namespace tandem {
@@ -34,6 +35,7 @@ struct SequenceSpec {
   std::vector<int32_t> pages;
   SamplingParams sampling;
   bool mask_ids_without_token = true;  // draw only ids for which the tokenizer has a token
+  RequestTag tag;                      // for logs
 
   // b = 64 * floor((P - 1) / 64): all but the last page of a prompt of P >= 1 tokens.
   static int32_t ExpandedLength(int64_t prompt_tokens) {

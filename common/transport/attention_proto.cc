@@ -47,6 +47,9 @@ void ToProto(const SequenceSpec& spec, v1::OpenSequence* out) {
     r->set_end(range.end);
   }
   out->mutable_pages()->Add(spec.pages.begin(), spec.pages.end());
+  out->set_request_id(spec.tag.request_id);
+  out->set_traceparent(spec.tag.traceparent);
+  out->set_tracestate(spec.tag.tracestate);
 }
 
 SequenceSpec FromProto(const v1::OpenSequence& spec) {
@@ -64,6 +67,7 @@ SequenceSpec FromProto(const v1::OpenSequence& spec) {
     out.absorbed_pages.push_back({range.first(), range.end()});
   }
   out.pages.assign(spec.pages().begin(), spec.pages().end());
+  out.tag = Sanitized({spec.request_id(), spec.traceparent(), spec.tracestate()});
   return out;
 }
 

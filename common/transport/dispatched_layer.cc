@@ -12,11 +12,6 @@ namespace {
 
 using TimePoint = DispatchedLayer::TimePoint;
 
-std::string Name(const Placement::Worker& worker) {
-  return absl::StrCat("expert worker ", worker.id,
-                      worker.address.empty() ? "" : absl::StrCat(" (", worker.address, ")"));
-}
-
 }  // namespace
 
 DispatchedLayer::DispatchedLayer(const RowBatch& batch, std::shared_ptr<DispatchCounts> counts,
@@ -32,6 +27,11 @@ DispatchedLayer::DispatchedLayer(const RowBatch& batch, std::shared_ptr<Dispatch
   batch_.expert_ids = expert_ids_.data();
   batch_.weights = weights_.data();
   std::iota(waiting.begin(), waiting.end(), 0);
+}
+
+std::string DispatchedLayer::NameOf(const Placement::Worker& worker) {
+  return absl::StrCat("expert worker ", worker.id,
+                      worker.address.empty() ? "" : absl::StrCat(" (", worker.address, ")"));
 }
 
 DispatchedLayer::~DispatchedLayer() {
@@ -98,7 +98,7 @@ void DispatchedLayer::Fail(uint32_t number, const absl::Status& status, TimePoin
   Failures& failures = failures_[failed.worker().id];
   ++failures.count;
   failures.last = now;
-  last_error_ = absl::StrCat(Name(failed.worker()), ": ", absl::StatusCodeToString(status.code()),
+  last_error_ = absl::StrCat(NameOf(failed.worker()), ": ", absl::StatusCodeToString(status.code()),
                              ": ", status.message());
   next_attempt = std::max(next_attempt, failed.part.request->id.attempt + 1);
   if (status.code() == absl::StatusCode::kDeadlineExceeded) {
@@ -118,11 +118,12 @@ void DispatchedLayer::Fail(uint32_t number, const absl::Status& status, TimePoin
   }
 }
 
-void DispatchedLayer::NoteLate(const Sent& sent, TimePoint now) {
+void DispatchedLayer::NoteLate(Sent& sent, TimePoint now) {
+  sent.noted_late = true;
   Failures& failures = failures_[sent.worker().id];
   ++failures.count;
   failures.last = now;
-  last_error_ = absl::StrCat(Name(sent.worker()), " is late");
+  last_error_ = absl::StrCat(NameOf(sent.worker()), " is late");
   next_attempt = std::max(next_attempt, sent.part.request->id.attempt + 1);
   ++counts_->hedged_parts;
 }
@@ -145,7 +146,7 @@ TimePoint DispatchedLayer::wake_time() const {
 std::string DispatchedLayer::Reason() const {
   if (!last_error_.empty()) return last_error_;
   if (!sent_.empty())
-    return absl::StrCat(Name(sent_.begin()->second.worker()), " has not answered");
+    return absl::StrCat(NameOf(sent_.begin()->second.worker()), " has not answered");
   return absl::StrCat("no expert worker holds expert ", expert_ids_[waiting.front()]);
 }
 

@@ -42,7 +42,8 @@ class DispatchedLayer {
     absl::Duration patience;  // while others could be asked as well
     TimePoint ask_others_at;  // max: nobody else can be asked
     TimePoint give_up_at;
-    int num_timeouts = 0;  // of the layer, when it was sent
+    int num_timeouts = 0;     // of the layer, when it was sent
+    bool noted_late = false;  // others were asked as well
 
     const Placement::Worker& worker() const { return work.holder().worker(); }
   };
@@ -72,7 +73,7 @@ class DispatchedLayer {
   // Takes a part that failed back. What is out nowhere else waits.
   void Fail(uint32_t number, const absl::Status& status, TimePoint now, absl::Duration retry_delay);
   // Others are asked for a part's routes as well.
-  void NoteLate(const Sent& sent, TimePoint now);
+  void NoteLate(Sent& sent, TimePoint now);
   // Parts for which nobody else could be asked may find somebody from `when` on.
   void AskOthersFrom(TimePoint when);
 
@@ -80,6 +81,8 @@ class DispatchedLayer {
   ExpertRows rows() const { return gathered_.rows(); }
   // When something is to be done although nothing has come.
   TimePoint wake_time() const;
+  // How a worker is called in sentences.
+  static std::string NameOf(const Placement::Worker& worker);
   // Why it is not done.
   std::string Reason() const;
 

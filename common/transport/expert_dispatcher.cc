@@ -10,6 +10,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/log_rate.h"
+#include "common/log_scope.h"
 #include "common/time_after.h"
 #include "common/transport/dispatch_counts.h"
 #include "common/transport/dispatched_layer.h"
@@ -21,6 +23,7 @@
 #include "common/transport/reply_check.h"
 #include "common/transport/reply_mailbox.h"
 #include "common/transport/worker_probes.h"
+#include "spdlog/spdlog.h"
 
 namespace tandem {
 namespace {
@@ -38,6 +41,10 @@ std::vector<int32_t> DistinctExperts(const ExpertRequest& request, int num_exper
     if (is_used[e] != 0) experts.push_back(e);
   }
   return experts;
+}
+
+std::string Milliseconds(absl::Duration time) {
+  return absl::StrCat(absl::ToInt64Milliseconds(time), " ms");
 }
 
 // A worker as the placement names it.
@@ -94,6 +101,7 @@ struct ExpertDispatcher::State {
   uint32_t next_part = 0;  // probes too; never repeats, whatever callers name their steps
   WorkerProbes probes;
   HostRowsPool rows_pool;
+  LogRate log_rate;  // of what is said of single parts
 
   absl::Duration Limit(int64_t num_routes) const {
     return options.attempt_timeout + 8 * num_routes * least_per_route;
@@ -115,6 +123,9 @@ struct ExpertDispatcher::State {
   void SendProbe(const Layer& layer, ExpertPart part,
                  const std::shared_ptr<const Placement>& current, Clock::time_point now);
 
+  // Logs what became of a part, with the traces of its requests.
+  void Warn(const Layer& layer, const Layer::Sent& sent, Clock::time_point now,
+            const std::string& what);
   void Collect(Layer& layer);
   void FailPart(Layer& layer, uint32_t number, const absl::Status& status, Clock::time_point now);
   void GiveUpParts(Layer& layer, const std::shared_ptr<const Placement>& current,
@@ -210,6 +221,7 @@ void ExpertDispatcher::State::SendPart(Layer& layer, ExpertPart part,
   request.id = {incarnation, layer.batch().step, static_cast<uint32_t>(layer.batch().layer), number,
                 layer.next_attempt};
   request.placement = current->version;
+  request.traces = layer.batch().traces;
   request.time_left = std::min(Limit(request.num_routes()) * (1 << layer.num_timeouts),
                                absl::FromChrono(layer.deadline - now));
   counts->parts += 1;
@@ -294,6 +306,17 @@ void ExpertDispatcher::State::SendProbe(const Layer& layer, ExpertPart part,
 
 // ---- what comes, and what does not --------------------------------------------------------------
 
+void ExpertDispatcher::State::Warn(const Layer& layer, const Layer::Sent& sent,
+                                   Clock::time_point now, const std::string& what) {
+  const std::optional<std::string> left_out = log_rate.Take(now);
+  if (!left_out.has_value()) return;
+  LogFields fields = FieldsOf(layer.batch().traces);
+  fields.emplace_back("step", static_cast<int64_t>(layer.batch().step));
+  fields.emplace_back("layer", layer.batch().layer);
+  const LogScope scope(std::move(fields));
+  spdlog::warn("{} {}{}", Layer::NameOf(sent.worker()), what, *left_out);
+}
+
 void ExpertDispatcher::State::Collect(Layer& layer) {
   for (ReplyMailbox::Arrival& arrival : layer.mailbox()->Take()) {
     Layer::Sent* const sent = layer.Find(arrival.part);
@@ -307,8 +330,17 @@ void ExpertDispatcher::State::Collect(Layer& layer) {
       FailPart(layer, arrival.part, status, arrival.when);
       continue;
     }
+    const absl::Duration time = absl::FromChrono(arrival.when - sent->start);
+    // Before anything was measured, the first large part may well take longer.
+    if (time > sent->patience && !sent->noted_late &&
+        holders.ExpectedTime(sent->work.in_line()).has_value()) {
+      Warn(layer, *sent, arrival.when,
+           absl::StrCat("took ", Milliseconds(time), " for ", request.num_rows(),
+                        " rows, but was expected to take ", Milliseconds(sent->patience),
+                        " at most"));
+    }
     holders.Answered(sent->work.holder(), sent->work.in_line(), sent->start, arrival.when);
-    NoteTime(request.num_routes(), absl::FromChrono(arrival.when - sent->start));
+    NoteTime(request.num_routes(), time);
     layer.Accept(arrival.part, arrival.reply, &rows_pool);
   }
 }
@@ -316,7 +348,11 @@ void ExpertDispatcher::State::Collect(Layer& layer) {
 void ExpertDispatcher::State::FailPart(Layer& layer, uint32_t number, const absl::Status& status,
                                        Clock::time_point now) {
   const Layer::Sent& sent = *layer.Find(number);
-  if (!HasLetGo(status)) sent.work.holder().Failed(sent.start, now);
+  if (!HasLetGo(status)) {
+    sent.work.holder().Failed(sent.start, now);
+    Warn(layer, sent, now,
+         absl::StrCat("failed: ", absl::StatusCodeToString(status.code()), ": ", status.message()));
+  }
   layer.Fail(number, status, now, options.retry_delay);
 }
 
@@ -363,6 +399,11 @@ void ExpertDispatcher::State::AskOthers(Layer& layer,
     sent.ask_others_at = choice.next_retry;
     if (choice.holders.empty()) continue;
     layer.num_late = num_late;
+    if (!sent.noted_late) {
+      Warn(layer, sent, now,
+           absl::StrCat("has not answered in ", Milliseconds(absl::FromChrono(now - sent.start)),
+                        "; others are asked as well"));
+    }
     layer.NoteLate(sent, now);
     const bool others_are_well =
         std::any_of(choice.holders.begin(), choice.holders.end(), [this](const auto& chosen) {

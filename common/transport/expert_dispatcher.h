@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "common/counters.h"
 #include "common/placement.h"
+#include "common/request_tag.h"
 #include "common/tensor.h"
 #include "common/transport/expert_link.h"
 
@@ -28,6 +29,7 @@ struct RowBatch {
   const int32_t* expert_ids = nullptr;     // [num_rows, top_k], best first; copied
   const float* weights = nullptr;          // [num_rows, top_k]; copied
   int top_k = 0;
+  TracesOfPart traces;  // sent with each part
 };
 
 // What came back for a layer's rows: a worker that holds all of a row's experts has combined them,

@@ -280,6 +280,9 @@ v1::ExpertFrameHeader RequestHeader(const ExpertRequest& request) {
   header.set_hidden(static_cast<uint32_t>(request.rows.width()));
   header.set_dtype(static_cast<uint32_t>(request.rows.dtype));
   header.set_time_left_us(std::max<int64_t>(absl::ToInt64Microseconds(request.time_left), 0));
+  if (request.traces != nullptr) {
+    for (const std::string& trace : *request.traces) header.add_traceparents(trace);
+  }
   return header;
 }
 
@@ -467,6 +470,15 @@ void ExpertMessageAssembler::Drop(const DispatchId& id) {
 
 namespace {
 
+TracesOfPart TracesOf(const v1::ExpertFrameHeader& header) {
+  std::vector<std::string> traces;
+  for (const std::string& trace : header.traceparents()) {
+    if (traces.size() < kMaxTraces && IsTraceparent(trace)) traces.push_back(trace);
+  }
+  if (traces.empty()) return nullptr;
+  return std::make_shared<const std::vector<std::string>>(std::move(traces));
+}
+
 absl::Status CheckRoutes(const ExpertRequest& request) {
   const int num_rows = request.num_rows();
   if (request.route_offsets[0] != 0 ||
@@ -518,6 +530,7 @@ absl::StatusOr<std::shared_ptr<const ExpertRequest>> DecodeRequest(const ExpertM
   read(header.num_routes(), &request->route_experts);
   read(header.num_routes(), &request->route_weights);
   read(header.num_rows(), &request->combined);
+  request->traces = TracesOf(header);
   TANDEM_RETURN_IF_ERROR(CheckRoutes(*request));
   return std::shared_ptr<const ExpertRequest>(std::move(request));
 }

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/placement.h"
+#include "common/request_tag.h"
 #include "common/tensor.h"
 
 namespace tandem {
@@ -41,6 +42,7 @@ struct ExpertRequest {
   std::vector<int32_t> route_experts;                   // [num_routes]
   std::vector<float> route_weights;                     // [num_routes]; used for combined rows only
   std::vector<uint8_t> combined;                        // [num_rows]
+  TracesOfPart traces;                                  // of whoever has rows in it, for logs
 
   int num_rows() const { return static_cast<int>(combined.size()); }
   int num_routes() const { return static_cast<int>(route_experts.size()); }

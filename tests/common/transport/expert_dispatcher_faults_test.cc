@@ -12,9 +12,11 @@
 #include <string>
 #include <vector>
 
+#include "common/service/log_format.h"
 #include "common/transport/expert_dispatcher.h"
 #include "tests/common/transport/routed_rows.h"
 #include "tests/common/transport/simulated_experts.h"
+#include "tests/log_lines.h"
 
 namespace tandem {
 namespace {
@@ -22,6 +24,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 SimulatedFate Answers(int ms) {
   SimulatedFate fate;
@@ -83,6 +86,46 @@ TEST(ExpertDispatcherFaultsTest, AWorkerThatStopsCostsItsPatienceOnce) {
   EXPECT_GE(simulation.Count("probes_total"), 5);
   EXPECT_EQ(simulation.Count("workers_aside"), 1);
   EXPECT_EQ(simulation.Count("parts_live"), 0);
+}
+
+// What an operator has of a request that was slow: the traces of its parts, and of no other.
+TEST(ExpertDispatcherFaultsTest, WhatIsLateOrFailsIsLoggedWithTheTracesOfItsRequests) {
+  const std::string trace_id = "0af7651916cd43dd8448eb211c80319c";
+  Routed traced(3);
+  traced.traces = std::make_shared<const std::vector<std::string>>(
+      std::vector<std::string>{"00-" + trace_id + "-b7ad6b7169203331-01"});
+  const auto logged = [&](SimulatedFate fate, const Routed& routed) {
+    WellKnown simulation(2);
+    simulation.link(1).set_fate(std::move(fate));
+    LogLines lines(MakeTextLogFormatter());
+    simulation.RunLayer(routed);
+    EXPECT_EQ(simulation.link(1).requests().back().traces, routed.traces);
+    return lines.Text();
+  };
+  const std::string fields = " trace_id=" + trace_id + " step=1 layer=2\n";
+  EXPECT_THAT(logged(Lost(), traced),
+              HasSubstr("[warning] expert worker 1 has not answered in 100 ms; others are asked as "
+                        "well" +
+                        fields));
+  EXPECT_THAT(logged(Fails(absl::InternalError("a fault")), traced),
+              HasSubstr("[warning] expert worker 1 failed: INTERNAL: a fault" + fields));
+  EXPECT_THAT(logged(Lost(), Routed(3)), HasSubstr("others are asked as well step=1 layer=2\n"));
+  EXPECT_EQ(logged(Answers(5), traced), "");
+}
+
+TEST(ExpertDispatcherFaultsTest, ASlowWorkerIsLoggedAlsoWhereNobodyElseCouldBeAsked) {
+  DispatcherSimulation simulation(1);
+  simulation.dispatcher().SetPlacement(MakePlacement(1));
+  const Routed routed(3);
+  simulation.link(1).set_fate(Answers(5));
+  for (int i = 0; i < 20; ++i) simulation.RunLayer(routed);
+  LogLines lines(MakeTextLogFormatter());
+  simulation.link(1).set_fate(Answers(99));
+  simulation.RunLayer(routed);
+  EXPECT_EQ(lines.Text(), "");
+  simulation.link(1).set_fate(Answers(900));
+  simulation.RunLayer(routed);
+  EXPECT_THAT(lines.Text(), HasSubstr("expert worker 1 took 900 ms for 3 rows"));
 }
 
 TEST(ExpertDispatcherFaultsTest, APartitionWhoseErrorsComeLateCostsNoMore) {

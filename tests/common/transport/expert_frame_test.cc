@@ -89,6 +89,24 @@ TEST(ExpertFrameTest, RequestsOfAnySizeComeBackAsTheyWere) {
   }
 }
 
+TEST(ExpertFrameTest, TracesCrossAFewOfThemAndOnlyValidOnes) {
+  const std::string begin = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b716920333";
+  std::vector<std::string> traces = {"none", begin + "1-01"};
+  for (const char digit : {'2', '3', '4', '5', '6'}) traces.push_back(begin + digit + "-00");
+  const auto request = MakeFakeRequest(4, 700, 1024);  // of several frames
+  request->traces = std::make_shared<const std::vector<std::string>>(traces);
+  absl::StatusOr<ExpertMessage> message = Receive(Encode(request));
+  ASSERT_TRUE(message.ok()) << message.status();
+  const auto decoded = DecodeRequest(*message);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  ASSERT_NE((*decoded)->traces, nullptr);
+  EXPECT_EQ(*(*decoded)->traces, std::vector<std::string>(traces.begin() + 1, traces.begin() + 5));
+
+  message = Receive(Encode(MakeFakeRequest(4, 3, 1024)));
+  ASSERT_TRUE(message.ok());
+  EXPECT_EQ((*DecodeRequest(*message))->traces, nullptr);
+}
+
 TEST(ExpertFrameTest, StridedRowsAndEndlessTimeCross) {
   const auto request = MakeFakeRequest(4, 6, 64);
   request->rows.shape[1] = 40;  // of rows 64 apart

@@ -67,7 +67,8 @@ class FakeAttentionLink : public AttentionLink {
                            spec.token_ids.back(), ", expanded ", spec.expanded_length, " but",
                            absorbed, ", pages ", absl::StrJoin(spec.pages, " "), ", top_p ",
                            spec.sampling.top_p, ", seed ", spec.sampling.seed, ", mask ",
-                           spec.mask_ids_without_token));
+                           spec.mask_ids_without_token, ", request ", spec.tag.request_id,
+                           ", trace ", spec.tag.traceparent, " ", spec.tag.tracestate));
   }
   void Run(Step step) override {
     std::string pages;
@@ -203,6 +204,7 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   spec.sampling.top_p = 0.5f;
   spec.sampling.seed = ~uint64_t{0};
   spec.mask_ids_without_token = false;
+  spec.tag = {"7f31", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1"};
   link->OpenSequence(spec);
   Step step;
   step.step = 1;
@@ -223,7 +225,8 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   EXPECT_THAT(worker_log_.events(),
               ElementsAre(HasSubstr("open 11 of 100 tokens, last 102399, expanded 64 but [1, 3) "
                                     "[5, 6), pages 7 0 999, top_p 0.5, seed 18446744073709551615, "
-                                    "mask 0"),
+                                    "mask 0, request 7f31, trace "
+                                    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 a=1"),
                           "step 1, pages 4 2", "cancel 11", "release 12", "step 2"));
   const std::vector<StepResult> results = gateway_.results();
   ASSERT_EQ(results.size(), 2u);

@@ -67,6 +67,7 @@ struct Routed {
     batch.expert_ids = ids.data();
     batch.weights = weights.data();
     batch.top_k = kTopK;
+    batch.traces = traces;
     return batch;
   }
   // The same rows through one combined request.
@@ -87,6 +88,7 @@ struct Routed {
   std::shared_ptr<std::vector<float>> values;
   std::vector<int32_t> ids;
   std::vector<float> weights;
+  TracesOfPart traces;
 };
 
 // Where the combined rows go.

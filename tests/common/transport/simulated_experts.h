@@ -18,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "common/check.h"
+#include "common/request_tag.h"
 #include "common/transport/expert_dispatcher.h"
 #include "common/transport/expert_link.h"
 #include "tests/common/transport/fake_expert.h"
@@ -51,7 +52,8 @@ class SimulatedExpertLink : public ExpertLink {
   }
 
   void Send(std::shared_ptr<const ExpertRequest> request, Done done) override {
-    requests_.push_back({time_.now(), request->id, request->route_experts, request->time_left});
+    requests_.push_back(
+        {time_.now(), request->id, request->route_experts, request->time_left, request->traces});
     const SimulatedFate fate = fates_(*request);
     if (fate.lost) return;
     const auto answer = [fate, request, done] {
@@ -70,6 +72,7 @@ class SimulatedExpertLink : public ExpertLink {
     DispatchId id;
     std::vector<int32_t> experts;  // of its routes
     absl::Duration time_left;
+    TracesOfPart traces;
   };
   const std::vector<Request>& requests() const { return requests_; }
   int received() const { return static_cast<int>(requests_.size()); }
