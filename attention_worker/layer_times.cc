@@ -36,9 +36,19 @@ LayerTimes::LayerTimes(int num_layers) : registry_(std::make_shared<prometheus::
 
 void LayerTimes::Observe(int layer, LayerPart part, std::chrono::nanoseconds time) {
   const double seconds = std::chrono::duration<double>(time).count();
-  const Part& observed = parts_[static_cast<size_t>(part)];
+  Part& observed = parts_[static_cast<size_t>(part)];
   observed.all->Observe(seconds);
   observed.of_layer[layer]->Increment(seconds);
+  observed.total_ns += time.count();
+}
+
+CounterSnapshot LayerTimes::Sums() const {
+  CounterSnapshot sums;
+  for (size_t i = 0; i < kNumLayerParts; ++i) {
+    sums.emplace_back(absl::StrCat("layer_", kPartNames[i], "_us_total"),
+                      parts_[i].total_ns / 1000);
+  }
+  return sums;
 }
 
 }  // namespace tandem

@@ -7,6 +7,7 @@
 #include <prometheus/registry.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,8 @@
 #include <memory>
 #include <utility>
 #include <vector>
+
+#include "common/counters.h"
 
 namespace tandem {
 
@@ -45,11 +48,14 @@ class LayerTimes {
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
   // Requires 0 <= layer < num_layers.
   void Observe(int layer, LayerPart part, std::chrono::nanoseconds time);
+  // layer_PART_us_total of each part, over all layers: what heartbeats have of it.
+  CounterSnapshot Sums() const;
 
  private:
   struct Part {
     prometheus::Histogram* all = nullptr;
     std::vector<prometheus::Counter*> of_layer;
+    std::atomic<int64_t> total_ns = 0;
   };
   const std::shared_ptr<prometheus::Registry> registry_;
   std::array<Part, kNumLayerParts> parts_;

@@ -76,6 +76,9 @@ class AttentionRole : public WorkerRole {
     const AttentionEngine* engine = ready_;
     return engine == nullptr ? absl::ZeroDuration() : engine->busy_for();
   }
+  void Report(WorkerHealth& health) override {
+    for (auto& sum : layer_times_.Sums()) health.counters.push_back(std::move(sum));
+  }
   std::shared_ptr<prometheus::Collectable> Histograms() const override {
     return layer_times_.registry();
   }

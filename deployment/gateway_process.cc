@@ -227,6 +227,7 @@ class Gateway {
     self.set_loaded(progress_.share());
     self.set_build(Version());
     AddCounters(Counters(), &self);
+    AddHistograms(*inference_.metrics().registry(), "tandem_gateway_", &self);
     MutexLock lock(mutex_);
     self.set_address(address_);
     self.set_state(served_ != nullptr ? "ready" : "loading");

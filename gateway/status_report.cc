@@ -1,11 +1,16 @@
 #include "gateway/status_report.h"
 
+#include <prometheus/client_metric.h>
+#include <prometheus/metric_family.h>
+
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 
 namespace tandem {
@@ -72,6 +77,25 @@ void AddMembers(const Coordinator::View& view, bool placement, v1::GetStatusResp
   ToProto(view.placement, status->mutable_placement());
   if (view.target.version != view.placement.version) {
     ToProto(view.target, status->mutable_target());
+  }
+}
+
+void AddHistograms(const prometheus::Collectable& metrics, const std::string& prefix,
+                   v1::WorkerStatus* status) {
+  for (const prometheus::MetricFamily& family : metrics.Collect()) {
+    if (family.type != prometheus::MetricType::Histogram) continue;
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      if (!metric.label.empty()) continue;
+      v1::Histogram& histogram = *status->add_histograms();
+      histogram.set_name(std::string(absl::StripPrefix(family.name, prefix)));
+      histogram.set_sum(metric.histogram.sample_sum);
+      uint64_t below = 0;  // Prometheus counts all that a bound holds
+      for (const auto& bucket : metric.histogram.bucket) {
+        if (!std::isinf(bucket.upper_bound)) histogram.add_upper_bounds(bucket.upper_bound);
+        histogram.add_counts(bucket.cumulative_count - below);
+        below = bucket.cumulative_count;
+      }
+    }
   }
 }
 

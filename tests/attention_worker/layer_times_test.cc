@@ -52,6 +52,11 @@ TEST_F(LayerTimesTest, PartsFollowEachOtherWithoutGaps) {
   const std::string by_layer = "tandem_attention_layer_seconds_total";
   EXPECT_THAT(text, HasLine(by_layer + "{layer=\"2\",part=\"expert_wait\"} 8"));
   EXPECT_THAT(text, HasLine(by_layer + "{layer=\"1\",part=\"expert_wait\"} 0"));
+  EXPECT_EQ(times_.Sums(), (CounterSnapshot{{"layer_attention_us_total", 1'000'000},
+                                            {"layer_dispatch_us_total", 2'000'000},
+                                            {"layer_mlp_us_total", 4'000'000},
+                                            {"layer_expert_wait_us_total", 8'000'000},
+                                            {"layer_combine_us_total", 16'000'000}}));
 }
 
 // As on a GPU: the shared experts are queued long before the router's choice is there.

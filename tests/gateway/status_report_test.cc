@@ -1,9 +1,31 @@
 #include "gateway/status_report.h"
 
+#include <prometheus/counter.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace tandem {
 namespace {
+
+TEST(StatusReportTest, HistogramsCountEachValueOnce) {
+  prometheus::Registry registry;
+  auto& family = prometheus::BuildHistogram().Name("tandem_x_seconds").Register(registry);
+  prometheus::Histogram& histogram = family.Add({}, prometheus::Histogram::BucketBoundaries{1, 2});
+  family.Add({{"part", "other"}}, prometheus::Histogram::BucketBoundaries{1});
+  prometheus::BuildCounter().Name("tandem_x_total").Register(registry).Add({});
+  for (const double value : {1.0, 1.5, 2.0, 7.0}) histogram.Observe(value);
+  v1::WorkerStatus status;
+  AddHistograms(registry, "tandem_x_", &status);
+  ASSERT_EQ(status.histograms_size(), 1);
+  const v1::Histogram& shown = status.histograms(0);
+  EXPECT_EQ(shown.name(), "seconds");
+  EXPECT_THAT(shown.upper_bounds(), ::testing::ElementsAre(1, 2));
+  EXPECT_THAT(shown.counts(), ::testing::ElementsAre(1, 2, 1));
+  EXPECT_EQ(shown.sum(), 11.5);
+}
 
 TEST(StatusReportTest, ShowsWorkersAndBothPlacements) {
   Coordinator::View view;

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +25,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kAnswerLimitS = 10;  // without --timeout
+constexpr std::chrono::seconds kPercentilesOver(60);
 
 struct Options {
   ConnectOptions connect;
@@ -82,8 +84,11 @@ void Redraw(const std::string& text) {
 absl::Status Watch(Client& client, const Options& options) {
   const bool in_place = isatty(STDOUT_FILENO) == 1 && !options.connect.json;
   Interrupted interrupted;
-  std::optional<v1::GetStatusResponse> before;
-  Clock::time_point asked_before;
+  struct Answered {
+    Clock::time_point asked;
+    v1::GetStatusResponse status;
+  };
+  std::deque<Answered> answers;  // of the last kPercentilesOver, the oldest first
   if (in_place) std::fputs("\x1b[2J", stdout);
   do {
     const Clock::time_point asked = Clock::now();
@@ -91,15 +96,19 @@ absl::Status Watch(Client& client, const Options& options) {
     std::string text;
     if (!status.ok()) {
       text = absl::StrCat(status.status().message(), "\n");
-      before.reset();
+      answers.clear();
     } else if (options.connect.json) {
       TANDEM_ASSIGN_OR_RETURN(text, Json(*status));
     } else {
-      const std::chrono::duration<double> passed = asked - asked_before;
-      text = StatusText(*status, before.has_value() ? &*before : nullptr, passed.count(),
-                        options.view);
-      before = *std::move(status);
-      asked_before = asked;
+      while (answers.size() > 1 && asked - answers[1].asked >= kPercentilesOver) {
+        answers.pop_front();
+      }
+      const bool any = !answers.empty();
+      const std::chrono::duration<double> passed =
+          asked - (any ? answers.back().asked : Clock::time_point());
+      text = StatusText(*status, any ? &answers.back().status : nullptr, passed.count(),
+                        options.view, any ? &answers.front().status : nullptr);
+      answers.push_back({asked, *std::move(status)});
     }
     if (in_place) {
       Redraw(text);
@@ -134,8 +143,8 @@ Command AddStatus(CommandLine& root) {
   app->AddFlag("--counters", options->view.counters, "also print every worker's counters");
   app->AddFlag("--map", options->view.map, "which experts each worker has, instead of how many");
   app->AddFlag("--watch", options->watch,
-               "again and again, with rates, until Ctrl-C: in place in a terminal, one after the "
-               "other elsewhere");
+               "again and again, with rates and the last minute's percentiles, until Ctrl-C: in "
+               "place in a terminal, one after the other elsewhere");
   app->AddOption("--interval", options->interval_s, "seconds, with --watch")
       .Range(0.1, 3600.0)
       .ShowDefault();

@@ -1,8 +1,11 @@
 #include "status_view.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -16,6 +19,7 @@ namespace tandem::tool {
 namespace {
 
 using v1::GetStatusResponse;
+using v1::Histogram;
 using v1::PlacementStatus;
 using v1::WorkerStatus;
 
@@ -52,9 +56,14 @@ class Load {
       Value("pages_free", "pages free");
       Rate("steps_total", "steps/s");
       Rate("rows_total", "rows/s");
+      LayerShares();
     } else {
       Value("requests_live", "requests");
       Rate("rows_total", "rows/s");
+      if (const auto busy = Delta("busy_us_total")) {
+        Add(absl::StrFormat("computes %.0f%% of the time",
+                            1e-4 * static_cast<double>(*busy) / seconds_));
+      }
     }
     constexpr uint64_t kLongMs = 1000;
     if (worker_.busy_ms() >= kLongMs) {
@@ -71,13 +80,34 @@ class Load {
   void Value(const char* counter, const char* what) {
     if (const auto value = Counter(worker_, counter)) Add(absl::StrCat(*value, " ", what));
   }
-  void Rate(const char* counter, const char* what) {
-    if (before_ == nullptr) return;
+  // What it grew by; none if it was not there before, or has begun anew.
+  std::optional<int64_t> Delta(const char* counter) const {
+    if (before_ == nullptr) return std::nullopt;
     const auto now = Counter(worker_, counter);
     const auto then = Counter(*before_, counter);
-    if (!now.has_value() || !then.has_value() || *now < *then) return;
-    Add(absl::StrFormat("%.*f %s", *now - *then < 10 * seconds_ ? 1 : 0,
-                        static_cast<double>(*now - *then) / seconds_, what));
+    if (!now.has_value() || !then.has_value() || *now < *then) return std::nullopt;
+    return *now - *then;
+  }
+  void Rate(const char* counter, const char* what) {
+    const auto delta = Delta(counter);
+    if (!delta.has_value()) return;
+    Add(absl::StrFormat("%.*f %s", *delta < 10 * seconds_ ? 1 : 0,
+                        static_cast<double>(*delta) / seconds_, what));
+  }
+  // Where its layers' time went.
+  void LayerShares() {
+    std::vector<std::pair<const char*, double>> parts;
+    double all = 0;
+    for (const auto& [counter, what] :
+         {std::pair("layer_attention_us_total", "attention"),
+          std::pair("layer_dispatch_us_total", "dispatch"), std::pair("layer_mlp_us_total", "mlp"),
+          std::pair("layer_expert_wait_us_total", "expert wait"),
+          std::pair("layer_combine_us_total", "combine")}) {
+      parts.emplace_back(what, static_cast<double>(Delta(counter).value_or(0)));
+      all += parts.back().second;
+    }
+    if (all == 0) return;
+    for (const auto& [what, us] : parts) Add(absl::StrFormat("%s %.0f%%", what, 100 * us / all));
   }
 
   const WorkerStatus& worker_;
@@ -105,6 +135,65 @@ std::string ExpertsText(const WorkerStatus& worker, uint64_t all_experts) {
     absl::StrAppend(&text, " of ", worker.expert_capacity());
   }
   return text;
+}
+
+// What came between two answers; all of it where `then` is null, or has more, as of an earlier
+// gateway.
+Histogram Since(const Histogram& now, const Histogram* then) {
+  if (then == nullptr || then->counts_size() != now.counts_size()) return now;
+  Histogram between = now;
+  between.set_sum(now.sum() - then->sum());
+  for (int i = 0; i < now.counts_size(); ++i) {
+    if (then->counts(i) > now.counts(i)) return now;
+    between.set_counts(i, now.counts(i) - then->counts(i));
+  }
+  return between;
+}
+
+const Histogram* FindHistogram(const WorkerStatus* worker, const std::string& name) {
+  if (worker == nullptr) return nullptr;
+  for (const Histogram& histogram : worker->histograms()) {
+    if (histogram.name() == name) return &histogram;
+  }
+  return nullptr;
+}
+
+uint64_t CountOf(const Histogram& histogram) {
+  return std::accumulate(histogram.counts().begin(), histogram.counts().end(), uint64_t{0});
+}
+
+std::string SecondsText(double seconds) {
+  if (seconds < 0.1) return absl::StrFormat("%.1f ms", 1e3 * seconds);
+  if (seconds < 10) return absl::StrFormat("%.0f ms", 1e3 * seconds);
+  return absl::StrFormat("%.1f s", seconds);
+}
+
+// What requests waited for, where there have been any.
+void AppendLatencies(const WorkerStatus& gateway, const WorkerStatus* since, std::string* text) {
+  std::string lines;
+  for (const auto& [name, what] : {std::pair("time_to_first_token_seconds", "first token"),
+                                   std::pair("inter_token_latency_seconds", "next tokens"),
+                                   std::pair("request_queue_time_seconds", "in the queue"),
+                                   std::pair("e2e_request_latency_seconds", "whole answer")}) {
+    const Histogram* const all = FindHistogram(&gateway, name);
+    if (all == nullptr || CountOf(*all) == 0) continue;
+    const Histogram histogram = Since(*all, FindHistogram(since, name));
+    absl::StrAppendFormat(&lines, "  %-14s", what);
+    for (const double q : {0.5, 0.9, 0.99}) {
+      const std::optional<double> value = Quantile(histogram, q);
+      std::string shown = "-";
+      if (value.has_value() && std::isinf(*value)) {
+        shown = absl::StrCat("> ", SecondsText(histogram.upper_bounds().rbegin()[0]));
+      } else if (value.has_value()) {
+        shown = SecondsText(*value);
+      }
+      absl::StrAppendFormat(&lines, " %10s", shown);
+    }
+    absl::StrAppendFormat(&lines, " %9d\n", CountOf(histogram));
+  }
+  if (lines.empty()) return;
+  absl::StrAppendFormat(text, "%-16s %10s %10s %10s %9s\n%s", "latency", "p50", "p90", "p99", "of",
+                        lines);
 }
 
 void AppendWorkers(const GetStatusResponse& status, const GetStatusResponse* before, double seconds,
@@ -139,6 +228,16 @@ void AppendWorkers(const GetStatusResponse& status, const GetStatusResponse* bef
     const std::map<std::string, int64_t> sorted(worker.counters().begin(), worker.counters().end());
     for (const auto& [name, value] : sorted) {
       absl::StrAppendFormat(text, "    %-40s %d\n", name, value);
+    }
+    for (const Histogram& histogram : worker.histograms()) {
+      const uint64_t count = CountOf(histogram);
+      absl::StrAppendFormat(text, "    %-40s %d values", histogram.name(), count);
+      if (count > 0) {
+        absl::StrAppendFormat(text, ", mean %.3g, median %.3g",
+                              histogram.sum() / static_cast<double>(count),
+                              *Quantile(histogram, 0.5));
+      }
+      absl::StrAppend(text, "\n");
     }
   }
 }
@@ -215,8 +314,26 @@ void AppendMap(const PlacementStatus& placement, const char* what, bool each_exp
 
 }  // namespace
 
+std::optional<double> Quantile(const Histogram& histogram, double q) {
+  const auto count = static_cast<double>(CountOf(histogram));
+  if (count == 0) return std::nullopt;
+  double below = 0;
+  double lower = 0;
+  for (int i = 0; i < histogram.upper_bounds_size(); ++i) {
+    const auto here = static_cast<double>(histogram.counts(i));
+    const double upper = histogram.upper_bounds(i);
+    if (here > 0 && below + here >= q * count) {
+      return lower + (upper - lower) * (q * count - below) / here;
+    }
+    below += here;
+    lower = upper;
+  }
+  return std::numeric_limits<double>::infinity();
+}
+
 std::string StatusText(const GetStatusResponse& status, const GetStatusResponse* before,
-                       double seconds, const StatusViewOptions& options) {
+                       double seconds, const StatusViewOptions& options,
+                       const GetStatusResponse* since) {
   std::string text = absl::StrCat(status.state(), ": ", status.detail(), "\n");
   if (!status.model().empty()) absl::StrAppend(&text, "model ", status.model(), "\n");
   if (status.has_default_sampling()) {
@@ -234,6 +351,9 @@ std::string StatusText(const GetStatusResponse& status, const GetStatusResponse*
     absl::StrAppend(&text, "\n");
   }
   AppendWorkers(status, before, seconds, options, &text);
+  if (status.workers_size() > 0) {
+    AppendLatencies(status.workers(0), Find(since, status.workers(0)), &text);
+  }
   if (status.has_placement() && status.placement().counter() > 0) {
     AppendMap(status.placement(), "in use", options.map, &text);
   }

@@ -1,6 +1,8 @@
 #include "tools/tandem/status_view.h"
 
+#include <cmath>
 #include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -101,6 +103,27 @@ TEST(StatusViewTest, RatesNeedAnEarlierAnswerOfTheSameWorker) {
   EXPECT_THAT(StatusText(now, nullptr, 1, {}), Not(HasSubstr("rows/s")));
 }
 
+TEST(StatusViewTest, SaysWhereALayersTimeGoesAndHowBusyExpertsAre) {
+  v1::GetStatusResponse before;
+  AddWorker(&before, 0, "gateway", "ready");
+  AddWorker(&before, 1, "attention", "ready");
+  AddWorker(&before, 2, "expert", "ready");
+  v1::GetStatusResponse now = before;
+  for (const char* part : {"attention", "dispatch", "mlp", "expert_wait", "combine"}) {
+    const std::string counter = std::string("layer_") + part + "_us_total";
+    (*before.mutable_workers(1)->mutable_counters())[counter] = 1000;
+    (*now.mutable_workers(1)->mutable_counters())[counter] = 1000;
+  }
+  EXPECT_THAT(StatusText(now, &before, 2, {}), Not(HasSubstr("%,")));
+  (*now.mutable_workers(1)->mutable_counters())["layer_attention_us_total"] += 300;
+  (*now.mutable_workers(1)->mutable_counters())["layer_expert_wait_us_total"] += 100;
+  (*before.mutable_workers(2)->mutable_counters())["busy_us_total"] = 0;
+  (*now.mutable_workers(2)->mutable_counters())["busy_us_total"] = 500'000;
+  const std::string text = StatusText(now, &before, 2, {});
+  EXPECT_THAT(text, HasSubstr("attention 75%, dispatch 0%, mlp 0%, expert wait 25%, combine 0%"));
+  EXPECT_THAT(text, HasSubstr("computes 25% of the time"));
+}
+
 TEST(StatusViewTest, NamesWhoIsSilentOrBusyAndOtherVersions) {
   v1::GetStatusResponse status = TwoExpertWorkers();
   status.mutable_workers(0)->set_build("2.0");
@@ -113,6 +136,45 @@ TEST(StatusViewTest, NamesWhoIsSilentOrBusyAndOtherVersions) {
   EXPECT_THAT(text, HasSubstr("busy for 61.0 s"));
   EXPECT_EQ(text.find("busy"), text.rfind("busy"));
   EXPECT_THAT(text, HasSubstr("its program is version 1.9, the gateway's 2.0"));
+}
+
+// Bounds 1, 2 and 4.
+v1::Histogram MakeHistogram(const char* name, const std::vector<uint64_t>& counts) {
+  v1::Histogram histogram;
+  histogram.set_name(name);
+  for (const double bound : {1, 2, 4}) histogram.add_upper_bounds(bound);
+  histogram.mutable_counts()->Add(counts.begin(), counts.end());
+  return histogram;
+}
+
+TEST(StatusViewTest, AQuantileLiesWithinItsBucket) {
+  const v1::Histogram histogram = MakeHistogram("", {10, 0, 10, 0});
+  EXPECT_DOUBLE_EQ(*Quantile(histogram, 0.25), 0.5);
+  EXPECT_DOUBLE_EQ(*Quantile(histogram, 0.5), 1);
+  EXPECT_DOUBLE_EQ(*Quantile(histogram, 0.75), 3);
+  EXPECT_DOUBLE_EQ(*Quantile(histogram, 1), 4);
+  EXPECT_TRUE(std::isinf(*Quantile(MakeHistogram("", {1, 0, 0, 1}), 0.99)));
+  EXPECT_FALSE(Quantile(MakeHistogram("", {0, 0, 0, 0}), 0.5).has_value());
+}
+
+TEST(StatusViewTest, PercentilesAreOfWhatCameSinceThen) {
+  constexpr char kName[] = "time_to_first_token_seconds";
+  v1::GetStatusResponse since = TwoExpertWorkers();
+  v1::GetStatusResponse now = since;
+  EXPECT_THAT(StatusText(now, nullptr, 1, {}), Not(HasSubstr("latency")));
+  *since.mutable_workers(0)->add_histograms() = MakeHistogram(kName, {100, 0, 0, 0});
+  *now.mutable_workers(0)->add_histograms() = MakeHistogram(kName, {100, 0, 20, 0});
+  EXPECT_THAT(StatusText(now, nullptr, 1, {}, &since),
+              HasSubstr("  first token       3000 ms    3800 ms    3980 ms        20\n"));
+  EXPECT_THAT(StatusText(now, nullptr, 1, {}),
+              HasSubstr("  first token        600 ms    2800 ms    3880 ms       120\n"));
+  // The gateway has started again.
+  *now.mutable_workers(0)->mutable_histograms(0) = MakeHistogram(kName, {0, 0, 0, 2});
+  EXPECT_THAT(StatusText(now, nullptr, 1, {}, &since),
+              HasSubstr("  first token     > 4000 ms  > 4000 ms  > 4000 ms         2\n"));
+  // Nothing came.
+  EXPECT_THAT(StatusText(since, nullptr, 1, {}, &since),
+              HasSubstr("  first token             -          -          -         0\n"));
 }
 
 TEST(StatusViewTest, CountersAreSorted) {
