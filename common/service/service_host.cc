@@ -15,7 +15,6 @@
 #include <chrono>
 #include <exception>
 #include <future>
-#include <map>
 #include <optional>
 #include <random>
 #include <utility>
