@@ -12,6 +12,19 @@
 
 namespace tandem {
 
+// How bytes that are packed together lie.
+struct PackedLayout {
+  // Says everything that their meaning depends on: the order of one format's panels, shapes.
+  std::string name;
+  int64_t bytes = 0;  // 0: nothing is packed
+};
+
+// Packed bytes in memory, which stays while it is owned.
+struct PackedBytes {
+  PackedLayout layout;
+  std::shared_ptr<const std::byte> memory;
+};
+
 // What is made of the tensors that are loaded together: a linear map's, or one expert's. Its bytes
 // mean something to the backend alone, which names their layout: two layouts of one name and length
 // are one. Used by one thread at a time.

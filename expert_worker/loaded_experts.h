@@ -3,11 +3,13 @@
 #define TANDEM_EXPERT_WORKER_LOADED_EXPERTS_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
 #include <shared_mutex>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,10 +18,16 @@
 #include "common/checkpoint/checkpoint.h"
 #include "common/mode.h"
 #include "common/mutex.h"
+#include "common/packed_unit.h"
 #include "common/placement.h"
 #include "kernels/backend.h"
 
 namespace tandem {
+
+// Gives an expert's weights as another worker has packed them, the layout's bytes at a multiple of
+// the page size, so that nothing is read of the checkpoint. Null: it is to be read.
+using ExpertFetch = std::function<std::shared_ptr<const std::byte>(int layer, int expert,
+                                                                   const PackedLayout& layout)>;
 
 // Thread-safe: experts can be used while others are loaded or let go.
 class LoadedExperts {
@@ -33,12 +41,13 @@ class LoadedExperts {
   // and nothing else; reports the share done. From then on the placement's version is in use.
   // Blocks. Before each expert `may_go_on` is asked; what it says ends the loading, and what was
   // loaded by then stays until the next Retire or DropUnwanted; the version is not in use then.
-  // Either function may be null.
+  // `fetch` is asked for each, where the device packs. Each function may be null.
   //   INVALID_ARGUMENT    the placement is for a model of another shape
   //   RESOURCE_EXHAUSTED  the device has no memory for them
   absl::Status Load(const Placement& placement, WorkerId self,
                     const std::function<void(float)>& progress,
-                    const std::function<absl::Status()>& may_go_on = nullptr);
+                    const std::function<absl::Status()>& may_go_on = nullptr,
+                    const ExpertFetch& fetch = nullptr);
 
   // Placements below `oldest_in_use`, and those of another gateway's life, are used no more:
   // experts that no version in use gives to this worker are let go, and work under an older version
@@ -58,6 +67,14 @@ class LoadedExperts {
   // INVALID_ARGUMENT for a layer without experts or an expert that the model has not, NOT_FOUND for
   // one that is not loaded. Certain only within Use.
   absl::Status Check(int64_t layer, absl::Span<const int32_t> experts) const;
+  // An expert's weights for another worker; they stay while they are owned, though the expert goes.
+  //   INVALID_ARGUMENT  as Check
+  //   NOT_FOUND         it is not loaded, or the device does not pack
+  absl::StatusOr<PackedBytes> Packed(int64_t layer, int32_t expert) const;
+  // The checkpoint's tensors of an expert.
+  static std::vector<std::string> TensorNames(int layer, int expert);
+  // Names what is packed of them.
+  static std::string UnitName(int layer, int expert);
   // Requires a layer with experts. Only experts for which Check was OK may be used.
   const kernels::ExpertLayer& Layer(int64_t layer) const { return *layers_[layer]; }
   // By layer of the model; null where it is dense.
@@ -80,8 +97,12 @@ class LoadedExperts {
 
   absl::Status LoadThese(const std::vector<Id>& missing, int64_t total_bytes,
                          const std::function<void(float)>& progress,
-                         const std::function<absl::Status()>& may_go_on)
+                         const std::function<absl::Status()>& may_go_on, const ExpertFetch& fetch)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(changing_);
+  // Its tensors without data.
+  absl::StatusOr<kernels::ExpertTensors> Outline(const Id& id) const;
+  // Returns the bytes that the device holds for it.
+  absl::StatusOr<int64_t> LoadOne(const Id& id, CheckpointLoader& loader, const ExpertFetch& fetch);
   void UnloadUnwanted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(changing_);
   size_t IndexOf(int64_t layer, int64_t expert) const {
     return static_cast<size_t>(layer * config_.num_experts + expert);

@@ -6,7 +6,9 @@
 #ifndef TANDEM_KERNELS_WEIGHTS_H_
 #define TANDEM_KERNELS_WEIGHTS_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "absl/status/statusor.h"
 #include "common/mode.h"
@@ -118,6 +120,13 @@ class ExpertLayer : public PreparedWeight {
   absl::StatusOr<int64_t> Load(int expert, ExpertTensors tensors, PackedUnit* unit = nullptr);
   // Gives a loaded expert's memory back. Requires that no op that reads it is under way.
   void Unload(int expert);
+
+  // How Load packs an expert of such tensors, whose shapes and dtypes alone are looked at. Of no
+  // bytes: it packs nothing, and asks no unit.
+  virtual PackedLayout LayoutOf(const ExpertTensors& /*tensors*/) const { return {}; }
+  // The bytes of a loaded expert in that layout, of which there are some. They change no more, and
+  // stay as long as they are owned, past Unload.
+  virtual std::shared_ptr<const std::byte> Packed(int /*expert*/) const { return nullptr; }
 
  protected:
   ExpertLayer(WeightFormat format, const ExpertLayerShape& shape)

@@ -205,6 +205,12 @@ absl::StatusOr<Dtype> WeightDtype(const SafetensorsEntry& entry) {
       absl::StrCat("expected dtype BF16, F16 or F32, found ", entry.dtype));
 }
 
+// What Load makes of a stored dtype.
+Dtype DtypeAs(WeightFormat format, Dtype stored) {
+  if (format == WeightFormat::kBF16) return Dtype::kBF16;
+  return stored == Dtype::kF16 && format == WeightFormat::kF32 ? Dtype::kF32 : stored;
+}
+
 TensorView ViewOf(const void* data, Dtype dtype, const std::vector<int64_t>& shape) {
   // Views serve for outputs too, hence are not const; weights are never written.
   void* memory = const_cast<void*>(data);
@@ -309,6 +315,18 @@ absl::Status Checkpoint::CheckStop() const {
   return absl::CancelledError("loading was stopped");
 }
 
+absl::StatusOr<TensorView> Checkpoint::Outline(const std::string& name, WeightFormat format) const {
+  const auto it = tensors_.find(name);
+  if (it == tensors_.end()) return absl::NotFoundError(absl::StrCat("no tensor ", name));
+  TANDEM_ASSIGN_OR_RETURN(const Dtype stored, WeightDtype(it->second.entry));
+  return ViewOf(nullptr, DtypeAs(format, stored), it->second.entry.shape);
+}
+
+bool Checkpoint::IsInMemory(const std::string& name) const {
+  const TensorLocation& tensor = tensors_.at(name);
+  return tensor.file->IsInMemory(tensor.entry.begin, tensor.entry.end);
+}
+
 absl::StatusOr<OwnedTensor> Checkpoint::Load(const std::string& name, WeightFormat format) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) return absl::NotFoundError(absl::StrCat("no tensor ", name));
@@ -320,9 +338,7 @@ absl::StatusOr<OwnedTensor> Checkpoint::Load(const std::string& name, WeightForm
   ++mapped_tensors_;
   mapped_bytes_ += static_cast<int64_t>(tensor.entry.end - tensor.entry.begin);
   const TensorView view = ViewOf(mapped.get(), stored, tensor.entry.shape);
-  const Dtype wanted = format == WeightFormat::kBF16                           ? Dtype::kBF16
-                       : stored == Dtype::kF16 && format == WeightFormat::kF32 ? Dtype::kF32
-                                                                               : stored;
+  const Dtype wanted = DtypeAs(format, stored);
   if (made_up_seed_.has_value()) {
     if (stored == Dtype::kBF16 && wanted == Dtype::kBF16 && !IsInteger(format)) {
       return OwnedTensor{view, mapped, MakeUpTensor(*made_up_seed_, name)};
@@ -376,14 +392,21 @@ absl::StatusOr<OwnedTensor> CheckpointLoader::Load(const std::string& name,
     const size_t end = std::min(bytes, begin + kReportBytes);
     if (!kept) TouchPages(weight.view.as<std::byte>() + begin, end - begin);
     const double share = static_cast<double>(end) / static_cast<double>(bytes);
-    if (progress_) {
-      progress_(
-          static_cast<float>(std::min(1.0, (static_cast<double>(done_bytes_) + share * file_bytes) /
-                                               static_cast<double>(total_bytes_))));
-    }
+    Report(static_cast<double>(done_bytes_) + share * file_bytes);
   }
   done_bytes_ += static_cast<int64_t>(entry.end - entry.begin);
   return weight;
+}
+
+void CheckpointLoader::Skip(const std::string& name) {
+  const SafetensorsEntry& entry = checkpoint_->tensors().at(name).entry;
+  done_bytes_ += static_cast<int64_t>(entry.end - entry.begin);
+  Report(static_cast<double>(done_bytes_));
+}
+
+void CheckpointLoader::Report(double done_bytes) const {
+  if (!progress_) return;
+  progress_(static_cast<float>(std::min(1.0, done_bytes / static_cast<double>(total_bytes_))));
 }
 
 WeightFormat FormatOf(const std::string& name, WeightFormat format) {

@@ -65,6 +65,12 @@ class Checkpoint {
   //   CANCELLED  it is to stop
   absl::StatusOr<OwnedTensor> Load(const std::string& name, WeightFormat format) const;
 
+  // The shape and dtype of what Load would give, without data. NOT_FOUND  no such tensor.
+  absl::StatusOr<TensorView> Outline(const std::string& name, WeightFormat format) const;
+  // Whether Load would wait for no disk or network, as far as the system says. Requires that there
+  // is the tensor.
+  bool IsInMemory(const std::string& name) const;
+
   // From now on Load gives tensors that are made up from `seed`: nothing of their values is read,
   // and only a backend that makes them up (Backend::MakesUpWeights) may have them. Load is then
   // UNIMPLEMENTED for what does not stay BF16 as in the file. Before Load.
@@ -103,10 +109,14 @@ class CheckpointLoader {
                    std::function<void(float)> progress);
   // `unit`, of which the tensor is a part, may be null; where it is kept, no page is touched.
   absl::StatusOr<OwnedTensor> Load(const std::string& name, const PackedUnit* unit = nullptr);
+  // Counts a tensor as loaded that is not needed.
+  void Skip(const std::string& name);
   // Where what is made of some tensors is kept; null: nowhere.
   std::unique_ptr<PackedUnit> Unit(const std::string& name) const;
 
  private:
+  void Report(double done_bytes) const;
+
   const Checkpoint* const checkpoint_;
   const WeightFormat format_;
   const int64_t total_bytes_;

@@ -79,6 +79,11 @@ std::unique_ptr<PackedUnit> PackedWeights::Unit(const std::string& name) {
   return std::make_unique<KeptUnit>(this, name);
 }
 
+bool PackedWeights::Has(const std::string& name) const {
+  const auto file = PackedFile::Open(PathOf(name));
+  return file.ok() && (*file)->label().unit == name && (*file)->label().source == options_.source;
+}
+
 absl::Status PackedWeights::status() const {
   MutexLock lock(mutex_);
   return error_;

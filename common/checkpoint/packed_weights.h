@@ -49,6 +49,9 @@ class PackedWeights {
   // Of a name that can be a file's. Must not outlive this.
   std::unique_ptr<PackedUnit> Unit(const std::string& name);
 
+  // Whether Unit would find it kept, but for its layout and bytes.
+  bool Has(const std::string& name) const;
+
   const std::string& dir() const { return options_.dir; }
   // The first error in writing, after which nothing is written any more.
   absl::Status status() const;

@@ -1,6 +1,9 @@
 #include "common/checkpoint/safetensors.h"
 
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <bit>
@@ -94,6 +97,20 @@ absl::StatusOr<std::shared_ptr<const void>> SafetensorsFile::Map(uint64_t begin,
   const size_t length = static_cast<size_t>(end - first);
   TANDEM_ASSIGN_OR_RETURN(const std::shared_ptr<void> pages, MapPages(fd_, path_, first, length));
   return std::shared_ptr<const void>(pages, static_cast<char*>(pages.get()) + (begin - first));
+}
+
+bool SafetensorsFile::IsInMemory(uint64_t begin, uint64_t end) const {
+  struct statfs system;
+  if (fstatfs(fd_, &system) != 0) return false;
+  if (system.f_type == TMPFS_MAGIC) return true;
+  constexpr uint64_t kLooks = 16;
+  for (uint64_t i = 0; i < kLooks && begin < end; ++i) {
+    char byte;
+    iovec to{&byte, sizeof(byte)};
+    const uint64_t at = begin + (end - 1 - begin) * i / (kLooks - 1);
+    if (preadv2(fd_, &to, 1, static_cast<off_t>(at), RWF_NOWAIT) != 1) return false;
+  }
+  return true;
 }
 
 absl::Status SafetensorsFile::CheckUnchanged() const {

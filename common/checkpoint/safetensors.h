@@ -56,6 +56,9 @@ class SafetensorsFile {
   absl::StatusOr<std::shared_ptr<const void>> Map(uint64_t begin, uint64_t end) const;
   // Copies [begin, begin + bytes) to `to`. DATA_LOSS if the file has become shorter.
   absl::Status Read(uint64_t begin, size_t bytes, void* to) const;
+  // Whether reading [begin, end) would wait for no disk or network, by some of its pages: false
+  // also where the system does not say.
+  bool IsInMemory(uint64_t begin, uint64_t end) const;
   // DATA_LOSS if the file has been written to, or has become shorter, since Open. One that was
   // replaced by another of its name has not: the old one is still read.
   absl::Status CheckUnchanged() const;

@@ -106,7 +106,7 @@ class CpuBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(OwnedTensor tensor,
                                                                 WeightFormat format,
                                                                 PackedUnit* unit) override {
-    const cpu::PackedLayout layout = cpu::Matrix::LayoutToPrepare(tensor.view, format);
+    const PackedLayout layout = cpu::Matrix::LayoutToPrepare(tensor.view, format);
     TANDEM_ASSIGN_OR_RETURN(cpu::WeightMemory memory,
                             cpu::WeightMemory::FindOrAllocate(layout, unit, pool_));
     cpu::Matrix matrix = cpu::Matrix::Prepare(tensor.view, format, order_, &memory, pool_);

@@ -34,7 +34,7 @@ absl::StatusOr<std::vector<HeadMaps>> PrepareHeadMaps(const TensorView& kv_b,
   PackedLayout layout;
   const auto append = [&](int64_t outputs, int64_t inputs) {
     const TensorView view(nullptr, kv_b.dtype, {outputs, inputs});
-    layout.Append(Matrix::LayoutToPrepare(view, format));
+    Append(Matrix::LayoutToPrepare(view, format), &layout);
   };
   for (int64_t h = 0; h < shape.heads; ++h) {
     append(r, dn);

@@ -77,13 +77,21 @@ class CpuExpertLayer final : public ExpertLayer {
   // Requires that it is loaded.
   const ExpertMatrices& expert(int id) const { return experts_[id]; }
 
- private:
-  absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors, PackedUnit* unit) override {
+  PackedLayout LayoutOf(const ExpertTensors& tensors) const override {
     PackedLayout layout;
     for (const OwnedTensor* tensor : {&tensors.gate, &tensors.up, &tensors.down}) {
-      layout.Append(Matrix::LayoutToPrepare(tensor->view, format()));
+      Append(Matrix::LayoutToPrepare(tensor->view, format()), &layout);
     }
-    TANDEM_ASSIGN_OR_RETURN(WeightMemory memory, WeightMemory::FindOrAllocate(layout, unit, pool_));
+    return layout;
+  }
+  std::shared_ptr<const std::byte> Packed(int expert) const override {
+    return experts_[expert].gate.memory();  // the first that was taken
+  }
+
+ private:
+  absl::StatusOr<int64_t> DoLoad(int expert, ExpertTensors tensors, PackedUnit* unit) override {
+    TANDEM_ASSIGN_OR_RETURN(WeightMemory memory,
+                            WeightMemory::FindOrAllocate(LayoutOf(tensors), unit, pool_));
     const auto prepare = [&](const OwnedTensor& tensor) {
       return Matrix::Prepare(tensor.view, format(), order_, &memory, pool_);
     };

@@ -1,14 +1,12 @@
 #include "kernels/cpu/matrix.h"
 
-#include <sys/mman.h>
-
 #include <memory>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
-#include "common/machine.h"
+#include "common/huge_memory.h"
 #include "common/status.h"
 #include "kernels/cpu/float_kernels.h"
 
@@ -41,10 +39,10 @@ FloatWeight Pack(const TensorView& source, FloatOrder order, WeightMemory* memor
 
 }  // namespace
 
-void PackedLayout::Append(const PackedLayout& next) {
+void Append(const PackedLayout& next, PackedLayout* layout) {
   if (next.bytes == 0) return;
-  absl::StrAppend(&name, name.empty() ? "" : ", ", next.name);
-  bytes = CeilDiv(bytes, kAlignment) * kAlignment + next.bytes;
+  absl::StrAppend(&layout->name, layout->name.empty() ? "" : ", ", next.name);
+  layout->bytes = CeilDiv(layout->bytes, kAlignment) * kAlignment + next.bytes;
 }
 
 absl::StatusOr<WeightMemory> WeightMemory::FindOrAllocate(PackedLayout layout, PackedUnit* unit,
@@ -61,32 +59,14 @@ absl::StatusOr<WeightMemory> WeightMemory::FindOrAllocate(PackedLayout layout, P
     });
   }
   if (kept == nullptr) {
-    TANDEM_RETURN_IF_ERROR(memory.Allocate());
-    return memory;
+    memory.memory_ = NewHugeMemory(memory.layout_.bytes);
+    if (memory.memory_ != nullptr) return memory;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "The system does not have ", memory.layout_.bytes, " bytes of memory for weights"));
   }
   memory.memory_ = std::const_pointer_cast<std::byte>(kept);
   memory.filled_ = true;
   return memory;
-}
-
-absl::Status WeightMemory::Allocate() {
-  const auto bytes = static_cast<size_t>(layout_.bytes);
-  const size_t size = (bytes / kHugePageBytes + 2) * kHugePageBytes;
-  void* const mapped =
-      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("The system does not have ", layout_.bytes, " bytes of memory for weights"));
-  }
-  const size_t to_boundary =
-      (kHugePageBytes - reinterpret_cast<uintptr_t>(mapped) % kHugePageBytes) % kHugePageBytes;
-  // The last one only where it is filled by a quarter: an expert's would hold 2 MiB for 0.3. Advice
-  // only.
-  const size_t pages = (bytes + kHugePageBytes - kHugePageBytes / 4) / kHugePageBytes;
-  madvise(static_cast<std::byte*>(mapped) + to_boundary, pages * kHugePageBytes, MADV_HUGEPAGE);
-  memory_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(mapped) + to_boundary,
-                                       [mapped, size](std::byte*) { munmap(mapped, size); });
-  return absl::OkStatus();
 }
 
 std::shared_ptr<std::byte> WeightMemory::Take(int64_t bytes) {
@@ -139,6 +119,10 @@ int64_t Matrix::bytes() const {
 const std::byte* Matrix::panel(int64_t i) const {
   if (integers() != nullptr) return reinterpret_cast<const std::byte*>(integers()->panel(i));
   return floats()->panel(i);
+}
+
+const std::shared_ptr<const std::byte>& Matrix::memory() const {
+  return integers() != nullptr ? integers()->memory : floats()->memory;
 }
 
 RowKind Matrix::RowsFor(Dtype act) const {

@@ -22,18 +22,11 @@
 
 namespace tandem::kernels::cpu {
 
-// What packed matrices look like in memory, one after the other, each at a multiple of 64.
-struct PackedLayout {
-  // Says everything that the bytes' meaning depends on: the order of one format's panels, shapes.
-  std::string name;
-  int64_t bytes = 0;  // 0: nothing is packed
-
-  void Append(const PackedLayout& next);
-};
+// Has `layout` go on with a matrix packed as `next`, at a multiple of 64.
+void Append(const PackedLayout& next, PackedLayout* layout);
 
 // Memory for weights that come and go together: new and zeroed, or filled with what was made of
-// them at an earlier start. New memory begins at a huge page, and is in huge pages where the system
-// has them.
+// them at an earlier start. New memory is NewHugeMemory.
 class WeightMemory {
  public:
   // What `unit` (null: nothing) keeps in this layout, or new memory. RESOURCE_EXHAUSTED where the
@@ -49,8 +42,6 @@ class WeightMemory {
   void KeepIn(PackedUnit* unit) const;
 
  private:
-  absl::Status Allocate();
-
   PackedLayout layout_;
   std::shared_ptr<std::byte> memory_;
   bool filled_ = false;
@@ -76,6 +67,8 @@ class Matrix {
   int64_t bytes() const;
   // Where outputs [i * kPanelOutputs, ...) lie.
   const std::byte* panel(int64_t i) const;
+  // Its bytes. Owns the WeightMemory that they were taken from.
+  const std::shared_ptr<const std::byte>& memory() const;
   // How rows of activations of `act` are multiplied by it. One for all matrices of a format.
   RowKind RowsFor(Dtype act) const;
   // Null where the format is none of integers, and the other way round.

@@ -190,6 +190,38 @@ TEST_P(PackedUnitTest, AnExpertIsTakenFromWhatIsKept) {
   EXPECT_EQ(unit.kept, 1);
 }
 
+// Of an outline of its tensors, without their values, and of what another layer has packed.
+TEST_P(PackedUnitTest, AnExpertIsTakenFromWhatAnotherLayerPacked) {
+  auto backend = *CreateCpuBackend(2);
+  const ExpertLayerShape shape{2, 136, 40};
+  TestTensor x(kF32, {1, 136});
+  x.Fill(9);
+  const auto run = [&](const ExpertLayer& layer) {
+    TestTensor out(kF32, {1, 136});
+    backend->ExpertMlp(
+        {x.device(), layer, DeviceVector<int32_t>({1}), DeviceVector<int32_t>({0}), out.device()});
+    return out.Bytes();
+  };
+  const Source gate({40, 136}, 1), up({40, 136}, 2), down({136, 40}, 3);
+  const auto first = *backend->PrepareExpertLayer(shape, GetParam());
+  ASSERT_TRUE(first->Load(1, {gate.owned(), up.owned(), down.owned()}).ok());
+  const auto outline = [](std::initializer_list<int64_t> dims) {
+    return OwnedTensor{TensorView(nullptr, kF32, dims), nullptr};
+  };
+  const ExpertTensors outlines{outline({40, 136}), outline({40, 136}), outline({136, 40})};
+  const PackedLayout layout = first->LayoutOf(outlines);
+  KeptInMemory unit;
+  unit.Keep(layout.name, first->Packed(1), layout.bytes);
+  const auto second = *backend->PrepareExpertLayer(shape, GetParam());
+  ASSERT_TRUE(second->Load(1, outlines, &unit).ok());
+  EXPECT_EQ(run(*second), run(*first));
+  // They share the memory, which stays.
+  EXPECT_EQ(second->Packed(1), first->Packed(1));
+  const auto before = run(*first);
+  first->Unload(1);
+  EXPECT_EQ(run(*second), before);
+}
+
 // Two weights whose bytes mean different things never have one layout.
 TEST(PackedLayoutTest, NamesFormatAndShape) {
   auto backend = *CreateCpuBackend(1);

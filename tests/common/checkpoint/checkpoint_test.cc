@@ -103,6 +103,11 @@ TEST_F(CheckpointTest, ConvertsOnlyWhatTheModeCannotRead) {
       ASSERT_TRUE(weight.ok()) << weight.status();
       EXPECT_EQ(weight->view.dtype, c.loaded);
       EXPECT_EQ(Bytes(weight->view), Find(expected, name).bytes) << name;
+      const auto outline = (*checkpoint)->Outline(name, DefaultWeightFormat(c.mode));
+      ASSERT_TRUE(outline.ok()) << outline.status();
+      EXPECT_EQ(outline->dtype, c.loaded);
+      EXPECT_EQ(outline->shape, weight->view.shape);
+      EXPECT_TRUE(outline->empty());
     }
   }
 }

@@ -113,6 +113,9 @@ TEST_F(PackedWeightsTest, FindsWhatAnEarlierStartKept) {
     PackedWeights second(Options());
     EXPECT_TRUE(second.Unit(kUnit)->is_kept());
     EXPECT_FALSE(second.Unit("model.layers.1.mlp.experts.3")->is_kept());
+    EXPECT_TRUE(second.Has(kUnit));
+    EXPECT_FALSE(second.Has("model.layers.1.mlp.experts.3"));
+    EXPECT_FALSE(PackedWeights(Options("another checkpoint")).Has(kUnit));
     EXPECT_TRUE(Finds(second));
     found = Find(second);
     EXPECT_EQ(Counter(second, "packed_mapped"), 2);

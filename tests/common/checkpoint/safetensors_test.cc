@@ -1,5 +1,10 @@
 #include "common/checkpoint/safetensors.h"
 
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <filesystem>
 #include <string>
@@ -177,6 +182,27 @@ TEST_F(SafetensorsFileTest, ReadsAndMapsAtEveryAlignment) {
     ASSERT_TRUE((*file)->Read(a.begin, sizeof(value), &value).ok());
     EXPECT_EQ(value, 1.5f);
   }
+}
+
+// What was read just now is, and what the system has let go of since is not.
+TEST_F(SafetensorsFileTest, KnowsWhatIsInMemory) {
+  const std::string values(1 << 20, 'x');
+  const auto file = Open(SafetensorsBytes({{"a", "U8", {1 << 20}, values}}));
+  ASSERT_TRUE(file.ok()) << file.status();
+  const SafetensorsEntry& a = (*file)->entries().at("a");
+  std::string read(values.size(), ' ');
+  ASSERT_TRUE((*file)->Read(a.begin, read.size(), read.data()).ok());
+  if (!(*file)->IsInMemory(a.begin, a.end)) GTEST_SKIP() << "this file system does not say";
+  EXPECT_TRUE((*file)->IsInMemory(a.begin, a.begin));
+  const int fd = open(path_.c_str(), O_RDONLY);
+  struct statfs system;
+  ASSERT_EQ(fstatfs(fd, &system), 0);
+  if (system.f_type != TMPFS_MAGIC) {
+    fsync(fd);
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    EXPECT_FALSE((*file)->IsInMemory(a.begin, a.end));
+  }
+  close(fd);
 }
 
 TEST_F(SafetensorsFileTest, MapsRangesBeyondTheFirstPage) {
