@@ -30,12 +30,20 @@ struct Placement {
     bool operator==(const Worker&) const = default;
   };
 
+  // A worker and the experts that it has loaded.
+  struct Source {
+    Worker worker;
+    std::vector<bool> experts;  // [num_layers * num_experts]
+  };
+
   PlacementVersion version;
   bool urgent = false;  // requests wait for it: it is loaded as fast as can be
   int num_layers = 0;   // of the model, dense ones included
   int num_experts = 0;  // routed experts per layer
   std::vector<Worker> workers;
   std::vector<std::vector<WorkerId>> holders;  // [num_layers * num_experts]; empty in dense layers
+  // Of what is to be loaded: who had what when it was planned, as far as the gateway knew.
+  std::vector<Source> sources;
 
   // Of [num_layers * num_experts], those that `worker` holds.
   std::vector<bool> GivenTo(WorkerId worker) const {

@@ -1,7 +1,5 @@
 #include "common/transport/expert_frame.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -18,9 +16,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "payloads are little-endian");
 
-constexpr uint8_t kHeaderTag = 0x0A;   // field 1, length-delimited
-constexpr uint8_t kPayloadTag = 0x12;  // field 2, length-delimited
-
 constexpr uint64_t kMaxRows = uint64_t{1} << 24;
 constexpr uint64_t kMaxRoutes = uint64_t{1} << 26;
 constexpr uint64_t kMaxHidden = uint64_t{1} << 20;
@@ -33,14 +28,6 @@ bool IsWireDtype(uint32_t dtype) {
 
 // ---- slices -------------------------------------------------------------------------------------
 
-// A slice of memory that `owner` keeps alive, without a copy.
-grpc::Slice OwnedSlice(const void* data, size_t bytes, std::shared_ptr<const void> owner) {
-  using Holder = std::shared_ptr<const void>;
-  return grpc::Slice(
-      const_cast<void*>(data), bytes, [](void* holder) { delete static_cast<Holder*>(holder); },
-      new Holder(std::move(owner)));
-}
-
 // The rows of a view as one slice; copied only if they are strided.
 grpc::Slice RowsSlice(const TensorView& rows, std::shared_ptr<const void> owner) {
   if (rows.row_stride == rows.width() || rows.rows() <= 1) {
@@ -51,34 +38,12 @@ grpc::Slice RowsSlice(const TensorView& rows, std::shared_ptr<const void> owner)
   return OwnedSlice(dense.get(), rows.bytes(), dense);
 }
 
-class Hasher {
- public:
-  Hasher() : state_(XXH3_createState()) { XXH3_64bits_reset(state_); }
-  ~Hasher() { XXH3_freeState(state_); }
-  Hasher(const Hasher&) = delete;
-  Hasher& operator=(const Hasher&) = delete;
-  void Add(const void* data, size_t bytes) { XXH3_64bits_update(state_, data, bytes); }
-  uint64_t Digest() const { return XXH3_64bits_digest(state_); }
-
- private:
-  XXH3_state_t* state_;
-};
-
 uint64_t Checksum(v1::ExpertFrameHeader header, const std::vector<grpc::Slice>& payload) {
   header.set_checksum(0);
-  const std::string bytes = header.SerializeAsString();
-  Hasher hasher;
-  hasher.Add(bytes.data(), bytes.size());
-  for (const grpc::Slice& slice : payload) hasher.Add(slice.begin(), slice.size());
-  return hasher.Digest();
+  return FrameChecksum(header.SerializeAsString(), payload);
 }
 
 // ---- encoding -----------------------------------------------------------------------------------
-
-void AppendVarint(uint64_t value, std::string* out) {
-  for (; value >= 0x80; value >>= 7) out->push_back(static_cast<char>(value | 0x80));
-  out->push_back(static_cast<char>(value));
-}
 
 EncodedFrame EncodeFrame(v1::ExpertFrameHeader header, const std::vector<grpc::Slice>& payload) {
   EncodedFrame frame;
@@ -86,17 +51,7 @@ EncodedFrame EncodeFrame(v1::ExpertFrameHeader header, const std::vector<grpc::S
   header.set_checksum(Checksum(header, payload));
   const std::string header_bytes = header.SerializeAsString();
   frame.header_bytes = header_bytes.size();
-
-  std::string prefix(1, static_cast<char>(kHeaderTag));
-  AppendVarint(header_bytes.size(), &prefix);
-  prefix += header_bytes;
-  if (frame.payload_bytes > 0) {
-    prefix.push_back(static_cast<char>(kPayloadTag));
-    AppendVarint(frame.payload_bytes, &prefix);
-  }
-  std::vector<grpc::Slice> slices = {grpc::Slice(prefix)};
-  slices.insert(slices.end(), payload.begin(), payload.end());
-  frame.buffer = grpc::ByteBuffer(slices.data(), slices.size());
+  frame.buffer = EncodeRawFrame(header_bytes, payload);
   return frame;
 }
 
@@ -328,7 +283,7 @@ absl::StatusOr<DecodedFrame> DecodeFrame(const grpc::ByteBuffer& buffer) {
   SliceReader reader(std::move(slices));
   uint8_t tag = 0;
   uint64_t header_bytes = 0;
-  if (!reader.ReadByte(&tag) || tag != kHeaderTag) return NotAFrame("no header comes first");
+  if (!reader.ReadByte(&tag) || tag != kFrameHeaderTag) return NotAFrame("no header comes first");
   if (!reader.ReadVarint(&header_bytes) || header_bytes > reader.left()) {
     return NotAFrame("the header is cut off");
   }
@@ -343,7 +298,7 @@ absl::StatusOr<DecodedFrame> DecodeFrame(const grpc::ByteBuffer& buffer) {
   if (frame.header.SerializeAsString() != encoded) return NotAFrame("the header is not canonical");
   if (reader.left() > 0) {
     uint64_t payload_bytes = 0;
-    if (!reader.ReadByte(&tag) || tag != kPayloadTag) return NotAFrame("no payload follows");
+    if (!reader.ReadByte(&tag) || tag != kFramePayloadTag) return NotAFrame("no payload follows");
     if (!reader.ReadVarint(&payload_bytes) || payload_bytes != reader.left() ||
         payload_bytes == 0) {
       return NotAFrame("the payload's length is wrong");

@@ -1,8 +1,6 @@
 // Expert requests and replies as frames on the wire.
 //
-// A frame is one proto/expert.proto ExpertFrame in protobuf's own encoding, in canonical order:
-//   0x0A, varint length, the encoded ExpertFrameHeader, 0x12, varint length, payload
-// (the last three parts are absent where the payload is empty). Only the header passes through
+// A frame is one proto/expert.proto ExpertFrame (raw_frame.h). Only the header passes through
 // protobuf; the payload is sent as slices that point into the tensors. A message is cut into frames
 // of at most kMaxFramePayloadBytes; its payload, little-endian and without padding, is
 //   request: rows [num_rows, hidden] in the wire dtype, i32 route_offsets [num_rows + 1],
@@ -30,12 +28,11 @@
 #include "absl/strings/string_view.h"
 #include "common/counters.h"
 #include "common/transport/expert_link.h"
+#include "common/transport/raw_frame.h"
 #include "proto/expert.pb.h"
 
 namespace tandem {
 
-inline constexpr size_t kMaxFramePayloadBytes = size_t{1} << 20;
-inline constexpr size_t kMaxFrameHeaderBytes = 4096;
 inline constexpr uint64_t kMaxExpertMessageBytes = uint64_t{1} << 30;
 
 template <typename H>
