@@ -41,7 +41,7 @@ class AttentionRole : public WorkerRole {
     return {v1::WORKER_KIND_ATTENTION,   "attention worker", "attention",
             "tandem.v1.AttentionWorker", "tandem_attention", PeerRole::kAttention};
   }
-  grpc::Service* service() override { return service_.service(); }
+  std::vector<grpc::Service*> services() override { return {service_.service()}; }
 
   absl::Status LoadAtStart(const std::function<void(float)>& progress) override {
     const Checkpoint& checkpoint = *parts_.checkpoint;

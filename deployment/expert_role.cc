@@ -4,10 +4,13 @@
 #include <time.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -16,6 +19,8 @@
 #include "common/status.h"
 #include "common/transport/expert_frame.h"
 #include "common/transport/grpc_expert_service.h"
+#include "common/transport/grpc_weights_service.h"
+#include "common/transport/peer_weights.h"
 #include "common/transport/shm_expert_service.h"
 #include "deployment/expert_capacity.h"
 #include "deployment/load_pacer.h"
@@ -43,11 +48,39 @@ absl::Duration ComputedByThisThread() {
   return absl::DurationFromTimespec(time);
 }
 
+// Of a core, for sending 1 MiB to another worker: what it takes with TLS, and a little
+// (docs/numbers.md).
+constexpr absl::Duration kSendingCost = absl::Microseconds(1200);
+
+// How much of the time between two looks the engine was busy. Of one thread.
+class EngineShare {
+ public:
+  explicit EngineShare(const ExpertEngine* engine) : engine_(*engine) {}
+
+  double Look() {
+    const absl::Time now = absl::Now();
+    const absl::Duration busy = engine_.busy_total();
+    if (now - looked_at_ < kLeastBetween) return share_;
+    share_ = absl::FDivDuration(busy - busy_, now - looked_at_);
+    looked_at_ = now;
+    busy_ = busy;
+    return share_;
+  }
+
+ private:
+  static constexpr absl::Duration kLeastBetween = absl::Milliseconds(10);
+
+  const ExpertEngine& engine_;
+  absl::Time looked_at_ = absl::Now();
+  absl::Duration busy_ = engine_.busy_total();
+  double share_ = 1;
+};
+
 // Loading beside running work, piece by piece: on one thread, which pauses for the engine's sake.
 // Of the thread that loads.
 class LoadingTime {
  public:
-  explicit LoadingTime(const ExpertEngine* engine) : engine_(*engine) {
+  explicit LoadingTime(const ExpertEngine* engine) : engine_(engine) {
     background_.Set(true);
     setpriority(PRIO_PROCESS, 0, kLoadingNice);  // of this thread, for good
     Begin();
@@ -56,13 +89,8 @@ class LoadingTime {
   // Between two pieces. Ends once `superseded`.
   void MakeRoom(const LoadPacer& pacer, const std::function<bool()>& superseded) {
     const absl::Time now = absl::Now();
-    const double engine_share =
-        now > looked_at_ ? absl::FDivDuration(engine_.busy_total() - engine_busy_, now - looked_at_)
-                         : 0;
-    looked_at_ = now;
-    engine_busy_ = engine_.busy_total();
     const absl::Time until =
-        now + pacer.Pause(ComputedByThisThread() - computed_, now - begin_, engine_share);
+        now + pacer.Pause(ComputedByThisThread() - computed_, now - begin_, engine_.Look());
     constexpr absl::Duration kBetweenLooks = absl::Milliseconds(20);
     for (absl::Duration left; (left = until - absl::Now()) > absl::ZeroDuration();) {
       if (superseded()) return;
@@ -77,12 +105,10 @@ class LoadingTime {
     computed_ = ComputedByThisThread();
   }
 
-  const ExpertEngine& engine_;
+  EngineShare engine_;
   kernels::Background background_;
-  absl::Time begin_;                    // of the piece
-  absl::Duration computed_;             // by the thread until then
-  absl::Time looked_at_ = absl::Now();  // the engine
-  absl::Duration engine_busy_ = engine_.busy_total();
+  absl::Time begin_;         // of the piece
+  absl::Duration computed_;  // by the thread until then
 };
 
 class ExpertRole : public WorkerRole {
@@ -92,11 +118,17 @@ class ExpertRole : public WorkerRole {
         checkpoint_(*parts.checkpoint),
         format_(parts.format),
         dtype_(parts.dtype),
+        digest_(parts.digest),
+        numerics_class_(parts.numerics_class),
+        trust_(parts.trust == nullptr ? nullptr : parts.trust->ClientOf(PeerRole::kExpert)),
+        weights_from_(parts.options->weights_from),
         pacer_(parts.options->load_share),
         experts_(std::move(experts)),
         engine_(parts.backend, &parts.checkpoint->config(), experts_.get(),
                 {.dtype = parts.dtype, .times = &times_}),
-        service_(&engine_) {
+        sending_share_(&engine_),
+        service_(&engine_),
+        weights_service_(WeightsServiceOptions()) {
     MeasureCapacity(parts.options->expert_memory_bytes);
     if (!parts.options->use_shared_memory()) return;
     auto shm_service = ShmExpertService::Start(parts.incarnation, &engine_);
@@ -116,7 +148,10 @@ class ExpertRole : public WorkerRole {
             PeerRole::kExpert,
             static_cast<int>(2 * kMaxFramePayloadBytes)};
   }
-  grpc::Service* service() override { return service_.service(); }
+  std::vector<grpc::Service*> services() override {
+    if (weights_from_ == kWeightsFromCheckpoint) return {service_.service()};
+    return {service_.service(), weights_service_.service()};
+  }
 
   // The placement says which experts are this worker's.
   absl::Status LoadAtStart(const std::function<void(float)>&) override { return absl::OkStatus(); }
@@ -128,11 +163,33 @@ class ExpertRole : public WorkerRole {
     int64_t looked_at_bytes = 0;
     std::optional<LoadingTime> time;
     if (!placement.urgent) time.emplace(&engine_);
-    absl::Status loaded = experts_->Load(placement, self, progress, [&] {
-      if (time.has_value()) time->MakeRoom(pacer_, superseded);
-      return superseded() ? absl::AbortedError("there is a newer order")
-                          : CheckRoom(&looked_at_bytes);
-    });
+    PeerWeights peers({.trust = trust_,
+                       .origin = Origin(),
+                       .self = self,
+                       .num_experts = placement.num_experts,
+                       .wanted = [&] { return !superseded(); },
+                       .counts = &fetches_},
+                      placement.sources);
+    ExpertFetch fetch;
+    if (weights_from_ != kWeightsFromCheckpoint) {
+      fetch = [&](int layer, int expert, const PackedLayout& layout) {
+        const bool at_hand = weights_from_ == kWeightsFromAuto && IsAtHand(layer, expert);
+        return at_hand ? nullptr : peers.Fetch(layer, expert, layout);
+      };
+    }
+    const int64_t loads_before = experts_->num_loads(), fetched_before = fetches_.fetched;
+    absl::Status loaded = experts_->Load(
+        placement, self, progress,
+        [&] {
+          if (time.has_value()) time->MakeRoom(pacer_, superseded);
+          return superseded() ? absl::AbortedError("there is a newer order")
+                              : CheckRoom(&looked_at_bytes);
+        },
+        fetch);
+    if (const int64_t fetched = fetches_.fetched - fetched_before; fetched > 0) {
+      spdlog::info("experts loaded: {}, of which {} came from other workers",
+                   experts_->num_loads() - loads_before, fetched);
+    }
     if (absl::IsResourceExhausted(loaded)) {
       const int64_t fit = experts_->num_loaded();
       experts_->DropUnwanted();
@@ -183,6 +240,10 @@ class ExpertRole : public WorkerRole {
   CounterSnapshot Counters() const override {
     CounterSnapshot all = engine_.Counters();
     for (auto& counter : service_.Counters()) all.push_back(std::move(counter));
+    for (auto& counter : weights_service_.Counters()) all.push_back(std::move(counter));
+    all.emplace_back("expert_fetched_total", fetches_.fetched);
+    all.emplace_back("expert_fetched_bytes_total", fetches_.fetched_bytes);
+    all.emplace_back("expert_fetch_failed_total", fetches_.failed);
     if (shm_service_ != nullptr) {
       for (auto& counter : shm_service_->Counters()) all.push_back(std::move(counter));
     }
@@ -190,6 +251,31 @@ class ExpertRole : public WorkerRole {
   }
 
  private:
+  WeightsOrigin Origin() const { return {digest_(), numerics_class_}; }
+
+  // Of this worker's, for others; as slowly as loading.
+  GrpcWeightsServiceOptions WeightsServiceOptions() {
+    GrpcWeightsServiceOptions options;
+    options.origin = [this] { return Origin(); };
+    options.find = [this](int64_t layer, int32_t expert) {
+      return experts_->Packed(layer, expert);
+    };
+    options.pause = [this](int64_t bytes, absl::Duration passed) {
+      const absl::Duration computed = kSendingCost * (static_cast<double>(bytes) / (1 << 20));
+      return pacer_.Pause(computed, passed, sending_share_.Look());
+    };
+    return options;
+  }
+
+  // Whether an expert can be had here without waiting for a disk or a network.
+  bool IsAtHand(int layer, int expert) const {
+    const PackedWeights* const packed = checkpoint_.packed();
+    if (packed != nullptr && packed->Has(LoadedExperts::UnitName(layer, expert))) return true;
+    const std::vector<std::string> tensors = LoadedExperts::TensorNames(layer, expert);
+    return std::all_of(tensors.begin(), tensors.end(),
+                       [this](const std::string& name) { return checkpoint_.IsInMemory(name); });
+  }
+
   // How many experts memory holds, which may be more than there are, and whose memory it is.
   void MeasureCapacity(int64_t wanted_bytes) {
     const int64_t experts = checkpoint_.config().num_routed_experts();
@@ -233,8 +319,13 @@ class ExpertRole : public WorkerRole {
   const Checkpoint& checkpoint_;
   const WeightFormat format_;
   const Dtype dtype_;
+  const std::function<std::string()> digest_;
+  const std::string numerics_class_;
+  const std::shared_ptr<const ClientTrust> trust_;  // of other expert workers; null: plain text
+  const std::string weights_from_;
 
   const LoadPacer pacer_;
+  PeerWeightsCounts fetches_;
   mutable Mutex mutex_;
   PlacementVersion placement_ ABSL_GUARDED_BY(mutex_);  // what is loaded
   PlacementVersion failed_ ABSL_GUARDED_BY(mutex_);     // newest that there was no memory for
@@ -247,7 +338,9 @@ class ExpertRole : public WorkerRole {
   const std::unique_ptr<LoadedExperts> experts_;
   ExpertEngineTimes times_;
   ExpertEngine engine_;
+  EngineShare sending_share_;  // of the thread that sends weights
   GrpcExpertService service_;
+  GrpcWeightsService weights_service_;
   std::unique_ptr<ShmExpertService> shm_service_;  // null: none
 };
 

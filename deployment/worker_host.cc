@@ -53,6 +53,13 @@ void WorkerOptions::AddExpertOptionsTo(CommandLine& app) {
                 "of a core's time, how much loading experts may take while the worker computes")
       .Range(0.01, 1.0)
       .ShowDefault();
+  app.AddOption(
+         "--weights-from", weights_from,
+         "where experts that are to be loaded come from: checkpoint; peers (other expert "
+         "workers that have them, and the checkpoint only where that fails); or auto (peers, "
+         "but for what is kept packed here or lies in memory already)")
+      .OneOf({kWeightsFromCheckpoint, kWeightsFromPeers, kWeightsFromAuto})
+      .ShowDefault();
 }
 
 WorkerHost::WorkerHost(WorkerOptions options, WorkerRoleFactory make_role)
@@ -81,6 +88,7 @@ absl::Status WorkerHost::Serve() {
   parts_.backend = backend_.get();
   parts_.checkpoint = checkpoint_.get();
   parts_.incarnation = NewIncarnation();
+  parts_.numerics_class = NumericsClass(*backend_, parts_.dtype, parts_.format);
   TANDEM_ASSIGN_OR_RETURN(role_, make_role_(parts_));
 
   const WorkerNames names = role_->names();
@@ -88,7 +96,7 @@ absl::Status WorkerHost::Serve() {
   ListenOptions listen = options_.listen;
   listen.max_message_bytes = names.max_message_bytes;
   if (parts_.trust != nullptr) listen.trust = parts_.trust->ServerOf(names.role);
-  TANDEM_ASSIGN_OR_RETURN(host_, ServiceHost::Start(listen, {role_->service()}, {names.health}));
+  TANDEM_ASSIGN_OR_RETURN(host_, ServiceHost::Start(listen, role_->services(), {names.health}));
   if (const absl::Status dialled = CheckDialAddress(Address()); !dialled.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(
         dialled.message(), ": pass --advertise with the address that others reach this worker at"));
@@ -159,7 +167,7 @@ v1::WorkerHello WorkerHost::Hello() const {
   hello.set_incarnation(parts_.incarnation);
   hello.set_digest(parts_.digest());
   hello.set_dtype(options_.dtype);
-  hello.set_numerics_class(NumericsClass(*backend_, parts_.dtype, parts_.format));
+  hello.set_numerics_class(parts_.numerics_class);
   hello.set_device(backend_->Description());
   hello.set_build(Version());
   hello.set_busy_ms(absl::ToInt64Milliseconds(role_->busy_for()));

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -34,6 +35,10 @@
 
 namespace tandem {
 
+constexpr char kWeightsFromCheckpoint[] = "checkpoint";
+constexpr char kWeightsFromPeers[] = "peers";
+constexpr char kWeightsFromAuto[] = "auto";
+
 // What every worker takes on its command line.
 struct WorkerOptions {
   std::string model_dir;
@@ -43,7 +48,8 @@ struct WorkerOptions {
   std::string expert_link = "auto";  // or "grpc"
   int64_t expert_memory_bytes = 0;   // for experts' weights; 0: what there is
   double load_share = 0.2;           // of a core, that loading experts takes beside running work
-  int drain_limit_s = 60;            // for others to take over what a worker has that is to end
+  std::string weights_from = kWeightsFromAuto;  // that experts are loaded from
+  int drain_limit_s = 60;  // for others to take over what a worker has that is to end
   BackendOptions backend;
   ListenOptions listen{"127.0.0.1:0", "", false};
   PeerTrustOptions trust;
@@ -61,7 +67,8 @@ struct WorkerParts {
   const Checkpoint* checkpoint = nullptr;
   Dtype dtype = Dtype::kBF16;  // mode
   WeightFormat format = WeightFormat::kBF16;
-  std::function<std::string()> digest;     // of the checkpoint; known before the worker joins
+  std::function<std::string()> digest;  // of the checkpoint; known before the worker joins
+  std::string numerics_class;
   uint64_t incarnation = 0;                // names this process's life
   std::shared_ptr<const PeerTrust> trust;  // null: plain text
 };
@@ -84,7 +91,7 @@ class WorkerRole {
 
   virtual WorkerNames names() const = 0;
   // Served from before anything is loaded until shortly before the role is destroyed.
-  virtual grpc::Service* service() = 0;
+  virtual std::vector<grpc::Service*> services() = 0;
 
   // Loads what needs no order; reports the share done. Once, first, on the thread that loads. An
   // error ends the worker with its sentence.

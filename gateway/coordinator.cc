@@ -423,10 +423,13 @@ class Coordinator::Impl {
     dial->second.move = move;
   }
 
-  // Encoded once for all workers.
+  // Encoded once for all workers. What is in use names no sources.
   const v1::PlacementOrder& OrderOf(const Placement& placement)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (order_.counter() != placement.version.counter) order_ = PlacementToProto(placement);
+    if (order_.counter() != placement.version.counter ||
+        order_.sources_size() != static_cast<int>(placement.sources.size())) {
+      order_ = PlacementToProto(placement);
+    }
     return order_;
   }
 

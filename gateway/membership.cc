@@ -240,6 +240,7 @@ std::vector<MembershipAction> Membership::Advance(absl::Time now) {
   if (target_.version.counter == 0) return actions;
   if (placement_.version != target_.version && TargetLoaded()) {
     placement_ = target_;
+    placement_.sources.clear();
     UpdateCovered();
   }
   const uint64_t in_use = placement_.version.counter;
@@ -484,6 +485,9 @@ void Membership::SetTarget(Plan plan) {
   plan_deferred_ = plan.deferred;
   for (auto& [id, member] : members_) {
     if (member.join.kind != WorkerKind::kExpert) continue;
+    if (std::find(member.held.begin(), member.held.end(), true) != member.held.end()) {
+      target_.sources.push_back({{id, member.join.address, member.join.incarnation}, member.held});
+    }
     const std::vector<bool> given = target_.GivenTo(id);
     for (size_t i = 0; i < given.size(); ++i) member.held[i] = member.held[i] || given[i];
   }

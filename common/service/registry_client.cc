@@ -58,8 +58,12 @@ Placement PlacementFromProto(const v1::PlacementOrder& order) {
   placement.urgent = order.urgent();
   placement.num_layers = static_cast<int>(order.num_layers());
   placement.num_experts = static_cast<int>(order.num_experts());
-  for (const auto& worker : order.workers()) {
-    placement.workers.push_back({worker.id(), worker.address(), worker.incarnation()});
+  const auto from = [](const v1::PlacementOrder::Worker& worker) {
+    return Placement::Worker{worker.id(), worker.address(), worker.incarnation()};
+  };
+  for (const auto& worker : order.workers()) placement.workers.push_back(from(worker));
+  for (const auto& source : order.sources()) {
+    placement.sources.push_back({from(source.worker()), UnpackBits(source.experts())});
   }
   for (const auto& holders : order.holders()) {
     placement.holders.emplace_back(holders.worker_ids().begin(), holders.worker_ids().end());
@@ -75,11 +79,16 @@ v1::PlacementOrder PlacementToProto(const Placement& placement) {
   order.set_urgent(placement.urgent);
   order.set_num_layers(placement.num_layers);
   order.set_num_experts(placement.num_experts);
-  for (const Placement::Worker& worker : placement.workers) {
-    auto& to = *order.add_workers();
-    to.set_id(worker.id);
-    to.set_address(worker.address);
-    to.set_incarnation(worker.incarnation);
+  const auto put = [](const Placement::Worker& worker, v1::PlacementOrder::Worker* to) {
+    to->set_id(worker.id);
+    to->set_address(worker.address);
+    to->set_incarnation(worker.incarnation);
+  };
+  for (const Placement::Worker& worker : placement.workers) put(worker, order.add_workers());
+  for (const Placement::Source& source : placement.sources) {
+    auto& to = *order.add_sources();
+    put(source.worker, to.mutable_worker());
+    to.set_experts(PackBits(source.experts));
   }
   for (const auto& holders : placement.holders) {
     auto& to = *order.add_holders();

@@ -104,7 +104,8 @@ std::shared_ptr<const ServerTrust> PeerTrust::ServerOf(PeerRole role) const {
       server->rules = {{"/", {NameOf(PeerRole::kGateway)}}};
       break;
     case PeerRole::kExpert:
-      server->rules = {{"/", {NameOf(PeerRole::kAttention)}}};
+      server->rules = {{"/tandem.v1.ExpertWeights/", {NameOf(PeerRole::kExpert)}},
+                       {"/", {NameOf(PeerRole::kAttention)}}};
       break;
     case PeerRole::kOperator:
       server->rules = {{"/", {}}};  // serves nobody

@@ -36,8 +36,8 @@ class PeerTrust {
   //   NOT_FOUND         a file is missing
   static absl::StatusOr<std::shared_ptr<const PeerTrust>> Create(const PeerTrustOptions& options);
 
-  // Attention workers take gateways' calls, expert workers attention workers'; `kGateway` stands
-  // for its registry, where workers join and operators drain.
+  // Attention workers take gateways' calls, expert workers attention workers' and, for weights,
+  // each other's; `kGateway` stands for its registry, where workers join and operators drain.
   std::shared_ptr<const ServerTrust> ServerOf(PeerRole role) const;
   // Of who calls a server of that role.
   std::shared_ptr<const ClientTrust> ClientOf(PeerRole server) const;

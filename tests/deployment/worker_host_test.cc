@@ -68,7 +68,7 @@ class FakeRole : public WorkerRole {
   WorkerNames names() const override {
     return {v1::WORKER_KIND_EXPERT, "fake worker", "fakes", kHealthName, "tandem_fake"};
   }
-  grpc::Service* service() override { return &service_; }
+  std::vector<grpc::Service*> services() override { return {&service_}; }
   absl::Status LoadAtStart(const std::function<void(float)>& progress) override {
     progress(0.5f);
     diary_->Write("start");

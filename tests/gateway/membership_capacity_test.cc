@@ -142,6 +142,35 @@ TEST_F(ElasticTest, TheOldPlacementIsInUseUntilTheNewOneIsLoaded) {
   EXPECT_EQ(membership_->placement().version, membership_->target().version);
 }
 
+// Those that leave among them: they have it until others do.
+TEST_F(ElasticTest, AnOrderToLoadNamesWhoHasWhat) {
+  Start(1, 1);
+  const WorkerId first = Join(WorkerKind::kExpert, "e:0");
+  Settle();
+  const auto& sources = [this]() -> const std::vector<Placement::Source>& {
+    return membership_->target().sources;
+  };
+  EXPECT_TRUE(sources().empty());  // nobody had anything
+  const std::vector<bool> all = membership_->target().GivenTo(first);
+  const WorkerId second = Join(WorkerKind::kExpert, "e:1");
+  workers_[second].slow = true;
+  Settle();
+  ASSERT_EQ(sources().size(), 1u);
+  EXPECT_EQ(sources()[0].worker, (Placement::Worker{first, "e:0", 1}));
+  EXPECT_EQ(sources()[0].experts, all);
+  EXPECT_TRUE(membership_->placement().sources.empty());
+  workers_[second].slow = false;
+  Settle();
+  EXPECT_EQ(membership_->placement().version, membership_->target().version);
+  EXPECT_TRUE(membership_->placement().sources.empty());
+  workers_[first].draining = true;
+  Settle();
+  ASSERT_EQ(sources().size(), 2u);
+  EXPECT_EQ(sources()[0].worker.id, first);
+  EXPECT_EQ(sources()[1].worker.id, second);
+  EXPECT_EQ(membership_->target().GivenTo(first), std::vector<bool>(all.size(), false));
+}
+
 TEST_F(ElasticTest, WithSecondCopiesALossStopsNothing) {
   Start(1, 1, 2);
   std::vector<WorkerId> experts;

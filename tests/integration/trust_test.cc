@@ -109,7 +109,9 @@ class TrustTest : public testing::Test {
             {"attention link", attention, "/tandem.v1.AttentionWorker/Run",
              "spiffe://tandem/attention", "gateway", "expert", kPeerToken},
             {"expert link", expert, "/tandem.v1.ExpertWorker/Exchange", "spiffe://tandem/expert",
-             "attention", "gateway", kPeerToken}};
+             "attention", "gateway", kPeerToken},
+            {"weights", expert, "/tandem.v1.ExpertWeights/Fetch", "spiffe://tandem/expert",
+             "expert", "attention", kPeerToken}};
   }
 
   TestCertificates made_;
@@ -181,6 +183,23 @@ TEST_F(TrustTest, EveryHopTakesWhoIsRightAndNobodyElse) {
   EXPECT_FALSE(absl::StrContains(deployment_->gateway().Output(), kPeerToken));
   EXPECT_FALSE(absl::StrContains(deployment_->gateway().Output(), kClientToken));
   EXPECT_TRUE(Ask(deployment_->stub(), ShortRequest()).status.ok());
+}
+
+TEST_F(TrustTest, ExpertWorkersGetWeightsFromEachOther) {
+  Deploy(1);
+  std::vector<std::string> flags = Flags(made_, "expert", peer_tokens_);
+  flags.insert(flags.end(), {"--weights-from", "peers"});
+  deployment_->StartExpertWorker(flags);
+  EXPECT_TRUE(WaitUntil(
+      [&] {
+        const auto loads = deployment_->CounterEach("expert", "expert_loads_total");
+        const auto fetched = deployment_->CounterEach("expert", "expert_fetched_total");
+        return loads.size() == 2 && fetched.size() == 2 && loads[1] > 0 && fetched[1] == loads[1] &&
+               deployment_->Status().detail() == "all workers are ready";
+      },
+      absl::Seconds(60)))
+      << deployment_->workers().back()->Output();
+  EXPECT_EQ(deployment_->Counter("expert", "expert_fetch_failed_total"), 0);
 }
 
 TEST_F(TrustTest, WorkersWithoutTheRightPapersDoNotJoin) {

@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/service/service_host.h"
@@ -97,6 +98,32 @@ TEST(RegistryClientTest, PausesBetweenRequestsForAPlaceDoNotGrowBeyondASecond) {
   // The sixth pause would be 3.2 seconds.
   for (int joins = 1; joins <= 7; ++joins) {
     ASSERT_TRUE(registry.WaitForJoins(joins, std::chrono::milliseconds(2700))) << joins;
+  }
+}
+
+TEST(PlacementOrderTest, ComesOutAsItWentIn) {
+  Placement placement;
+  placement.version = {7, 3};
+  placement.urgent = true;
+  placement.num_layers = 2;
+  placement.num_experts = 3;
+  placement.workers = {{4, "a:1", 11}, {5, "[::1]:2", 12}};
+  placement.holders = {{}, {}, {}, {4}, {5, 4}, {}};
+  placement.sources = {{{4, "a:1", 11}, {false, false, false, true, true, false}},
+                       {{9, "leaves:3", 13}, {false, false, false, false, true, true}}};
+  const Placement back = PlacementFromProto(PlacementToProto(placement));
+  EXPECT_EQ(back.version, placement.version);
+  EXPECT_EQ(back.urgent, placement.urgent);
+  EXPECT_EQ(back.num_layers, placement.num_layers);
+  EXPECT_EQ(back.num_experts, placement.num_experts);
+  EXPECT_EQ(back.workers, placement.workers);
+  EXPECT_EQ(back.holders, placement.holders);
+  ASSERT_EQ(back.sources.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(back.sources[i].worker, placement.sources[i].worker);
+    std::vector<bool> experts = back.sources[i].experts;
+    experts.resize(6);  // whole bytes travel
+    EXPECT_EQ(experts, placement.sources[i].experts);
   }
 }
 
