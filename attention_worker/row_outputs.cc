@@ -9,9 +9,11 @@ namespace {
 using kernels::DeviceTensor;
 
 constexpr size_t kSlabRows = 64;
+constexpr size_t kAdjustmentsAtOnce = 1 << 16;  // 1.3 MB of the device's memory
 
-bool SameKind(const WantedOutput& a, const WantedOutput& b) {
-  return a.kind == b.kind && a.masked == b.masked;
+// Outputs of one kind are computed by one call of each op.
+auto Kind(const WantedOutput& output) {
+  return std::tuple(output.kind, output.masked(), !output.adjustments.empty());
 }
 
 // Computes one kind of outputs, whose logits are the rows of `logits`.
@@ -28,12 +30,17 @@ class OutputReader {
   void Sample(const DeviceTensor& allowed) {
     std::vector<kernels::SampleRow> rows(wanted_.size());
     for (size_t i = 0; i < rows.size(); ++i) {
-      rows[i] = kernels::MakeSampleRow(wanted_[i].sampling, wanted_[i].result->position + 1);
+      rows[i] = kernels::MakeSampleRow(wanted_[i].spec->sampling, wanted_[i].result->position + 1);
     }
     const auto device_rows = Put(rows.data(), Dtype::kU8, sizeof(kernels::SampleRow));
+    const DeviceTensor adjusted = Adjusted();
     const auto out = workspace_.Take(
         Dtype::kU8, {num_rows_, static_cast<int64_t>(sizeof(kernels::SampledToken))});
-    backend_.Sample({logits_, device_rows, allowed, out});
+    if (adjusted.empty()) {
+      backend_.Sample({logits_, device_rows, allowed, out});
+    } else {
+      backend_.Sample({adjusted, device_rows, allowed, out, logits_});
+    }
     std::vector<kernels::SampledToken> tokens(wanted_.size());
     backend_.Read(out, tokens.data())->Wait();
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -66,6 +73,31 @@ class OutputReader {
   }
 
  private:
+  // The logits that are drawn from; empty: the model's own.
+  DeviceTensor Adjusted() {
+    std::vector<kernels::LogitAdjustment> adjustments;
+    for (size_t i = 0; i < wanted_.size(); ++i) {
+      for (const kernels::LogitAdjustment& adjustment : wanted_[i].adjustments) {
+        adjustments.push_back(adjustment);
+        adjustments.back().row = static_cast<int32_t>(i);
+      }
+    }
+    if (adjustments.empty()) return {};
+    const auto adjusted = workspace_.Take(Dtype::kF32, {num_rows_, logits_.width()});
+    backend_.Copy(logits_, adjusted);
+    const size_t most = std::min(adjustments.size(), kAdjustmentsAtOnce);
+    const auto device_adjustments = workspace_.Take(
+        Dtype::kU8,
+        {static_cast<int64_t>(most), static_cast<int64_t>(sizeof(kernels::LogitAdjustment))});
+    for (size_t first = 0; first < adjustments.size(); first += most) {
+      const size_t count = std::min(most, adjustments.size() - first);
+      const auto part = device_adjustments.slice_rows(0, static_cast<int64_t>(count));
+      backend_.Write(&adjustments[first], part);
+      backend_.AdjustLogits({adjusted, part});
+    }
+    return adjusted;
+  }
+
   // [rows, width], from the host.
   DeviceTensor Put(const void* values, Dtype dtype, size_t width) {
     const auto tensor = workspace_.Take(dtype, {num_rows_, static_cast<int64_t>(width)});
@@ -87,9 +119,8 @@ void ComputeOutputs(const AttentionModel& model, const ModelContext& context, Wo
                     std::vector<WantedOutput> wanted) {
   kernels::Backend& backend = *context.backend;
   // Outputs of one kind side by side: each slab needs few calls, whatever is mixed in it.
-  std::stable_sort(wanted.begin(), wanted.end(), [](const auto& a, const auto& b) {
-    return std::tuple(a.kind, a.masked) < std::tuple(b.kind, b.masked);
-  });
+  std::stable_sort(wanted.begin(), wanted.end(),
+                   [](const auto& a, const auto& b) { return Kind(a) < Kind(b); });
   for (size_t next = 0; next < wanted.size();) {
     std::vector<WantedOutput> slab;
     std::vector<int32_t> pass_rows;
@@ -109,14 +140,14 @@ void ComputeOutputs(const AttentionModel& model, const ModelContext& context, Wo
     model.Logits(context, workspace, rows, logits);
     for (size_t first = 0; first < slab.size();) {
       size_t end = first + 1;
-      while (end < slab.size() && SameKind(slab[first], slab[end])) ++end;
+      while (end < slab.size() && Kind(slab[first]) == Kind(slab[end])) ++end;
       const DeviceTensor slab_logits =
           logits.slice_rows(static_cast<int64_t>(first), static_cast<int64_t>(end - first));
       OutputReader reader(&backend, workspace,
                           absl::MakeConstSpan(slab).subspan(first, end - first), slab_logits);
       switch (slab[first].kind) {
         case RowOutputKind::kSample:
-          reader.Sample(slab[first].masked ? ids_with_token : DeviceTensor());
+          reader.Sample(slab[first].masked() ? ids_with_token : DeviceTensor());
           break;
         case RowOutputKind::kLogProb:
           reader.LogProb();

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "attention_worker/model.h"
-#include "common/sampling_params.h"
 #include "common/transport/attention_link.h"
 
 namespace tandem {
@@ -16,11 +16,14 @@ namespace tandem {
 struct WantedOutput {
   int32_t pass_row = 0;  // whose logits
   RowOutputKind kind = RowOutputKind::kSample;
-  int32_t target = 0;                            // kLogProb
-  bool masked = false;                           // kSample: only ids that have a token
-  SamplingParams sampling;                       // kSample
+  int32_t target = 0;                  // kLogProb
+  const SequenceSpec* spec = nullptr;  // kSample: of the row's sequence
+  // kSample: of the drawn token.
+  absl::Span<const kernels::LogitAdjustment> adjustments;
   const std::atomic<bool>* cancelled = nullptr;  // true: left out, if it is not computed yet
   RowResult* result = nullptr;  // sequence, position and kind are set; the rest is filled in
+
+  bool masked() const { return spec != nullptr && spec->mask_ids_without_token; }
 };
 
 // Computes the outputs in slabs of rows, so that few [rows, vocab] logits exist at once and a

@@ -13,6 +13,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "attention_worker/logit_adjustments.h"
 #include "attention_worker/page_pool.h"
 #include "common/transport/attention_link.h"
 #include "kernels/backend.h"
@@ -30,6 +31,7 @@ struct Sequence {
   std::vector<Batch*> batches;  // unfinished ones that hold its rows, oldest first
   bool ended = false;           // its rows are dead, its pages given back
   bool in_walk = false;         // a walk through the layers is under way with rows of it
+  LogitAdjustments logit_adjustments;
 
   // Set by Cancel, from any thread.
   std::atomic<bool> cancelled = false;

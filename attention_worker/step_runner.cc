@@ -186,9 +186,15 @@ void StepRunner::FinishRows(Running* running) {
         row.sequence = sequence->spec.sequence;
         row.position = run->rows.first_position + output.row - run->first_row;
         row.kind = output.kind;
-        wanted.push_back({walk.plan().PassRow(batch, output.row), output.kind, output.target,
-                          sequence->spec.mask_ids_without_token, sequence->spec.sampling,
-                          &sequence->cancelled, &row});
+        WantedOutput& want = wanted.emplace_back();
+        want.pass_row = walk.plan().PassRow(batch, output.row);
+        want.kind = output.kind;
+        want.target = output.target;
+        want.cancelled = &sequence->cancelled;
+        want.result = &row;
+        if (output.kind != RowOutputKind::kSample) continue;
+        want.spec = &sequence->spec;
+        want.adjustments = sequence->logit_adjustments.Next(sequence->spec);
       }
     }
   }

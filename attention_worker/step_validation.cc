@@ -1,6 +1,7 @@
 #include "attention_worker/step_validation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -240,8 +241,9 @@ absl::Status ValidateSpec(const SequenceSpec& spec, const StepLimits& limits) {
   if (spec.token_ids.empty() || spec.token_ids.size() > static_cast<size_t>(limits.max_positions)) {
     return invalid(spec.token_ids.size(), " tokens, the model takes 1 to ", limits.max_positions);
   }
+  const auto is_id = [&](int32_t id) { return id >= 0 && id < limits.vocab_size; };
   for (int32_t id : spec.token_ids) {
-    if (id < 0 || id >= limits.vocab_size) {
+    if (!is_id(id)) {
       return invalid("token id ", id, " is not in [0, ", limits.vocab_size, ")");
     }
   }
@@ -258,10 +260,30 @@ absl::Status ValidateSpec(const SequenceSpec& spec, const StepLimits& limits) {
   if (spec.pages.size() * kPageTokens >= spec.token_ids.size()) {
     return invalid(spec.pages.size(), " pages hold all of its ", spec.token_ids.size(), " tokens");
   }
+  if (spec.num_prompt_tokens < 0 ||
+      static_cast<size_t>(spec.num_prompt_tokens) > spec.token_ids.size()) {
+    return invalid(spec.num_prompt_tokens, " of its ", spec.token_ids.size(),
+                   " tokens are the prompt's");
+  }
   if (!(sampling.temperature >= 0.0f) || sampling.top_k < 0 || !(sampling.top_p > 0.0f) ||
-      !(sampling.top_p <= 1.0f)) {
+      !(sampling.top_p <= 1.0f) || !(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f)) {
     return invalid("temperature ", sampling.temperature, ", top_k ", sampling.top_k, ", top_p ",
-                   sampling.top_p, " are out of range");
+                   sampling.top_p, ", min_p ", sampling.min_p, " are out of range");
+  }
+  if (!(sampling.repetition_penalty >= kMinRepetitionPenalty &&
+        sampling.repetition_penalty <= kMaxRepetitionPenalty) ||
+      !(std::abs(sampling.frequency_penalty) <= kMaxPenalty) ||
+      !(std::abs(sampling.presence_penalty) <= kMaxPenalty)) {
+    return invalid("penalties ", sampling.repetition_penalty, ", ", sampling.frequency_penalty,
+                   " and ", sampling.presence_penalty, " are out of range");
+  }
+  for (const int32_t id : sampling.end_ids) {
+    if (!is_id(id)) return invalid("end id ", id, " is not in [0, ", limits.vocab_size, ")");
+  }
+  for (const auto& [id, bias] : sampling.logit_bias) {
+    if (!is_id(id) || !(std::abs(bias) <= kMaxLogitBias)) {
+      return invalid("the bias ", bias, " of token id ", id, " is out of range");
+    }
   }
   return absl::OkStatus();
 }

@@ -63,6 +63,11 @@ Option Option::OneValueEach() {
   return *this;
 }
 
+Option Option::ValueNames(const std::string& names) {
+  option_->type_name(names);
+  return *this;
+}
+
 Option Option::ShowDefault() {
   option_->capture_default_str();
   return *this;
@@ -136,6 +141,10 @@ template Option CommandLine::AddOption(const std::string&, double&, const std::s
 template Option CommandLine::AddOption(const std::string&, std::string&, const std::string&);
 template Option CommandLine::AddOption(const std::string&, std::optional<bool>&,
                                        const std::string&);
+template Option CommandLine::AddOption(const std::string&, std::optional<float>&,
+                                       const std::string&);
+template Option CommandLine::AddOption(const std::string&, std::optional<uint32_t>&,
+                                       const std::string&);
 template Option CommandLine::AddOption(const std::string&, std::optional<int64_t>&,
                                        const std::string&);
 template Option CommandLine::AddOption(const std::string&, std::optional<uint64_t>&,
@@ -146,6 +155,8 @@ template Option CommandLine::AddOption(const std::string&, std::vector<int>&, co
 template Option CommandLine::AddOption(const std::string&, std::vector<uint32_t>&,
                                        const std::string&);
 template Option CommandLine::AddOption(const std::string&, std::vector<std::string>&,
+                                       const std::string&);
+template Option CommandLine::AddOption(const std::string&, std::vector<std::pair<int32_t, float>>&,
                                        const std::string&);
 template Option Option::Range(int, int);
 template Option Option::Range(int64_t, int64_t);

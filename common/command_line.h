@@ -36,6 +36,8 @@ class Option {
   Option SeparatedBy(char delimiter);
   // Of a vector: a value for each time that the flag is given, so that what follows is an argument.
   Option OneValueEach();
+  // What --help calls its values.
+  Option ValueNames(const std::string& names);
   // --help shows what the variable holds now.
   Option ShowDefault();
   // --help lists it under this title.

@@ -118,7 +118,7 @@ int64_t PassBytes(const ModelConfig& config, Dtype mode) {
   const int64_t expanded = 4 * heads * (config.v_head_dim + 2);
   const int64_t expanded_keys = act * 512 * (query + value);
   return kPasses * (kRows * (row + absorbed + expanded) + expanded_keys +
-                    kLogitRows * (4 * config.vocab_size + act * hidden)) +
+                    kLogitRows * (2 * 4 * config.vocab_size + act * hidden)) +  // and adjusted
          (8 << 20);  // what is small, rounded up
 }
 

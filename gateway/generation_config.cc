@@ -32,10 +32,8 @@ class Reader {
     TANDEM_RETURN_IF_ERROR(ReadSampling(&config.sampling));
     TANDEM_RETURN_IF_ERROR(ReadEosIds(vocab_size, &config.eos_ids));
     // What changes answers in transformers, with the value at which it does not.
-    const std::pair<const char*, Json> not_offered[] = {{"repetition_penalty", 1},
-                                                        {"encoder_repetition_penalty", 1},
+    const std::pair<const char*, Json> not_offered[] = {{"encoder_repetition_penalty", 1},
                                                         {"no_repeat_ngram_size", 0},
-                                                        {"min_p", 0},
                                                         {"typical_p", 1},
                                                         {"epsilon_cutoff", 0},
                                                         {"eta_cutoff", 0},
@@ -72,14 +70,20 @@ class Reader {
         absl::StrCat(name, " is ", found.substr(0, 100), ", expected ", expected));
   }
 
-  absl::Status ReadSampling(SamplingParams* sampling) const {
-    if (const Json* temperature = Find("temperature")) {
-      if (!temperature->is_number() || !(temperature->get<double>() >= 0) ||
-          temperature->get<double>() > kMaxTemperature) {
-        return Invalid("temperature", *temperature, absl::StrCat("0 to ", kMaxTemperature));
-      }
-      sampling->temperature = temperature->get<float>();
+  // Leaves `to` as it is where there is none.
+  absl::Status ReadFloat(const char* name, float least, float most, float* to) const {
+    const Json* value = Find(name);
+    if (value == nullptr) return absl::OkStatus();
+    const float number = value->is_number() ? value->get<float>() : NAN;
+    if (!(number >= least && number <= most)) {
+      return Invalid(name, *value, absl::StrCat(least, " to ", most));
     }
+    *to = number;
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadSampling(SamplingParams* sampling) const {
+    TANDEM_RETURN_IF_ERROR(ReadFloat("temperature", 0, kMaxTemperature, &sampling->temperature));
     if (const Json* top_p = Find("top_p")) {
       if (!top_p->is_number() || !(top_p->get<double>() >= 0) || top_p->get<double>() > 1) {
         return Invalid("top_p", *top_p, "0 to 1");
@@ -93,6 +97,9 @@ class Reader {
       }
       sampling->top_k = std::max(0, static_cast<int32_t>(value));
     }
+    TANDEM_RETURN_IF_ERROR(ReadFloat("min_p", 0, 1, &sampling->min_p));
+    TANDEM_RETURN_IF_ERROR(ReadFloat("repetition_penalty", kMinRepetitionPenalty,
+                                     kMaxRepetitionPenalty, &sampling->repetition_penalty));
     if (const Json* do_sample = Find("do_sample")) {
       if (!do_sample->is_boolean()) return Invalid("do_sample", *do_sample, "true or false");
       if (!do_sample->get<bool>()) sampling->temperature = 0;

@@ -18,8 +18,8 @@ struct GenerationConfig {
 };
 
 // Reads generation_config.json in `dir`. Without it, or if it is empty, or where a member is
-// missing or null: temperature 1, top_p 1, no top_k, no end ids. docs/checkpoints.md says what each
-// value means.
+// missing or null: temperature 1, top_p 1, repetition_penalty 1, no min_p, no top_k, no end ids.
+// docs/checkpoints.md says what each value means.
 //   INVALID_ARGUMENT  it is no file, no JSON, or a value has no sensible meaning; named
 absl::StatusOr<GenerationConfig> LoadGenerationConfig(const std::string& dir, int32_t vocab_size);
 

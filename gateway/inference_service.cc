@@ -47,7 +47,7 @@ class GenerateCall : public StreamingCall {
     valid.job.deadline = deadline;
     submitted_ = absl::Now();
     prompt_tokens_ = static_cast<uint32_t>(valid.job.prompt.size());
-    text_.emplace(model.tokenizer.get(), std::move(valid.stop));
+    text_.emplace(model.tokenizer.get(), std::move(valid.stop), valid.job.sampling.min_tokens);
     v1::GenerateResponse response;
     response.mutable_started()->set_model(model.name);
     response.mutable_started()->set_prompt_tokens(prompt_tokens_);

@@ -277,6 +277,7 @@ SequenceSpec Scheduler::MakeSpec(const JobState& job) const {
   spec.sequence = job.sequence;
   spec.token_ids = job.job.prompt;
   spec.token_ids.insert(spec.token_ids.end(), job.generated.begin(), job.generated.end());
+  spec.num_prompt_tokens = static_cast<int32_t>(job.prompt_size());
   spec.expanded_length = job.job.expanded_length;
   spec.absorbed_pages = job.job.absorbed_pages;
   spec.pages = job.pages;

@@ -72,9 +72,12 @@ absl::StatusOr<ServedModel> LoadServedModel(const Checkpoint& checkpoint, const 
                           LoadGenerationConfig(dir, model.config.vocab_size));
   model.default_sampling = generation.sampling;
   model.eos_ids = EosIds(model, generation);
-  spdlog::info("defaults: temperature {}, top_k {}, top_p {}; generation ends at ids {}",
-               model.default_sampling.temperature, model.default_sampling.top_k,
-               model.default_sampling.top_p, absl::StrJoin(model.eos_ids, ", "));
+  const SamplingParams& defaults = model.default_sampling;
+  spdlog::info(
+      "defaults: temperature {}, top_k {}, top_p {}, min_p {}, repetition_penalty {}; generation "
+      "ends at ids {}",
+      defaults.temperature, defaults.top_k, defaults.top_p, defaults.min_p,
+      defaults.repetition_penalty, absl::StrJoin(model.eos_ids, ", "));
   if (!generation.ignored.empty()) {
     spdlog::warn("generation_config.json: not offered, hence ignored: {}",
                  absl::StrJoin(generation.ignored, ", "));

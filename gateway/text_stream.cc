@@ -7,8 +7,9 @@
 
 namespace tandem {
 
-TextStream::TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop)
-    : tokenizer_(tokenizer), stop_(std::move(stop)) {
+TextStream::TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop,
+                       int32_t min_tokens)
+    : tokenizer_(tokenizer), stop_(std::move(stop)), ids_before_stops_(min_tokens) {
   if (tokenizer != nullptr) detokenizer_.emplace(tokenizer, /*skip_special=*/true);
 }
 
@@ -16,6 +17,10 @@ std::string TextStream::Push(int32_t id) {
   if (!detokenizer_ || stopped_) return "";
   Append(detokenizer_->Push(id), true);
   if (tokenizer_->IsSpecial(id)) Append(tokenizer_->TokenBytes(id), false);
+  if (ids_before_stops_ > 0) {
+    --ids_before_stops_;
+    searched_ = held_.size();
+  }
   return Release();
 }
 

@@ -16,8 +16,9 @@ namespace tandem {
 // Belongs to one thread at a time.
 class TextStream {
  public:
-  // Without a tokenizer (null) there is no text. `tokenizer` must outlive the stream.
-  TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop);
+  // Without a tokenizer (null) there is no text. `tokenizer` must outlive the stream. A stop string
+  // that is complete with the first `min_tokens` ids does not count.
+  TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop, int32_t min_tokens = 0);
 
   // The text that can be sent now that `id` has come. After a stop string nothing comes any more.
   std::string Push(int32_t id);
@@ -36,6 +37,7 @@ class TextStream {
   const Tokenizer* const tokenizer_;
   std::optional<IncrementalDetokenizer> detokenizer_;
   const std::vector<std::string> stop_;
+  int32_t ids_before_stops_;  // that are still to come
   std::string held_;
   std::string visible_;  // by byte of held_: 1 if the client sees it
   size_t searched_ = 0;  // no stop string ends within so many first bytes of held_

@@ -119,19 +119,57 @@ std::vector<PageRange> PagesOfTurns(absl::Span<const TokenRange> turns, int32_t 
   return pages;
 }
 
+// Whether `value` is within; a NaN is not.
+absl::Status CheckRange(const char* field, float value, float least, float most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("sampling.", field, " is ", value, ", but must be ", least, " to ", most));
+}
+
+absl::StatusOr<std::vector<LogitBias>> ValidateLogitBias(const v1::Sampling& sampling,
+                                                         const ServedModel& model) {
+  if (sampling.logit_bias_size() > kMaxLogitBiases) {
+    return absl::InvalidArgumentError(absl::StrCat("sampling.logit_bias has ",
+                                                   sampling.logit_bias_size(), " ids, but at most ",
+                                                   kMaxLogitBiases, " are allowed"));
+  }
+  std::vector<LogitBias> biases;
+  for (const auto& [id, bias] : sampling.logit_bias()) {
+    if (id < 0 || id >= model.config.vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat("sampling.logit_bias has id ", id,
+                                                     ", but the vocabulary is 0 to ",
+                                                     model.config.vocab_size - 1));
+    }
+    TANDEM_RETURN_IF_ERROR(CheckRange(absl::StrCat("logit_bias[", id, "]").c_str(), bias,
+                                      -kMaxLogitBias, kMaxLogitBias));
+    biases.push_back({id, bias});
+  }
+  std::sort(biases.begin(), biases.end(), [](auto& a, auto& b) { return a.id < b.id; });
+  return biases;
+}
+
 absl::StatusOr<SamplingParams> ValidateSampling(const v1::Sampling& sampling,
-                                                const SamplingParams& defaults) {
-  SamplingParams params = defaults;
+                                                const ServedModel& model) {
+  SamplingParams params = model.default_sampling;
   if (sampling.has_temperature()) params.temperature = sampling.temperature();
   if (sampling.has_top_p()) params.top_p = sampling.top_p();
-  if (!(params.temperature >= 0 && params.temperature <= kMaxTemperature)) {
-    return absl::InvalidArgumentError(absl::StrCat("sampling.temperature is ", params.temperature,
-                                                   ", but must be 0 to ", kMaxTemperature));
-  }
+  if (sampling.has_min_p()) params.min_p = sampling.min_p();
+  if (sampling.has_repetition_penalty()) params.repetition_penalty = sampling.repetition_penalty();
+  params.frequency_penalty = sampling.frequency_penalty();
+  params.presence_penalty = sampling.presence_penalty();
+  TANDEM_RETURN_IF_ERROR(CheckRange("temperature", params.temperature, 0, kMaxTemperature));
   if (!(params.top_p > 0 && params.top_p <= 1)) {
     return absl::InvalidArgumentError(
         absl::StrCat("sampling.top_p is ", params.top_p, ", but must be above 0 and at most 1"));
   }
+  TANDEM_RETURN_IF_ERROR(CheckRange("min_p", params.min_p, 0, 1));
+  TANDEM_RETURN_IF_ERROR(CheckRange("repetition_penalty", params.repetition_penalty,
+                                    kMinRepetitionPenalty, kMaxRepetitionPenalty));
+  TANDEM_RETURN_IF_ERROR(
+      CheckRange("frequency_penalty", params.frequency_penalty, -kMaxPenalty, kMaxPenalty));
+  TANDEM_RETURN_IF_ERROR(
+      CheckRange("presence_penalty", params.presence_penalty, -kMaxPenalty, kMaxPenalty));
+  TANDEM_ASSIGN_OR_RETURN(params.logit_bias, ValidateLogitBias(sampling, model));
   if (sampling.has_top_k()) {
     params.top_k = static_cast<int32_t>(std::min<uint32_t>(sampling.top_k(), INT32_MAX));
   }
@@ -193,6 +231,8 @@ v1::Sampling DefaultsToProto(const SamplingParams& defaults) {
   sampling.set_temperature(defaults.temperature);
   sampling.set_top_k(static_cast<uint32_t>(defaults.top_k));
   sampling.set_top_p(defaults.top_p);
+  sampling.set_min_p(defaults.min_p);
+  sampling.set_repetition_penalty(defaults.repetition_penalty);
   return sampling;
 }
 
@@ -209,8 +249,7 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   TANDEM_RETURN_IF_ERROR(ValidateModelName(request.model(), model));
   ValidRequest valid;
   Job& job = valid.job;
-  TANDEM_ASSIGN_OR_RETURN(job.sampling,
-                          ValidateSampling(request.sampling(), model.default_sampling));
+  TANDEM_ASSIGN_OR_RETURN(job.sampling, ValidateSampling(request.sampling(), model));
   if (request.stop_size() > kMaxStops) {
     return absl::InvalidArgumentError(absl::StrCat(
         "stop has ", request.stop_size(), " strings, but at most ", kMaxStops, " are allowed"));
@@ -255,9 +294,20 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
                      ", but the model's context is ", model.config.max_position_embeddings));
   }
   job.max_new_tokens = static_cast<int32_t>(wanted);
+  if (request.min_tokens() > wanted) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("min_tokens is ", request.min_tokens(), ", but max_tokens is ", wanted,
+                     request.has_max_tokens() ? "" : " where it is not set"));
+  }
   job.expanded_length = SequenceSpec::ExpandedLength(prompt);
   job.absorbed_pages = PagesOfTurns(turns, job.expanded_length);
   if (!request.ignore_eos()) job.eos_ids = model.eos_ids;
+  if (request.min_tokens() > 0) {
+    job.sampling.min_tokens = static_cast<int32_t>(request.min_tokens());
+    job.sampling.end_ids = job.eos_ids;
+    job.sampling.end_ids.insert(job.sampling.end_ids.end(), job.stop_ids.begin(),
+                                job.stop_ids.end());
+  }
   return valid;
 }
 

@@ -111,6 +111,7 @@ class Backend {
   void ExpertMlp(const ExpertMlpArgs& args);
   void Combine(const CombineArgs& args);
 
+  void AdjustLogits(const AdjustLogitsArgs& args);
   void Sample(const SampleArgs& args);
   void LogProb(const LogProbArgs& args);
 
@@ -148,6 +149,7 @@ class Backend {
   virtual void DoRoute(const RouteArgs& args) = 0;
   virtual void DoExpertMlp(const ExpertMlpArgs& args) = 0;
   virtual void DoCombine(const CombineArgs& args) = 0;
+  virtual void DoAdjustLogits(const AdjustLogitsArgs& args) = 0;
   virtual void DoSample(const SampleArgs& args) = 0;
   virtual void DoLogProb(const LogProbArgs& args) = 0;
 };

@@ -203,12 +203,19 @@ void CheckArgs(const CombineArgs& args) {
   TANDEM_CHECK(IsVector(args.weights, Dtype::kF32, args.expert_rows.dim(0)));
 }
 
+void CheckArgs(const AdjustLogitsArgs& args) {
+  TANDEM_CHECK(args.logits.rank == 2 && args.logits.dtype == Dtype::kF32);
+  TANDEM_CHECK(args.adjustments.dtype == Dtype::kU8);
+  TANDEM_CHECK(HasShape(args.adjustments, args.adjustments.dim(0), sizeof(LogitAdjustment)));
+}
+
 void CheckArgs(const SampleArgs& args) {
   TANDEM_CHECK(args.logits.rank == 2 && args.logits.dtype == Dtype::kF32);
   TANDEM_CHECK(args.rows.dtype == Dtype::kU8 && args.out.dtype == Dtype::kU8);
   TANDEM_CHECK(HasShape(args.rows, args.logits.dim(0), sizeof(SampleRow)));
   TANDEM_CHECK(HasShape(args.out, args.logits.dim(0), sizeof(SampledToken)));
   TANDEM_CHECK(args.allowed.empty() || IsVector(args.allowed, Dtype::kU8, args.logits.width()));
+  TANDEM_CHECK(args.raw.empty() || SameShape(args.raw, args.logits));
 }
 
 void CheckArgs(const LogProbArgs& args) {

@@ -39,6 +39,7 @@ void CheckArgs(const MlaExpandedArgs& args);
 void CheckArgs(const RouteArgs& args);
 void CheckArgs(const ExpertMlpArgs& args);
 void CheckArgs(const CombineArgs& args);
+void CheckArgs(const AdjustLogitsArgs& args);
 void CheckArgs(const SampleArgs& args);
 void CheckArgs(const LogProbArgs& args);
 

@@ -17,7 +17,7 @@ uint64_t RandomBits(uint64_t seed, uint32_t choice, int32_t position) {
 
 SampleRow MakeSampleRow(const SamplingParams& params, int32_t position) {
   return {params.temperature, params.top_k, params.top_p,
-          RandomBits(params.seed, params.choice, position)};
+          RandomBits(params.seed, params.choice, position), params.min_p};
 }
 
 }  // namespace tandem::kernels

@@ -24,6 +24,7 @@ struct SequenceSpec {
   SequenceId sequence = 0;
   // All tokens known when it is opened: the prompt, then what was generated before an interruption.
   std::vector<int32_t> token_ids;
+  int32_t num_prompt_tokens = 0;  // of them; what sampling makes of a token depends on it
   // One form per position: positions below this are computed in the expanded form, all others in
   // the absorbed form, always (docs/architecture.md). ExpandedLength(prompt) for requests.
   int32_t expanded_length = 0;

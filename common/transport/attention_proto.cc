@@ -1,5 +1,6 @@
 #include "common/transport/attention_proto.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <optional>
@@ -29,17 +30,51 @@ std::optional<RowOutputKind> KindFromProto(v1::RowOutputKind kind) {
   }
 }
 
+void ToProto(const SamplingParams& sampling, v1::OpenSequence* out) {
+  out->set_min_tokens(sampling.min_tokens);
+  out->mutable_end_ids()->Add(sampling.end_ids.begin(), sampling.end_ids.end());
+  for (const LogitBias& bias : sampling.logit_bias) {
+    out->add_bias_ids(bias.id);
+    out->add_biases(bias.bias);
+  }
+  out->set_repetition_penalty(sampling.repetition_penalty);
+  out->set_frequency_penalty(sampling.frequency_penalty);
+  out->set_presence_penalty(sampling.presence_penalty);
+  out->set_temperature(sampling.temperature);
+  out->set_min_p(sampling.min_p);
+  out->set_top_k(sampling.top_k);
+  out->set_top_p(sampling.top_p);
+  out->set_seed(sampling.seed);
+  out->set_choice(sampling.choice);
+}
+
+SamplingParams SamplingFromProto(const v1::OpenSequence& spec) {
+  SamplingParams out;
+  out.min_tokens = spec.min_tokens();
+  out.end_ids.assign(spec.end_ids().begin(), spec.end_ids().end());
+  for (int i = 0; i < std::min(spec.bias_ids_size(), spec.biases_size()); ++i) {
+    out.logit_bias.push_back({spec.bias_ids(i), spec.biases(i)});
+  }
+  if (spec.has_repetition_penalty()) out.repetition_penalty = spec.repetition_penalty();
+  out.frequency_penalty = spec.frequency_penalty();
+  out.presence_penalty = spec.presence_penalty();
+  out.temperature = spec.temperature();
+  out.min_p = spec.min_p();
+  out.top_k = spec.top_k();
+  out.top_p = spec.top_p();
+  out.seed = spec.seed();
+  out.choice = spec.choice();
+  return out;
+}
+
 }  // namespace
 
 void ToProto(const SequenceSpec& spec, v1::OpenSequence* out) {
   out->set_sequence(spec.sequence);
   out->mutable_token_ids()->Add(spec.token_ids.begin(), spec.token_ids.end());
   out->set_expanded_length(spec.expanded_length);
-  out->set_temperature(spec.sampling.temperature);
-  out->set_top_k(spec.sampling.top_k);
-  out->set_top_p(spec.sampling.top_p);
-  out->set_seed(spec.sampling.seed);
-  out->set_choice(spec.sampling.choice);
+  out->set_num_prompt_tokens(spec.num_prompt_tokens);
+  ToProto(spec.sampling, out);
   out->set_mask_ids_without_token(spec.mask_ids_without_token);
   for (const PageRange& range : spec.absorbed_pages) {
     v1::PageRange* r = out->add_absorbed_pages();
@@ -57,11 +92,8 @@ SequenceSpec FromProto(const v1::OpenSequence& spec) {
   out.sequence = spec.sequence();
   out.token_ids.assign(spec.token_ids().begin(), spec.token_ids().end());
   out.expanded_length = spec.expanded_length();
-  out.sampling.temperature = spec.temperature();
-  out.sampling.top_k = spec.top_k();
-  out.sampling.top_p = spec.top_p();
-  out.sampling.seed = spec.seed();
-  out.sampling.choice = spec.choice();
+  out.num_prompt_tokens = spec.num_prompt_tokens();
+  out.sampling = SamplingFromProto(spec);
   out.mask_ids_without_token = spec.mask_ids_without_token();
   for (const v1::PageRange& range : spec.absorbed_pages()) {
     out.absorbed_pages.push_back({range.first(), range.end()});

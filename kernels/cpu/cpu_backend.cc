@@ -154,6 +154,7 @@ class CpuBackend final : public Backend {
   void DoRoute(const RouteArgs& args) override { cpu::Route(args, pool_); }
   void DoExpertMlp(const ExpertMlpArgs& args) override { cpu::ExpertMlp(args, pool_); }
   void DoCombine(const CombineArgs& args) override { cpu::Combine(args, pool_); }
+  void DoAdjustLogits(const AdjustLogitsArgs& args) override { cpu::AdjustLogits(args, pool_); }
   void DoSample(const SampleArgs& args) override { cpu::Sample(args, pool_); }
   void DoLogProb(const LogProbArgs& args) override { cpu::LogProb(args, pool_); }
 

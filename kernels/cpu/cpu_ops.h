@@ -30,6 +30,7 @@ void Route(const RouteArgs& args, ThreadPool& pool);
 void ExpertMlp(const ExpertMlpArgs& args, ThreadPool& pool);
 void Combine(const CombineArgs& args, ThreadPool& pool);
 
+void AdjustLogits(const AdjustLogitsArgs& args, ThreadPool& pool);
 void Sample(const SampleArgs& args, ThreadPool& pool);
 void LogProb(const LogProbArgs& args, ThreadPool& pool);
 

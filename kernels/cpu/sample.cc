@@ -118,20 +118,35 @@ uint64_t TopPThreshold(float top_p, uint64_t total) {
   return std::min(std::max<uint64_t>(1, static_cast<uint64_t>(share)), total);
 }
 
+// The least weight that min_p leaves; 0: of any.
+uint64_t MinPThreshold(float min_p) {
+  return static_cast<uint64_t>(std::ceil(static_cast<double>(min_p) * kWeightOne));
+}
+
 // Draws an id; `weights` and `total` are those of Weigh at the row's temperature.
 int32_t Draw(const LogitRow& row, const SampleRow& sample, const std::vector<float>& weights,
              uint64_t total) {
   thread_local std::vector<uint64_t> keys;
   keys.clear();
-  for (size_t id = 0; id < weights.size(); ++id) {
-    // A weight of 0 is never drawn, but counts among the first top_k.
-    const bool counts = sample.top_k == 0 ? weights[id] > 0.0f : row.IsCandidate(id);
-    if (counts) keys.push_back(OrderKey(row.logits[id], static_cast<uint32_t>(id)));
-  }
-  OrderedCandidates candidates(keys);
-  const auto weight_of = [&](uint32_t id) {
+  const auto weight_of = [&](size_t id) {
     return static_cast<uint64_t>(static_cast<int64_t>(weights[id]));
   };
+  if (sample.min_p > 0.0f) {
+    const uint64_t threshold = MinPThreshold(sample.min_p);
+    total = 0;
+    for (size_t id = 0; id < weights.size(); ++id) {
+      if (weight_of(id) < threshold) continue;
+      keys.push_back(OrderKey(row.logits[id], static_cast<uint32_t>(id)));
+      total += weight_of(id);
+    }
+  } else {
+    for (size_t id = 0; id < weights.size(); ++id) {
+      // A weight of 0 is never drawn, but counts among the first top_k.
+      const bool counts = sample.top_k == 0 ? weights[id] > 0.0f : row.IsCandidate(id);
+      if (counts) keys.push_back(OrderKey(row.logits[id], static_cast<uint32_t>(id)));
+    }
+  }
+  OrderedCandidates candidates(keys);
   if (sample.top_k > 0 && static_cast<size_t>(sample.top_k) < candidates.size()) {
     candidates.Truncate(static_cast<size_t>(sample.top_k));
     total = 0;
@@ -151,21 +166,25 @@ int32_t Draw(const LogitRow& row, const SampleRow& sample, const std::vector<flo
   }
 }
 
-SampledToken SampleOne(const LogitRow& row, const SampleRow& sample) {
+// `raw`: the row before it was adjusted; itself if it was not.
+SampledToken SampleOne(const LogitRow& row, const LogitRow& raw, const SampleRow& sample) {
   thread_local std::vector<float> weights;
   SampledToken token;
+  const bool adjusted = row.logits.data() != raw.logits.data();
   const int32_t best = FindBest(row);
-  if (best < 0) return token;
-  const float max = row.logits[best];
-  const uint64_t total = Weigh(row, max, 1.0f, weights);
+  const int32_t best_raw = adjusted ? FindBest(raw) : best;
+  if (best < 0 || best_raw < 0) return token;
+  const float max_raw = raw.logits[best_raw];
+  const uint64_t total = Weigh(raw, max_raw, 1.0f, weights);
   token.id = best;
   const float temperature = sample.temperature;
   if (temperature > 0.0f) {
+    const bool weighed = temperature == 1.0f && !adjusted;
     const uint64_t drawn_total =
-        temperature == 1.0f ? total : Weigh(row, max, temperature, weights);
+        weighed ? total : Weigh(row, row.logits[best], temperature, weights);
     token.id = Draw(row, sample, weights, drawn_total);
   }
-  token.log_prob = LogProbOf(row.logits[token.id], max, total);
+  token.log_prob = LogProbOf(raw.logits[token.id], max_raw, total);
   return token;
 }
 
@@ -176,14 +195,29 @@ LogitRow RowOf(const DeviceTensor& logits, int64_t i, absl::Span<const uint8_t> 
 
 }  // namespace
 
+void AdjustLogits(const AdjustLogitsArgs& args, ThreadPool& pool) {
+  pool.ParallelFor(args.adjustments.rows(), 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      LogitAdjustment adjust;
+      std::memcpy(&adjust, Row(args.adjustments, i), sizeof(adjust));
+      float& logit = reinterpret_cast<float*>(Row(args.logits, adjust.row))[adjust.id];
+      logit += adjust.bias;
+      logit = logit > 0.0f ? logit / adjust.repetition : logit * adjust.repetition;
+      logit -= adjust.penalty;
+    }
+  });
+}
+
 void Sample(const SampleArgs& args, ThreadPool& pool) {
   const absl::Span<const uint8_t> allowed(Data<const uint8_t>(args.allowed),
                                           args.allowed.empty() ? 0 : args.allowed.width());
+  const DeviceTensor& raw = args.raw.empty() ? args.logits : args.raw;
   pool.ParallelFor(args.logits.rows(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       SampleRow row;
       std::memcpy(&row, Row(args.rows, i), sizeof(row));
-      const SampledToken token = SampleOne(RowOf(args.logits, i, allowed), row);
+      const SampledToken token =
+          SampleOne(RowOf(args.logits, i, allowed), RowOf(raw, i, allowed), row);
       std::memcpy(Row(args.out, i), &token, sizeof(token));
     }
   });

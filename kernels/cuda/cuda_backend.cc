@@ -184,6 +184,7 @@ class CudaBackend final : public Backend {
     cuda::Combine(stream_, args.expert_rows, args.offsets, args.weights, args.out);
   }
 
+  void DoAdjustLogits(const AdjustLogitsArgs& args) override { cuda::AdjustLogits(stream_, args); }
   void DoSample(const SampleArgs& args) override { cuda::Sample(stream_, args); }
   void DoLogProb(const LogProbArgs& args) override { cuda::LogProb(stream_, args); }
 

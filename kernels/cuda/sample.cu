@@ -53,6 +53,8 @@ __device__ inline uint64_t OrderKey(float logit, int id) {
 }
 __device__ inline int IdOf(uint64_t key) { return static_cast<int>(key & 0x7FFFFFFFu); }
 
+__device__ inline uint64_t Smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
 // combine() of the values of all threads, to all of them.
 template <typename Combine>
 __device__ uint64_t OfBlock(uint64_t value, const Combine& combine, Workplace* workplace) {
@@ -86,7 +88,7 @@ __device__ inline uint64_t FindBest(const LogitRow& row, Workplace* workplace) {
     if (key < best) best = key;
   });
   best = OfBlock(
-      best, [](uint64_t a, uint64_t b) { return a < b ? a : b; }, workplace);
+      best, [](uint64_t a, uint64_t b) { return Smaller(a, b); }, workplace);
   return best == kErrorKey || best >= kLowestKey ? kNoKey : best;
 }
 
@@ -96,10 +98,14 @@ __device__ inline uint64_t CountCandidates(const LogitRow& row, Workplace* workp
   return SumOfBlock(count, workplace);
 }
 
+// Of the weights that are at least `least`.
 __device__ inline uint64_t TotalWeight(const LogitRow& row, const Weights& weigh,
-                                       Workplace* workplace) {
+                                       Workplace* workplace, uint64_t least = 0) {
   uint64_t total = 0;
-  ForCandidates(row, [&](int id) { total += weigh(row.logits[id]); });
+  ForCandidates(row, [&](int id) {
+    const uint64_t weight = weigh(row.logits[id]);
+    if (weight >= least) total += weight;
+  });
   return SumOfBlock(total, workplace);
 }
 
@@ -214,15 +220,24 @@ __device__ inline uint64_t TopPThreshold(float top_p, uint64_t total) {
   return threshold < total ? threshold : total;
 }
 
+// The least weight that min_p leaves.
+__device__ inline uint64_t MinPThreshold(float min_p) {
+  return static_cast<uint64_t>(
+      Ceiling(static_cast<double>(min_p) * static_cast<double>(kWeightOne)));
+}
+
 // Draws an id; `total` is of the weights at the row's temperature. A cut only makes the total
 // smaller: what the rest would add lies behind all that can be drawn.
 __device__ inline int Draw(const LogitRow& row, const SampleRow& sample, const Weights& weigh,
                            uint64_t total, uint64_t best, Workplace* workplace) {
   const Search search(row, weigh, best, workplace);
+  if (sample.min_p > 0.0f) {
+    total = TotalWeight(row, weigh, workplace, MinPThreshold(sample.min_p));
+  }
   if (sample.top_k > 0) {
     const auto top_k = static_cast<uint64_t>(sample.top_k);
     if (top_k < CountCandidates(row, workplace)) {
-      total = search.Reach(Unit::kCandidate, top_k).weight;
+      total = Smaller(total, search.Reach(Unit::kCandidate, top_k).weight);
     }
   }
   if (sample.top_p < 1.0f) {
@@ -232,24 +247,43 @@ __device__ inline int Draw(const LogitRow& row, const SampleRow& sample, const W
   return search.IdAt(search.Reach(Unit::kWeight, target + 1));
 }
 
-__global__ void SampleKernel(int vocab, Rows<const float> logits, const uint8_t* allowed,
-                             Rows<const uint8_t> samples, Rows<uint8_t> out) {
+struct AdjustLogitsOp {
+  Rows<const uint8_t> adjustments;
+  Rows<float> logits;
+
+  __device__ void operator()(int64_t i, int64_t) const {
+    const auto& adjust = *reinterpret_cast<const LogitAdjustment*>(adjustments[i]);
+    float& logit = logits[adjust.row][adjust.id];
+    const float biased = logit + adjust.bias;
+    const float repeated =
+        biased > 0.0f ? Divide(biased, adjust.repetition) : biased * adjust.repetition;
+    logit = repeated - adjust.penalty;
+  }
+};
+
+// `raws`: the logits before they were adjusted; the same where they were not.
+__global__ void SampleKernel(int vocab, Rows<const float> logits, Rows<const float> raws,
+                             const uint8_t* allowed, Rows<const uint8_t> samples,
+                             Rows<uint8_t> out) {
   auto* const workplace = reinterpret_cast<Workplace*>(SharedMemory());
   const LogitRow row = {logits[blockIdx.x], allowed, vocab};
+  const LogitRow raw = {raws[blockIdx.x], allowed, vocab};
+  const bool adjusted = row.logits != raw.logits;
   const SampleRow sample = *reinterpret_cast<const SampleRow*>(samples[blockIdx.x]);
   SampledToken token;
   const uint64_t best = FindBest(row, workplace);
-  if (best != kNoKey) {
-    const float max = row.logits[IdOf(best)];
-    const uint64_t total = TotalWeight(row, {max, 1.0f}, workplace);
+  const uint64_t best_raw = adjusted ? FindBest(raw, workplace) : best;
+  if (best != kNoKey && best_raw != kNoKey) {
+    const float max_raw = raw.logits[IdOf(best_raw)];
+    const uint64_t total = TotalWeight(raw, {max_raw, 1.0f}, workplace);
     token.id = IdOf(best);
     if (sample.temperature > 0.0f) {
-      const Weights weigh = {max, sample.temperature};
-      const uint64_t drawn_total =
-          sample.temperature == 1.0f ? total : TotalWeight(row, weigh, workplace);
+      const Weights weigh = {row.logits[IdOf(best)], sample.temperature};
+      const bool weighed = sample.temperature == 1.0f && !adjusted;
+      const uint64_t drawn_total = weighed ? total : TotalWeight(row, weigh, workplace);
       token.id = Draw(row, sample, weigh, drawn_total, best, workplace);
     }
-    token.log_prob = LogProbOf(row.logits[token.id], max, total);
+    token.log_prob = LogProbOf(raw.logits[token.id], max_raw, total);
   }
   if (threadIdx.x == 0) *reinterpret_cast<SampledToken*>(out[blockIdx.x]) = token;
 }
@@ -270,10 +304,17 @@ __global__ void LogProbKernel(int vocab, Rows<const float> logits, const int32_t
 
 }  // namespace
 
+void AdjustLogits(Stream stream, const AdjustLogitsArgs& args) {
+  LaunchForElements(
+      stream, args.adjustments.rows(), 1,
+      AdjustLogitsOp{RowsOf<const uint8_t>(args.adjustments), RowsOf<float>(args.logits)});
+}
+
 void Sample(Stream stream, const SampleArgs& args) {
   if (args.logits.rows() == 0) return;
   Launch(stream, SampleKernel, args.logits.rows(), kThreads, sizeof(Workplace),
          static_cast<int>(args.logits.width()), RowsOf<const float>(args.logits),
+         RowsOf<const float>(args.raw.empty() ? args.logits : args.raw),
          DataOf<const uint8_t>(args.allowed), RowsOf<const uint8_t>(args.rows),
          RowsOf<uint8_t>(args.out));
 }

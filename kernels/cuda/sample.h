@@ -16,6 +16,7 @@
 namespace tandem::kernels::cuda {
 
 // Rows of `rows` and `out` lie as their structs must in memory.
+void AdjustLogits(Stream stream, const AdjustLogitsArgs& args);
 void Sample(Stream stream, const SampleArgs& args);
 void LogProb(Stream stream, const LogProbArgs& args);
 

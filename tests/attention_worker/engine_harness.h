@@ -268,8 +268,9 @@ class TestGateway : private AttentionLink::Observer {
     spec.expanded_length = expanded_length >= 0
                                ? expanded_length
                                : SequenceSpec::ExpandedLength(static_cast<int64_t>(ids.size()));
+    spec.num_prompt_tokens = static_cast<int32_t>(ids.size());
     spec.token_ids = std::move(ids);
-    spec.sampling = sampling;
+    spec.sampling = std::move(sampling);
     link_->OpenSequence(std::move(spec));
     return last_sequence_;
   }

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "attention_worker/layer_times.h"
 #include "tests/attention_worker/engine_fixture.h"
+#include "tests/kernels/oracle.h"
 
 namespace tandem {
 namespace {
@@ -439,6 +440,67 @@ TEST_P(EngineTest, ADrawIsThatOfTheRowsLogitsForThePositionOfTheDrawnToken) {
     EXPECT_EQ(result.rows.back().token, token.id) << "at position " << position;
     EXPECT_EQ(result.rows.back().log_prob, token.log_prob);
   }
+}
+
+// Of adjusted logits the best is drawn, and its log-probability is that of the model's own; also
+// behind an interruption, and beside sequences that ask for nothing.
+TEST_P(EngineTest, PenaltiesAreOfTheTokensBeforeEachDraw) {
+  const auto worker = MakeWorker();
+  TestGateway gateway(worker.get());
+  SequenceSpec spec;
+  spec.token_ids = RandomIds(20, 9);
+  spec.num_prompt_tokens = 20;
+  spec.sampling.min_tokens = 9;
+  spec.sampling.end_ids = {3, 4};
+  spec.sampling.logit_bias = {{3, 2.0f}, {50, 1.0f}};
+  spec.sampling.repetition_penalty = 1.3f;
+  spec.sampling.frequency_penalty = 0.4f;
+  spec.sampling.presence_penalty = 0.2f;
+  const std::vector<int32_t> prompt = spec.token_ids;
+  const auto adjusted = [&](const std::vector<float>& logits) {
+    const std::vector<int32_t> answer(spec.token_ids.begin() + 20, spec.token_ids.end());
+    return kernels::oracle::Adjusted({logits.begin(), logits.end()}, prompt, answer, spec.sampling);
+  };
+  const SequenceId plain = gateway.Open(prompt);
+  int unlike_the_models = 0;
+  for (int32_t i = 0; i < 24; ++i) {
+    if (i == 0 || i == 11) {  // opened again, with what was generated
+      spec.sequence = 100 + i;
+      gateway.link().OpenSequence(spec);
+    }
+    const int32_t position = 19 + i;
+    const bool whole = i == 0 || i == 11;
+    NewBatch batch =
+        Rows(spec.sequence, whole ? 0 : position, whole ? position + 1 : 1, true, true);
+    batch.runs[0].last_sampled = !whole;
+    NewBatch beside = Rows(plain, i == 0 ? 0 : position, i == 0 ? 20 : 1, true, true);
+    beside.runs[0].last_sampled = i > 0;
+    const StepResult result = gateway.RunOk(gateway.WholeStep({batch, beside}));
+    for (const RowResult& row : result.rows) {
+      if (row.kind != RowOutputKind::kSample) continue;
+      Logits logits;
+      Collect(result, row.sequence, &logits);
+      const std::vector<float>& own = logits.at(row.position);
+      const auto best = std::max_element(own.begin(), own.end()) - own.begin();
+      double sum = 0;
+      for (const float l : own) sum += std::exp(double{l});
+      EXPECT_NEAR(row.log_prob, own[row.token] - std::log(sum), 1e-5);
+      if (row.sequence == plain) {
+        EXPECT_EQ(row.token, best);
+        continue;
+      }
+      const std::vector<double> wanted = adjusted(own);
+      const auto first = std::max_element(wanted.begin(), wanted.end()) - wanted.begin();
+      EXPECT_GE(wanted[row.token], wanted[first] - 1e-5) << "at position " << row.position;
+      unlike_the_models += row.token == best ? 0 : 1;
+      spec.token_ids.push_back(row.token);
+      if (i < 9) {
+        EXPECT_NE(row.token, 3);
+        EXPECT_NE(row.token, 4);
+      }
+    }
+  }
+  EXPECT_GT(unlike_the_models, 5);
 }
 
 TEST_P(EngineTest, NaNEndsItsOwnSequenceOnly) {

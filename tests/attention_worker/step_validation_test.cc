@@ -273,6 +273,27 @@ TEST(StepValidationTest, SequencesOutOfRangeAreNotUsable) {
   EXPECT_EQ(changed([](SequenceSpec& s) { s.sampling.top_k = -1; }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.sampling.top_p = 0; }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.sampling.top_p = 1.5f; }), kInvalid);
+  EXPECT_EQ(changed([](SequenceSpec& s) { s.num_prompt_tokens = 3; }), kInvalid);
+  EXPECT_EQ(changed([](SequenceSpec& s) { s.num_prompt_tokens = -1; }), kInvalid);
+  const auto sampled = [&](const std::function<void(SamplingParams&)>& change) {
+    return changed([&](SequenceSpec& s) {
+      s.num_prompt_tokens = 1;
+      s.sampling.end_ids = {0, 95};
+      s.sampling.logit_bias = {{0, -100.0f}, {95, 100.0f}};
+      change(s.sampling);
+    });
+  };
+  EXPECT_EQ(sampled([](SamplingParams&) {}), absl::StatusCode::kOk);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.min_p = 1.5f; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.min_p = NAN; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.repetition_penalty = 0; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.repetition_penalty = INFINITY; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.frequency_penalty = -2.5f; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.presence_penalty = NAN; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.end_ids.push_back(96); }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.logit_bias[0].id = -1; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.logit_bias[1].id = 96; }), kInvalid);
+  EXPECT_EQ(sampled([](SamplingParams& s) { s.logit_bias[1].bias = INFINITY; }), kInvalid);
 }
 
 }  // namespace

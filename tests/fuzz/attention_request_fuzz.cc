@@ -1,10 +1,12 @@
 // What a gateway says to an attention worker in one session, message by message, each its length in
 // two bytes, then so many bytes: sequences are opened, steps judged by where the session stands.
 
+#include <cmath>
 #include <memory>
 
 #include "attention_worker/page_pool.h"
 #include "attention_worker/step_validation.h"
+#include "common/check.h"
 #include "common/transport/attention_proto.h"
 #include "proto/attention.pb.h"
 #include "tests/fuzz/fuzz.h"
@@ -15,12 +17,21 @@ using namespace tandem;
 
 constexpr StepLimits kLimits{.num_layers = 4, .vocab_size = 512, .max_positions = 1024};
 
+// The device trusts them.
+void CheckAdjustments(Sequence* sequence) {
+  for (const kernels::LogitAdjustment& a : sequence->logit_adjustments.Next(sequence->spec)) {
+    TANDEM_CHECK(a.row == 0 && a.id >= 0 && a.id < kLimits.vocab_size);
+    TANDEM_CHECK(a.bias <= kMaxLogitBias && a.repetition > 0 && std::isfinite(a.penalty));
+  }
+}
+
 void Open(SequenceSpec spec, SessionState* state) {
   if (spec.sequence <= state->last_opened) return;
   state->last_opened = spec.sequence;
   auto sequence = std::make_shared<Sequence>();
   sequence->usable = ValidateSpec(spec, kLimits);
   sequence->spec = std::move(spec);
+  if (sequence->usable.ok()) CheckAdjustments(sequence.get());
   state->sequences.emplace(state->last_opened, std::move(sequence));
 }
 

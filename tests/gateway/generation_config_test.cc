@@ -93,6 +93,9 @@ TEST_F(GenerationConfigTest, RefusesWhatHasNoSensibleMeaningAndNamesIt) {
       {R"({"top_k": 1.5})", "top_k is 1.5"},
       {R"({"top_p": 1.5})", "top_p is 1.5"},
       {R"({"top_p": -0.1})", "top_p is -0.1"},
+      {R"({"min_p": 1.1})", "min_p is 1.1, expected 0 to 1"},
+      {R"({"repetition_penalty": 0})", "repetition_penalty is 0, expected 0.01 to 100"},
+      {R"({"repetition_penalty": "1"})", "repetition_penalty"},
       {R"({"do_sample": "no"})", "do_sample"},
       {R"([1])", "is not a JSON object"},
       {R"({"top_p": )", "is not a JSON object"},
@@ -107,11 +110,23 @@ TEST_F(GenerationConfigTest, RefusesWhatHasNoSensibleMeaningAndNamesIt) {
       Load("{\"top_k\":" + std::string(100000, '[') + std::string(100000, ']') + "}").ok());
 }
 
+TEST_F(GenerationConfigTest, TakesMinPAndRepetitionPenalty) {
+  const auto neutral = Load("{}");
+  ASSERT_TRUE(neutral.ok()) << neutral.status();
+  EXPECT_EQ(neutral->sampling.min_p, 0.0f);
+  EXPECT_EQ(neutral->sampling.repetition_penalty, 1.0f);
+  const auto config = Load(R"({"min_p": 0.05, "repetition_penalty": 1.1})");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->sampling.min_p, 0.05f);
+  EXPECT_EQ(config->sampling.repetition_penalty, 1.1f);
+  EXPECT_THAT(config->ignored, IsEmpty());
+}
+
 TEST_F(GenerationConfigTest, NamesWhatItIgnores) {
-  const auto config = Load(R"({"repetition_penalty": 1.1, "min_p": 0.0, "num_beams": 4,
+  const auto config = Load(R"({"no_repeat_ngram_size": 3, "guidance_scale": 1, "num_beams": 4,
                                "typical_p": 1.0, "suppress_tokens": [], "bad_words_ids": null})");
   ASSERT_TRUE(config.ok()) << config.status();
-  EXPECT_THAT(config->ignored, ElementsAre("repetition_penalty", "num_beams"));
+  EXPECT_THAT(config->ignored, ElementsAre("no_repeat_ngram_size", "num_beams"));
 }
 
 TEST_F(GenerationConfigTest, NamesALinkToNothing) {

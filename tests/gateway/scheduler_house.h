@@ -22,7 +22,7 @@ inline constexpr int kLayers = 5;
 
 inline uint64_t KeyOf(const Job& job) {
   return SimulatedKey(job.sampling, job.expanded_length, job.absorbed_pages,
-                      job.mask_ids_without_token);
+                      job.mask_ids_without_token, static_cast<int32_t>(job.prompt.size()));
 }
 
 // A scheduler with simulated workers, without threads: the test says who moves when.

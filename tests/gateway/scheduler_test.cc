@@ -250,6 +250,15 @@ Job RandomJob(Random* random) {
   job.sampling.top_k = random->Draw(0, 3);
   job.sampling.top_p = 1.0f / static_cast<float>(random->Draw(1, 3));
   job.sampling.choice = static_cast<uint32_t>(random->Draw(0, 3));
+  job.sampling.min_p = static_cast<float>(random->Draw(0, 3)) / 4;
+  job.sampling.repetition_penalty = static_cast<float>(random->Draw(1, 3));
+  job.sampling.frequency_penalty = static_cast<float>(random->Draw(-2, 2));
+  job.sampling.presence_penalty = static_cast<float>(random->Draw(-2, 2));
+  if (random->Chance(30)) job.sampling.logit_bias = {{random->Draw(0, 9), 0.5f}, {10, -3}};
+  if (random->Chance(30)) {
+    job.sampling.min_tokens = random->Draw(1, 5);
+    job.sampling.end_ids = job.eos_ids;
+  }
   job.mask_ids_without_token = random->Chance(50);
   if (job.max_new_tokens == 0 || random->Chance(10)) {
     for (size_t i = 0; i < job.prompt.size(); ++i) {

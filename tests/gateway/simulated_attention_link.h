@@ -51,12 +51,21 @@ inline float SimulatedLogProb(uint64_t state, int32_t target) {
 // Of all else that a draw depends on, so that what is lost when a sequence is opened again shows.
 inline uint64_t SimulatedKey(const SamplingParams& sampling, int32_t expanded_length,
                              const std::vector<PageRange>& absorbed_pages,
-                             bool mask_ids_without_token) {
+                             bool mask_ids_without_token, int32_t num_prompt_tokens) {
   uint64_t key = SimulatedMix(sampling.seed);
   key = SimulatedMix(key ^ sampling.choice);
   key = SimulatedMix(key ^ static_cast<uint64_t>(sampling.top_k));
   key = SimulatedMix(key ^ std::bit_cast<uint32_t>(sampling.temperature));
-  key = SimulatedMix(key ^ std::bit_cast<uint32_t>(sampling.top_p));
+  for (const float number : {sampling.top_p, sampling.min_p, sampling.repetition_penalty,
+                             sampling.frequency_penalty, sampling.presence_penalty}) {
+    key = SimulatedMix(key ^ std::bit_cast<uint32_t>(number));
+  }
+  key = SimulatedMix(key ^ static_cast<uint64_t>(sampling.min_tokens));
+  for (const int32_t id : sampling.end_ids) key = SimulatedMix(key ^ static_cast<uint64_t>(id));
+  for (const LogitBias& bias : sampling.logit_bias) {
+    key = SimulatedMix(key ^ (uint64_t{std::bit_cast<uint32_t>(bias.bias)} << 32 | bias.id));
+  }
+  key = SimulatedMix(key ^ static_cast<uint64_t>(num_prompt_tokens));
   key = SimulatedMix(key ^ static_cast<uint64_t>(expanded_length));
   for (const PageRange& range : absorbed_pages) {
     key = SimulatedMix(key ^ (static_cast<uint64_t>(range.first) << 32 | range.end));
@@ -442,7 +451,8 @@ class SimulatedAttentionWorker {
         row.token = SimulatedToken(
             state,
             SimulatedKey(sequence->spec.sampling, sequence->spec.expanded_length,
-                         sequence->spec.absorbed_pages, sequence->spec.mask_ids_without_token));
+                         sequence->spec.absorbed_pages, sequence->spec.mask_ids_without_token,
+                         sequence->spec.num_prompt_tokens));
         row.log_prob = SimulatedLogProb(state, row.token);
         if (std::exchange(draw_nan_, false)) {
           row.token = -1;

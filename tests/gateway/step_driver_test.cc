@@ -96,8 +96,9 @@ Job MakeJob(int prompt_tokens, int max_new_tokens, uint64_t seed) {
 }
 
 std::vector<int32_t> AnswerOf(const Job& job) {
-  const uint64_t key = SimulatedKey(job.sampling, job.expanded_length, job.absorbed_pages,
-                                    job.mask_ids_without_token);
+  const uint64_t key =
+      SimulatedKey(job.sampling, job.expanded_length, job.absorbed_pages,
+                   job.mask_ids_without_token, static_cast<int32_t>(job.prompt.size()));
   return SimulatedAnswer(job.prompt, key, job.max_new_tokens, -2);
 }
 

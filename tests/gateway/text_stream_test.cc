@@ -174,6 +174,32 @@ TEST_F(TextStreamTest, GivesWhatASearchInTheWholeTextGives) {
   EXPECT_GT(stopped_with_special, 500);
 }
 
+TEST_F(TextStreamTest, AStopStringCountsOnceItIsCompleteBehindMinTokens) {
+  const std::vector<int32_t> ids = Ids("one two one two one two");
+  const auto run = [&](const std::string& stop, int32_t min_tokens, int32_t* pushed) {
+    TextStream stream(tokenizer_.get(), {stop}, min_tokens);
+    std::string text;
+    *pushed = 0;
+    for (const int32_t id : ids) {
+      if (stream.stopped()) break;
+      text += stream.Push(id);
+      ++*pushed;
+    }
+    return text + stream.Flush();
+  };
+  int32_t first = 0, pushed = 0;
+  EXPECT_EQ(run("two", 0, &first), "one ");
+  EXPECT_EQ(run("two", first - 1, &pushed), "one ");
+  EXPECT_EQ(pushed, first);
+  EXPECT_EQ(run("two", first, &pushed), "one two one ");
+  const auto all = static_cast<int32_t>(ids.size());
+  EXPECT_EQ(run("two", all - 1, &pushed), "one two one two one ");
+  EXPECT_EQ(run("two", all, &pushed), "one two one two one two");
+  // One that has begun before: the answer ends where it begins.
+  EXPECT_EQ(run("two one", first, &pushed), "one ");
+  EXPECT_GT(pushed, first);
+}
+
 TEST_F(TextStreamTest, SendsAtOnceWhatCannotBecomeAStopString) {
   TextStream stream(tokenizer_.get(), {"xyz"});
   std::string sent;

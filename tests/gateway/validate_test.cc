@@ -101,6 +101,55 @@ TEST_F(ValidateTest, PrioritiesHaveLimits) {
   }
 }
 
+TEST_F(ValidateTest, WhatARequestAsksOfSamplingIsTakenAsItIs) {
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->add_ids(7);
+  const auto plain = ValidateGenerate(request, model_);
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_FALSE(plain->job.sampling.AdjustsLogits(0));
+  EXPECT_EQ(plain->job.sampling.min_p, 0.0f);
+
+  v1::Sampling& sampling = *request.mutable_sampling();
+  sampling.set_min_p(0.1f);
+  sampling.set_repetition_penalty(1.2f);
+  sampling.set_frequency_penalty(-0.5f);
+  sampling.set_presence_penalty(2);
+  (*sampling.mutable_logit_bias())[900] = -100;
+  (*sampling.mutable_logit_bias())[3] = 0.5f;
+  request.set_min_tokens(4);
+  request.set_max_tokens(4);
+  request.add_stop_token_ids(8);
+  const auto valid = ValidateGenerate(request, model_);
+  ASSERT_TRUE(valid.ok()) << valid.status();
+  const SamplingParams& params = valid->job.sampling;
+  EXPECT_EQ(params.min_p, 0.1f);
+  EXPECT_EQ(params.repetition_penalty, 1.2f);
+  EXPECT_EQ(params.frequency_penalty, -0.5f);
+  EXPECT_EQ(params.presence_penalty, 2.0f);
+  EXPECT_THAT(params.logit_bias, testing::ElementsAre(LogitBias{3, 0.5f}, LogitBias{900, -100.0f}));
+  EXPECT_EQ(params.min_tokens, 4);
+  std::vector<int32_t> ends = model_.eos_ids;
+  ends.push_back(8);
+  EXPECT_EQ(params.end_ids, ends);
+  request.set_ignore_eos(true);
+  EXPECT_THAT(ValidateGenerate(request, model_)->job.sampling.end_ids, testing::ElementsAre(8));
+}
+
+TEST_F(ValidateTest, ModelsDefaultsAreOfMinPAndRepetitionToo) {
+  model_.default_sampling.min_p = 0.25f;
+  model_.default_sampling.repetition_penalty = 1.5f;
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->add_ids(7);
+  EXPECT_EQ(ValidateGenerate(request, model_)->job.sampling.min_p, 0.25f);
+  EXPECT_EQ(ValidateGenerate(request, model_)->job.sampling.repetition_penalty, 1.5f);
+  request.mutable_sampling()->set_min_p(0);
+  request.mutable_sampling()->set_repetition_penalty(1);
+  EXPECT_EQ(ValidateGenerate(request, model_)->job.sampling.min_p, 0.0f);
+  EXPECT_EQ(ValidateGenerate(request, model_)->job.sampling.repetition_penalty, 1.0f);
+  EXPECT_EQ(DefaultsToProto(model_.default_sampling).min_p(), 0.25f);
+  EXPECT_EQ(DefaultsToProto(model_.default_sampling).repetition_penalty(), 1.5f);
+}
+
 TEST_F(ValidateTest, AScoreWhoseAnswerCouldNotWaitForItsClientIsRefused) {
   v1::ScoreRequest score;
   for (int i = 0; i < 10; ++i) score.mutable_token_ids()->add_ids(i);

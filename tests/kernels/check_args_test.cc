@@ -170,10 +170,15 @@ TEST_F(CheckArgsDeathTest, EveryDimensionAndDtypeOfEveryOpIsChecked) {
        [&](Tensors& t) {
          CheckArgs(CombineArgs{t(kF32, {5, 16}), t(kI32, {3}), t(kF32, {5}), t(kF32, {2, 16})});
        }},
+      {"AdjustLogits",
+       [&](Tensors& t) {
+         CheckArgs(AdjustLogitsArgs{t(kF32, {2, 9}, kRows | kWidth),
+                                    t(kU8, {5, sizeof(LogitAdjustment)}, kRows)});
+       }},
       {"Sample",
        [&](Tensors& t) {
          CheckArgs(SampleArgs{t(kF32, {2, 9}), t(kU8, {2, sizeof(SampleRow)}), t(kU8, {9}),
-                              t(kU8, {2, sizeof(SampledToken)})});
+                              t(kU8, {2, sizeof(SampledToken)}), t(kF32, {2, 9})});
        }},
       {"LogProb",
        [&](Tensors& t) {

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/sampling_params.h"
 #include "tests/kernels/test_tensor.h"
 
 namespace tandem::kernels::oracle {
@@ -90,16 +91,44 @@ inline std::vector<int> Ranking(const std::vector<double>& scores) {
   return order;
 }
 
+// What a request makes of the logits of the token behind prompt and answer, as vLLM defines its
+// parameters: ids that are held back, bias, repetition, frequency and presence.
+inline std::vector<double> Adjusted(std::vector<double> logits, const std::vector<int32_t>& prompt,
+                                    const std::vector<int32_t>& answer,
+                                    const SamplingParams& params) {
+  const auto count = [](const std::vector<int32_t>& ids, size_t id) {
+    return static_cast<double>(std::count(ids.begin(), ids.end(), static_cast<int32_t>(id)));
+  };
+  for (size_t id = 0; id < logits.size(); ++id) {
+    double& logit = logits[id];
+    if (count(params.end_ids, id) > 0 && static_cast<int>(answer.size()) < params.min_tokens) {
+      logit = -INFINITY;
+    }
+    for (const LogitBias& bias : params.logit_bias) {
+      if (static_cast<size_t>(bias.id) == id) logit += bias.bias;
+    }
+    if (count(prompt, id) + count(answer, id) > 0) {
+      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    }
+    logit -= params.frequency_penalty * count(answer, id);
+    logit -= count(answer, id) > 0 ? params.presence_penalty : 0;
+  }
+  return logits;
+}
+
 // Probabilities of the ids under the rules of SampleArgs; `allowed` empty: all.
 inline std::vector<double> SamplingDistribution(const std::vector<double>& logits,
                                                 const std::vector<uint8_t>& allowed,
-                                                double temperature, int top_k, double top_p) {
+                                                double temperature, int top_k, double top_p,
+                                                double min_p = 0) {
   std::vector<double> scaled;
   for (size_t i = 0; i < logits.size(); ++i) {
     const bool is_candidate = allowed.empty() || allowed[i] != 0;
     scaled.push_back(is_candidate ? logits[i] / temperature : -INFINITY);
   }
   std::vector<double> p = Softmax(scaled);
+  const double least = min_p * *std::max_element(p.begin(), p.end());
+  for (double& v : p) v = v < least ? 0 : v;
   const std::vector<int> order = Ranking(p);
   if (top_k > 0) {
     for (size_t i = top_k; i < order.size(); ++i) p[order[i]] = 0;

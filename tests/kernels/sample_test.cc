@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -20,8 +21,10 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 const float kNan = std::numeric_limits<float>::quiet_NaN();
 
-SamplingParams Params(float temperature, int32_t top_k = 0, float top_p = 1.0f, uint64_t seed = 1) {
+SamplingParams Params(float temperature, int32_t top_k = 0, float top_p = 1.0f, uint64_t seed = 1,
+                      float min_p = 0.0f) {
   SamplingParams params;
+  params.min_p = min_p;
   params.temperature = temperature;
   params.top_k = top_k;
   params.top_p = top_p;
@@ -96,8 +99,9 @@ void ExpectDistribution(const std::vector<float>& logits, const SamplingParams& 
   constexpr int kDraws = 20000;
   std::vector<int> counts(logits.size());
   for (const SampledToken& token : Draw(logits, params, kDraws, allowed)) ++counts[token.id];
-  const std::vector<double> p = oracle::SamplingDistribution(
-      {logits.begin(), logits.end()}, allowed, params.temperature, params.top_k, params.top_p);
+  const std::vector<double> p =
+      oracle::SamplingDistribution({logits.begin(), logits.end()}, allowed, params.temperature,
+                                   params.top_k, params.top_p, params.min_p);
   double chi_square = 0, degrees = -1, rest_p = 1;
   int rest_count = kDraws;
   for (size_t id = 0; id < p.size(); ++id) {
@@ -121,7 +125,12 @@ TEST(SampleTest, DrawsFollowTheDistribution) {
   ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(2.0f, 3));
   ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.0f, 0, 0.7f));
   ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.5f, 4, 0.8f), {1, 1, 1, 0, 1, 1});
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.0f, 0, 1.0f, 1, 0.2f));
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(3.0f, 0, 1.0f, 1, 0.45f), {1, 1, 1, 0, 1, 1});
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.5f, 2, 1.0f, 1, 0.2f));
+  ExpectDistribution({0, 1, 2, 3, 2, 1}, Params(1.5f, 5, 0.8f, 1, 0.2f));
   ExpectDistribution(RandomLogits(1000, 1), Params(1.0f));
+  ExpectDistribution(RandomLogits(1000, 1), Params(1.0f, 0, 1.0f, 1, 0.01f));
   ExpectDistribution(std::vector<float>(300, 0.0f), Params(1.0f));
 }
 
@@ -223,6 +232,34 @@ TEST(SampleTest, TopPEdges) {
   for (const SampledToken& t : Draw({1, 4, 2}, Params(1.0f, 0, 1e-20f), 50)) EXPECT_EQ(t.id, 1);
 }
 
+TEST(SampleTest, MinPEdges) {
+  // 2^40 exp(-ln 2) is 2^39 when rounded: the second is half as probable as the first.
+  const std::vector<float> logits = {1.0f, 1.0f - 0.69314718f, -20.0f};
+  const auto drawn = [&](float min_p, int32_t id) {
+    int count = 0;
+    for (const SampledToken& t : Draw(logits, Params(1.0f, 0, 1.0f, 3, min_p), 200)) {
+      count += t.id == id ? 1 : 0;
+    }
+    return count;
+  };
+  EXPECT_GT(drawn(0.4999f, 1), 30);
+  EXPECT_EQ(drawn(0.5001f, 1), 0);
+  EXPECT_EQ(drawn(1.0f, 0), 200);
+  EXPECT_EQ(drawn(1e-6f, 2), 0);
+  // Equal ones stay, and of what stays the weights count for top_p: a third is the first one alone.
+  for (const SampledToken& t : Draw({4, 4, 4, 3}, Params(1.0f, 0, 0.33f, 1, 1.0f), 50)) {
+    EXPECT_EQ(t.id, 0);
+  }
+  int third = 0;
+  for (const SampledToken& t : Draw({4, 4, 4, 3}, Params(1.0f, 0, 1.0f, 1, 1.0f), 200)) {
+    EXPECT_NE(t.id, 3);
+    third += t.id == 2 ? 1 : 0;
+  }
+  EXPECT_GT(third, 30);
+  // So much less than a weight can be is as little as none.
+  EXPECT_EQ(DrawOne({0, -27.0f}, Params(1e-3f, 0, 1.0f, 1, 1e-40f)).id, 0);
+}
+
 TEST(SampleTest, ExtremeTemperaturesAreFine) {
   const std::vector<float> logits = {1.0f, 2.0f, 1.9999f, -500.0f};
   for (float temperature : {1e-6f, 1e-30f, 1e-44f}) {
@@ -240,6 +277,89 @@ TEST(SampleTest, LooksDeepIntoALargeVocabulary) {
   double mean = 0;
   for (const SampledToken& t : Draw(logits, Params(1.0f), 100)) mean += t.id / 100.0;
   EXPECT_NEAR(mean, 51200, 4 * 102400 / std::sqrt(12.0 * 100));
+}
+
+TEST(SampleTest, LogProbIsThatOfTheRawLogits) {
+  const std::vector<float> raw = RandomLogits(1000, 3);
+  std::vector<float> logits = raw;
+  logits[17] = 50;  // as by a bias
+  logits[18] = -INFINITY;
+  const std::vector<uint8_t> allowed = [] {
+    std::vector<uint8_t> allowed(1000, 1);
+    allowed[900] = 0;
+    return allowed;
+  }();
+  std::vector<float> candidates = raw;
+  candidates[900] = -INFINITY;
+  for (const float temperature : {0.0f, 1.0f, 0.7f}) {
+    const std::vector<SampleRow> rows = {MakeSampleRow(Params(temperature), 5)};
+    std::vector<SampledToken> out(1);
+    (*CreateCpuBackend(1))
+        ->Sample({DeviceVector(logits).reshaped({1, 1000}), DeviceStructs(rows),
+                  DeviceVector(allowed), DeviceStructs(out),
+                  DeviceVector(raw).reshaped({1, 1000})});
+    EXPECT_EQ(out[0].id, 17);
+    EXPECT_NEAR(out[0].log_prob, ExactLogProb(candidates, 17), 1e-5);
+  }
+  // Only what is adjusted away may be no candidate any more.
+  std::vector<float> none(1000, -INFINITY);
+  const std::vector<SampleRow> rows = {MakeSampleRow(Params(1.0f), 5)};
+  std::vector<SampledToken> out(1);
+  (*CreateCpuBackend(1))
+      ->Sample({DeviceVector(none).reshaped({1, 1000}),
+                DeviceStructs(rows),
+                {},
+                DeviceStructs(out),
+                DeviceVector(raw).reshaped({1, 1000})});
+  EXPECT_EQ(out[0].id, -1);
+}
+
+TEST(AdjustLogitsTest, DoesWhatTheContractSays) {
+  const std::vector<float> before = RandomLogits(2 * 1000, 4);
+  std::mt19937_64 random(5);
+  std::vector<LogitAdjustment> adjustments;
+  std::vector<double> want(before.begin(), before.end());
+  for (int32_t place = 0; place < 2000; place += 1 + static_cast<int32_t>(random() % 3)) {
+    const float bias = random() % 2 == 0 ? 0.0f : static_cast<float>(random() % 2001) / 10 - 100;
+    const float repetition =
+        random() % 2 == 0 ? 1.0f : 0.01f + static_cast<float>(random() % 300) / 100;
+    const float penalty = random() % 2 == 0 ? 0.0f : static_cast<float>(random() % 4001) / 10 - 200;
+    adjustments.push_back({place / 1000, place % 1000, bias, repetition, penalty});
+    double& logit = want[place];
+    logit += bias;
+    logit = logit > 0 ? logit / repetition : logit * repetition;
+    logit -= penalty;
+  }
+  std::shuffle(adjustments.begin(), adjustments.end(), random);
+  for (const int num_threads : {1, 3}) {
+    std::vector<float> logits = before;
+    (*CreateCpuBackend(num_threads))
+        ->AdjustLogits({DeviceVector(logits).reshaped({2, 1000}), DeviceStructs(adjustments)});
+    for (size_t i = 0; i < logits.size(); ++i) {
+      // Three roundings, of numbers of up to 100 times 112 and 200.
+      ASSERT_NEAR(logits[i], want[i], 3 * 12000 * std::ldexp(1.0, -24)) << i;
+      if (want[i] == before[i]) {
+        ASSERT_EQ(logits[i], before[i]) << i;
+      }
+    }
+  }
+}
+
+TEST(AdjustLogitsTest, Edges) {
+  std::vector<float> logits = {-0.0f, 2, -2, 5, kNan, kInfinity, -kInfinity, 5};
+  const std::vector<LogitAdjustment> adjustments = {
+      {0, 0, 0, 2, 0}, {0, 1, 0, 2, 0}, {0, 2, 0, 2, 0},        {0, 3, -kInfinity, 2, 1},
+      {0, 4, 1, 2, 1}, {0, 5, 1, 2, 1}, {0, 6, 100, 0.01f, -2}, {0, 7, -6, 3, 0}};
+  (*CreateCpuBackend(1))
+      ->AdjustLogits({DeviceVector(logits).reshaped({1, 8}), DeviceStructs(adjustments)});
+  EXPECT_EQ(logits[0], 0);
+  EXPECT_EQ(logits[1], 1);
+  EXPECT_EQ(logits[2], -4);
+  EXPECT_EQ(logits[3], -kInfinity);
+  EXPECT_TRUE(std::isnan(logits[4]));
+  EXPECT_EQ(logits[5], kInfinity);
+  EXPECT_EQ(logits[6], -kInfinity);
+  EXPECT_EQ(logits[7], -3);  // the sign is that behind the bias
 }
 
 TEST(LogProbTest, AgreesWithTheOracle) {

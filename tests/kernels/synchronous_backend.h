@@ -90,6 +90,7 @@ class SynchronousBackend final : public Backend {
   TANDEM_SYNCHRONOUS_OP(Route)
   TANDEM_SYNCHRONOUS_OP(ExpertMlp)
   TANDEM_SYNCHRONOUS_OP(Combine)
+  TANDEM_SYNCHRONOUS_OP(AdjustLogits)
   TANDEM_SYNCHRONOUS_OP(Sample)
   TANDEM_SYNCHRONOUS_OP(LogProb)
 #undef TANDEM_SYNCHRONOUS_OP

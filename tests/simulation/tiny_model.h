@@ -95,6 +95,13 @@ class TinyModel {
       job.sampling.seed = static_cast<uint64_t>(dice->Between(1, 1000));
     }
     if (dice->Chance(0.3)) job.eos_ids = {static_cast<int32_t>(dice->Between(0, 95))};
+    if (dice->Chance(0.4)) {
+      job.sampling.repetition_penalty = 1.2f;
+      job.sampling.frequency_penalty = 0.3f;
+      job.sampling.logit_bias = {{static_cast<int32_t>(dice->Between(0, 95)), 2.0f}};
+      job.sampling.min_tokens = static_cast<int32_t>(dice->Between(0, 5));
+      job.sampling.end_ids = job.eos_ids;
+    }
     if (dice->Chance(0.2)) job.max_rows_per_batch = static_cast<int32_t>(dice->Between(8, 64));
     const double scored = job.max_new_tokens == 0 ? 0.3 : dice->Chance(0.2) ? 0.1 : 0;
     for (int32_t position = 0; position + 1 < size; ++position) {

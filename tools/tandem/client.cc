@@ -174,11 +174,24 @@ void AddBosOption(CommandLine& app, std::optional<bool>* add_bos) {
 }
 
 void SamplingOptions::AddTo(CommandLine& app) {
-  temperature_given = app.AddOption("--temperature", temperature, "0 is greedy");
-  top_k_given = app.AddOption("--top-k", top_k, "candidates to draw from, 0 for all");
-  top_p_given = app.AddOption("--top-p", top_p, "share of the probability to draw from");
-  seed_given = app.AddOption("--seed", seed, "the same seed gives the same tokens");
-  max_tokens_given = app.AddOption("--max-tokens", max_tokens, "tokens to generate at most");
+  app.AddOption("--temperature", temperature, "0 is greedy");
+  app.AddOption("--top-k", top_k, "candidates to draw from, 0 for all");
+  app.AddOption("--top-p", top_p, "share of the probability to draw from");
+  app.AddOption("--min-p", min_p, "of the best one's probability, what others must have");
+  app.AddOption("--repetition-penalty", repetition_penalty,
+                "above 1: tokens of prompt and answer become less probable");
+  app.AddOption("--frequency-penalty", frequency_penalty,
+                "taken from a token's logit each time the answer has it");
+  app.AddOption("--presence-penalty", presence_penalty,
+                "taken from a token's logit once the answer has it");
+  app.AddOption("--logit-bias", logit_bias,
+                "a token's id and what is added to its logit, -100 to 100; may be given several "
+                "times")
+      .ValueNames("ID BIAS")
+      .OneValueEach();
+  app.AddOption("--seed", seed, "the same seed gives the same tokens");
+  app.AddOption("--max-tokens", max_tokens, "tokens to generate at most");
+  app.AddOption("--min-tokens", min_tokens, "tokens before which nothing ends the answer");
   app.AddFlag("--ignore-eos", ignore_eos, "go on after an end-of-sequence token");
   app.AddOption("--stop", stop, "end before this text; may be given several times").OneValueEach();
   app.AddOption("--priority", priority, "lower goes first").Range(-1000, 1000).ShowDefault();
@@ -188,11 +201,17 @@ void SamplingOptions::AddTo(CommandLine& app) {
 
 void SamplingOptions::Fill(v1::GenerateRequest& request) const {
   v1::Sampling& sampling = *request.mutable_sampling();
-  if (temperature_given.given()) sampling.set_temperature(temperature);
-  if (top_k_given.given()) sampling.set_top_k(top_k);
-  if (top_p_given.given()) sampling.set_top_p(top_p);
-  if (seed_given.given()) sampling.set_seed(seed);
-  if (max_tokens_given.given()) request.set_max_tokens(max_tokens);
+  if (temperature) sampling.set_temperature(*temperature);
+  if (top_k) sampling.set_top_k(*top_k);
+  if (top_p) sampling.set_top_p(*top_p);
+  if (min_p) sampling.set_min_p(*min_p);
+  if (repetition_penalty) sampling.set_repetition_penalty(*repetition_penalty);
+  if (frequency_penalty) sampling.set_frequency_penalty(*frequency_penalty);
+  if (presence_penalty) sampling.set_presence_penalty(*presence_penalty);
+  for (const auto& [id, bias] : logit_bias) (*sampling.mutable_logit_bias())[id] = bias;
+  if (seed) sampling.set_seed(*seed);
+  if (max_tokens) request.set_max_tokens(*max_tokens);
+  request.set_min_tokens(min_tokens);
   request.set_ignore_eos(ignore_eos);
   for (const std::string& text : stop) request.add_stop(text);
   request.mutable_stop_token_ids()->Add(stop_ids.begin(), stop_ids.end());

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -91,16 +92,17 @@ void AddBosOption(CommandLine& app, std::optional<bool>* add_bos);
 
 // Sampling flags, shared by generate and chat.
 struct SamplingOptions {
-  Option temperature_given;
-  Option top_k_given;
-  Option top_p_given;
-  Option seed_given;
-  Option max_tokens_given;
-  float temperature = 1;
-  uint32_t top_k = 0;
-  float top_p = 1;
-  uint64_t seed = 0;
-  uint32_t max_tokens = 0;
+  std::optional<float> temperature;  // what is not given the server decides, as the next ones
+  std::optional<uint32_t> top_k;
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+  std::optional<float> frequency_penalty;
+  std::optional<float> presence_penalty;
+  std::vector<std::pair<int32_t, float>> logit_bias;  // ids with what is added
+  std::optional<uint64_t> seed;
+  std::optional<uint32_t> max_tokens;
+  uint32_t min_tokens = 0;
   bool ignore_eos = false;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_ids;

@@ -338,8 +338,10 @@ std::string StatusText(const GetStatusResponse& status, const GetStatusResponse*
   if (!status.model().empty()) absl::StrAppend(&text, "model ", status.model(), "\n");
   if (status.has_default_sampling()) {
     const v1::Sampling& defaults = status.default_sampling();
-    absl::StrAppendFormat(&text, "defaults: temperature %g, top_k %u, top_p %g\n",
-                          defaults.temperature(), defaults.top_k(), defaults.top_p());
+    absl::StrAppendFormat(
+        &text, "defaults: temperature %g, top_k %u, top_p %g, min_p %g, repetition_penalty %g\n",
+        defaults.temperature(), defaults.top_k(), defaults.top_p(), defaults.min_p(),
+        defaults.has_repetition_penalty() ? defaults.repetition_penalty() : 1.0f);
   }
   if (status.target_counter() > 0) {
     absl::StrAppend(&text, status.placement_counter() > 0

@@ -69,6 +69,7 @@ class FakeAttentionLink : public AttentionLink {
                            spec.sampling.top_p, ", seed ", spec.sampling.seed, ", mask ",
                            spec.mask_ids_without_token, ", request ", spec.tag.request_id,
                            ", trace ", spec.tag.traceparent, " ", spec.tag.tracestate));
+    last_spec = spec;
   }
   void Run(Step step) override {
     std::string pages;
@@ -102,10 +103,15 @@ class FakeAttentionLink : public AttentionLink {
   void Cancel(SequenceId sequence) override { log_->Add(absl::StrCat("cancel ", sequence)); }
   void Release(SequenceId sequence) override { log_->Add(absl::StrCat("release ", sequence)); }
 
+  static SequenceSpec
+      last_spec;  // that any of them was told; read behind what follows it in the log
+
  private:
   Log* const log_;
   Observer* const observer_;
 };
+
+SequenceSpec FakeAttentionLink::last_spec;
 
 class Gateway : public AttentionLink::Observer {
  public:
@@ -244,6 +250,38 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   EXPECT_EQ(results[0].busy_us, 345);
   EXPECT_EQ(results[0].wait_us, 12);
   EXPECT_EQ(results[1].status, absl::FailedPreconditionError("nothing to do"));
+}
+
+TEST_F(GrpcAttentionLinkTest, SamplingArrivesAsItWas) {
+  auto link = Connect();
+  ASSERT_NE(link, nullptr);
+  for (const bool all : {true, false}) {
+    SequenceSpec spec;
+    spec.sequence = all ? 1 : 2;
+    spec.token_ids = {1, 2, 3};
+    if (all) {
+      spec.num_prompt_tokens = 2;
+      spec.sampling = {.min_tokens = 4,
+                       .end_ids = {2, 1},
+                       .logit_bias = {{0, -100.0f}, {102399, 0.25f}},
+                       .repetition_penalty = 1.5f,
+                       .frequency_penalty = -2.0f,
+                       .presence_penalty = 0.125f,
+                       .temperature = 0.5f,
+                       .min_p = 0.0625f,
+                       .top_k = 7,
+                       .top_p = 0.75f,
+                       .seed = 8,
+                       .choice = 3};
+    }
+    link->OpenSequence(spec);
+    link->Cancel(spec.sequence);
+    ASSERT_TRUE(worker_log_.WaitFor(all ? 2 : 4));
+    const SequenceSpec& got = FakeAttentionLink::last_spec;
+    EXPECT_EQ(got.sequence, spec.sequence);
+    EXPECT_EQ(got.num_prompt_tokens, spec.num_prompt_tokens);
+    EXPECT_EQ(got.sampling, spec.sampling);
+  }
 }
 
 TEST_F(GrpcAttentionLinkTest, DestroyingTheLinkFreesTheSessionAndSaysNothing) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -72,7 +73,8 @@ std::vector<SampleRow> DrawRows(int64_t rows, int32_t vocab, std::mt19937_64& ra
         {OneOf(random, {0.0f, 1e-42f, 0.7f, 0.7f, 1.0f, 1.0f, 5.0f, 5.0f, 1e30f}),
          OneOf(random, {0, 0, 0, 1, 2, 50, vocab / 2, vocab - 1, vocab, vocab + 1}),
          OneOf(random, {1e-6f, 0.1f, 0.5f, 0.9f, 0.999999f, 1.0f, 1.0f, 1.0f, 1.0f}),
-         OneOf<uint64_t>(random, {0, kAllOnes, random(), random(), random(), random()})});
+         OneOf<uint64_t>(random, {0, kAllOnes, random(), random(), random(), random()}),
+         OneOf(random, {0.0f, 0.0f, 0.0f, 1e-30f, 0.01f, 0.3f, 1.0f})});
   }
   return samples;
 }
@@ -87,21 +89,22 @@ std::vector<std::pair<int32_t, uint32_t>> Bits(const std::vector<SampledToken>& 
 }
 
 void ExpectTheCpusTokens(const TestTensor& logits, const std::vector<SampleRow>& samples,
-                         const std::vector<uint8_t>& allowed, uint64_t seeds) {
+                         const std::vector<uint8_t>& allowed, uint64_t seeds,
+                         const DeviceTensor& raw = {}) {
   std::vector<SampledToken> want(samples.size());
   (*CreateCpuBackend(1))
-      ->Sample(
-          {logits.device(), DeviceStructs(samples), DeviceVector(allowed), DeviceStructs(want)});
+      ->Sample({logits.device(), DeviceStructs(samples), DeviceVector(allowed), DeviceStructs(want),
+                raw});
   for (uint64_t seed = 0; seed < seeds; ++seed) {
     std::vector<SampledToken> got(samples.size());
     cuda::Sample(TestStream(seed), {logits.device(), DeviceStructs(samples), DeviceVector(allowed),
-                                    DeviceStructs(got)});
+                                    DeviceStructs(got), raw});
     for (size_t i = 0; i < samples.size(); ++i) {
       const SampleRow& s = samples[i];
       ASSERT_EQ(Bits(got)[i], Bits(want)[i])
           << "row " << i << ", vocab " << logits.view().width() << ", seed " << seed
           << (allowed.empty() ? "" : ", masked") << ": temperature " << s.temperature << ", top_k "
-          << s.top_k << ", top_p " << s.top_p << ", random " << s.random;
+          << s.top_k << ", top_p " << s.top_p << ", min_p " << s.min_p << ", random " << s.random;
     }
   }
 }
@@ -118,6 +121,37 @@ TEST_P(CudaSampleTest, DrawsTheCpusTokens) {
     for (uint8_t& a : allowed) a = OneOf<uint8_t>(random, {0, 1, 255});
     ExpectTheCpusTokens(logits, DrawRows(kRows, vocab, random), allowed, kSeeds);
   }
+}
+
+TEST_P(CudaSampleTest, AdjustsLogitsAsTheCpuAndDrawsFromThem) {
+  constexpr int64_t kRows = 18;
+  const int32_t vocab = GetParam();
+  std::mt19937_64 random(static_cast<uint64_t>(vocab) + 2);
+  const TestTensor raw = DrawLogits(kRows, vocab, random);
+  std::vector<LogitAdjustment> adjustments;
+  for (int32_t row = 0; row < kRows; ++row) {
+    for (int32_t id = 0; id < vocab; ++id) {
+      if (random() % 3 != 0) continue;
+      adjustments.push_back({row, id, OneOf(random, {0.0f, 0.0f, 1.3f, -100.0f, -kInfinity}),
+                             OneOf(random, {1.0f, 1.0f, 1.1f, 0.7f}),
+                             OneOf(random, {0.0f, 0.0f, 0.6f, -0.3f})});
+    }
+  }
+  std::shuffle(adjustments.begin(), adjustments.end(), random);
+  const auto copy = [&] {
+    TestTensor logits(Dtype::kF32, {kRows, vocab}, 1);
+    for (int64_t row = 0; row < kRows; ++row) {
+      std::copy_n(reinterpret_cast<const float*>(raw.view().row(row)), vocab,
+                  reinterpret_cast<float*>(logits.view().row(row)));
+    }
+    return logits;
+  };
+  TestTensor want = copy();
+  (*CreateCpuBackend(1))->AdjustLogits({want.device(), DeviceStructs(adjustments)});
+  TestTensor got = copy();
+  cuda::AdjustLogits(TestStream(1), {got.device(), DeviceStructs(adjustments)});
+  ExpectSameBits(got, want, 1);
+  ExpectTheCpusTokens(got, DrawRows(kRows, vocab, random), {}, 2, raw.device());
 }
 
 TEST_P(CudaSampleTest, LogProbsAreTheCpus) {
@@ -184,6 +218,13 @@ TEST(CudaSampleTest, CutsEndWhereTheContractSays) {
   EXPECT_EQ(DrawOne(flat, {1.0f, 0, 0.25f, kAllOnes}), 255);  // reaches the threshold exactly
   EXPECT_EQ(DrawOne(flat, {1.0f, 0, 0.250001f, kAllOnes}), 256);
   EXPECT_EQ(DrawOne(flat, {1.0f, 512, 0.5f, kAllOnes}), 255);  // of what top_k leaves
+  std::vector<float> steps(1024, 0.5f);
+  std::fill(steps.begin() + 300, steps.end(), 0.5f - 0.69314718f);  // half as probable
+  EXPECT_EQ(DrawOne(steps, {1.0f, 0, 1.0f, kAllOnes, 0.5001f}), 299);
+  EXPECT_EQ(DrawOne(steps, {1.0f, 0, 1.0f, kAllOnes, 0.4999f}), 1023);
+  EXPECT_EQ(DrawOne(steps, {1.0f, 200, 1.0f, kAllOnes, 0.5001f}), 199);
+  EXPECT_EQ(DrawOne(steps, {1.0f, 400, 1.0f, kAllOnes, 0.5001f}), 299);
+  EXPECT_EQ(DrawOne(steps, {1.0f, 0, 0.5f, kAllOnes, 0.5001f}), 149);  // of what min_p leaves
 }
 
 TEST(CudaSampleTest, OfNoRowsNothingStarts) {

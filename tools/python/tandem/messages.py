@@ -31,6 +31,11 @@ class Sampling:
     top_k: Optional[int] = None  # 0: no limit
     top_p: Optional[float] = None
     seed: Optional[int] = None  # None: the server draws one and says it in Started
+    min_p: Optional[float] = None
+    repetition_penalty: Optional[float] = None  # of tokens in prompt and answer
+    frequency_penalty: Optional[float] = None   # of tokens in the answer, as the next
+    presence_penalty: Optional[float] = None
+    logit_bias: Dict[int, float] = dataclasses.field(default_factory=dict, hash=False)  # by token id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class GenerateRequest:
     add_bos: Optional[bool] = None
     stop_token_ids: Sequence[int] = ()
     priority: int = 0  # lower goes first
+    min_tokens: int = 0  # before which nothing ends the answer
     model: str = ""
 
 

@@ -89,11 +89,13 @@ def generate_request(request: m.GenerateRequest, seed: Optional[int]) -> Any:
     proto = METHODS["Generate"].request(
         model=request.model, ignore_eos=request.ignore_eos, stop=request.stop,
         match_added_tokens=request.match_added_tokens, stop_token_ids=request.stop_token_ids,
-        priority=request.priority)
+        priority=request.priority, min_tokens=request.min_tokens)
     _fill_prompt(proto, request)
     _fill_chat(proto, request.chat)
-    for field in ("temperature", "top_k", "top_p", "seed"):
+    for field in ("temperature", "top_k", "top_p", "seed", "min_p", "repetition_penalty",
+                  "frequency_penalty", "presence_penalty"):
         _fill(proto.sampling, field, getattr(request.sampling, field))
+    proto.sampling.logit_bias.update(request.sampling.logit_bias)
     _fill(proto.sampling, "seed", seed)
     _fill(proto, "max_tokens", request.max_tokens)
     _fill(proto, "add_bos", request.add_bos)
