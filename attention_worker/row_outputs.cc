@@ -13,7 +13,8 @@ constexpr size_t kAdjustmentsAtOnce = 1 << 16;  // 1.3 MB of the device's memory
 
 // Outputs of one kind are computed by one call of each op.
 auto Kind(const WantedOutput& output) {
-  return std::tuple(output.kind, output.masked(), !output.adjustments.empty());
+  const bool wants_top = output.spec != nullptr && output.spec->top_logprobs > 0;
+  return std::tuple(output.kind, output.masked(), !output.adjustments.empty(), wants_top);
 }
 
 // Computes one kind of outputs, whose logits are the rows of `logits`.
@@ -46,6 +47,29 @@ class OutputReader {
     for (size_t i = 0; i < tokens.size(); ++i) {
       wanted_[i].result->token = tokens[i].id;
       wanted_[i].result->log_prob = tokens[i].log_prob;
+    }
+  }
+
+  void TopLogProbs(const DeviceTensor& allowed) {
+    int64_t count = 0;
+    for (const WantedOutput& output : wanted_) {
+      count = std::max<int64_t>(count, output.spec->top_logprobs);
+    }
+    if (count == 0) return;
+    const auto device_ids = workspace_.Take(Dtype::kI32, {num_rows_, count});
+    const auto device_log_probs = workspace_.Take(Dtype::kF32, {num_rows_, count});
+    backend_.TopLogProbs({logits_, allowed, device_ids, device_log_probs});
+    std::vector<int32_t> ids(static_cast<size_t>(num_rows_ * count));
+    std::vector<float> log_probs(ids.size());
+    const auto ids_read = backend_.Read(device_ids, ids.data());
+    backend_.Read(device_log_probs, log_probs.data())->Wait();
+    ids_read->Wait();
+    for (size_t i = 0; i < wanted_.size(); ++i) {
+      for (int32_t k = 0; k < wanted_[i].spec->top_logprobs; ++k) {
+        const size_t place = i * static_cast<size_t>(count) + static_cast<size_t>(k);
+        if (ids[place] < 0) break;
+        wanted_[i].result->top.push_back({ids[place], log_probs[place]});
+      }
     }
   }
 
@@ -146,9 +170,12 @@ void ComputeOutputs(const AttentionModel& model, const ModelContext& context, Wo
       OutputReader reader(&backend, workspace,
                           absl::MakeConstSpan(slab).subspan(first, end - first), slab_logits);
       switch (slab[first].kind) {
-        case RowOutputKind::kSample:
-          reader.Sample(slab[first].masked() ? ids_with_token : DeviceTensor());
+        case RowOutputKind::kSample: {
+          const DeviceTensor allowed = slab[first].masked() ? ids_with_token : DeviceTensor();
+          reader.Sample(allowed);
+          reader.TopLogProbs(allowed);
           break;
+        }
         case RowOutputKind::kLogProb:
           reader.LogProb();
           break;

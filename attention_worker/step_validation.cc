@@ -277,6 +277,9 @@ absl::Status ValidateSpec(const SequenceSpec& spec, const StepLimits& limits) {
     return invalid("penalties ", sampling.repetition_penalty, ", ", sampling.frequency_penalty,
                    " and ", sampling.presence_penalty, " are out of range");
   }
+  if (spec.top_logprobs < 0 || spec.top_logprobs > kMaxTopLogProbs) {
+    return invalid("top_logprobs is ", spec.top_logprobs, ", not in [0, ", kMaxTopLogProbs, "]");
+  }
   for (const int32_t id : sampling.end_ids) {
     if (!is_id(id)) return invalid("end id ", id, " is not in [0, ", limits.vocab_size, ")");
   }

@@ -18,6 +18,7 @@ namespace {
 
 // A message of ids may hold many more, and each may stand for a hundred bytes of text.
 constexpr int kMaxDetokenizeIds = 1 << 20;
+constexpr size_t kMaxEchoBytes = 1 << 14;  // of a message: gRPC's clients take 4 MiB
 
 static_assert(std::endian::native == std::endian::little, "logits travel as the memory holds them");
 
@@ -47,16 +48,33 @@ class GenerateCall : public StreamingCall {
     valid.job.deadline = deadline;
     submitted_ = absl::Now();
     prompt_tokens_ = static_cast<uint32_t>(valid.job.prompt.size());
+    wants_top_ = valid.job.top_logprobs > 0;
     text_.emplace(model.tokenizer.get(), std::move(valid.stop), valid.job.sampling.min_tokens);
     v1::GenerateResponse response;
     response.mutable_started()->set_model(model.name);
     response.mutable_started()->set_prompt_tokens(prompt_tokens_);
     response.mutable_started()->set_seed(valid.job.sampling.seed);
-    Submit(std::move(valid.job), response);
+    std::vector<grpc::ByteBuffer> first = {SerializeMessage(response)};
+    if (request.echo()) {
+      AddEcho(request.has_text() ? request.text() : text_->Echo(valid.job.prompt), &first);
+    }
+    Submit(std::move(valid.job), first);
     return absl::OkStatus();
   }
 
  private:
+  // In chunks that every client takes.
+  static void AddEcho(absl::string_view text, std::vector<grpc::ByteBuffer>* messages) {
+    while (!text.empty()) {
+      size_t size = std::min(text.size(), kMaxEchoBytes);
+      while (size < text.size() && (static_cast<uint8_t>(text[size]) & 0xC0) == 0x80) --size;
+      v1::GenerateResponse response;
+      response.mutable_chunk()->set_text(std::string(text.substr(0, size)));
+      messages->push_back(SerializeMessage(response));
+      text.remove_prefix(size);
+    }
+  }
+
   v1::GenerateResponse::FinishReason Reason(JobEnd end) const {
     if (end == JobEnd::kStop || text_->stopped()) return v1::GenerateResponse::FINISH_REASON_STOP;
     return end == JobEnd::kEos ? v1::GenerateResponse::FINISH_REASON_EOS
@@ -91,7 +109,7 @@ class GenerateCall : public StreamingCall {
   }
   void OnScored(const ScoredRow&, float, std::vector<float>) override {}
 
-  void OnToken(int32_t id, float log_prob) override {
+  void OnToken(const DrawnToken& token) override {
     if (text_->stopped()) return;
     const absl::Time before = std::exchange(last_, absl::Now());
     if (completion_tokens_++ == 0) {
@@ -102,9 +120,16 @@ class GenerateCall : public StreamingCall {
     }
     v1::GenerateResponse response;
     v1::GenerateResponse::Chunk& chunk = *response.mutable_chunk();
-    chunk.set_text(text_->Push(id));
-    chunk.add_token_ids(id);
-    chunk.add_log_probs(log_prob);
+    chunk.set_text(text_->Push(token.id));
+    chunk.add_token_ids(token.id);
+    chunk.add_log_probs(token.log_prob);
+    if (wants_top_) {
+      v1::GenerateResponse::TopLogProbs& top = *chunk.add_top_logprobs();
+      for (const TokenLogProb& candidate : token.top) {
+        top.add_token_ids(candidate.token);
+        top.add_log_probs(candidate.log_prob);
+      }
+    }
     Send(response);
     if (text_->stopped()) FinishJob();
   }
@@ -131,6 +156,7 @@ class GenerateCall : public StreamingCall {
   }
 
   std::optional<TextStream> text_;
+  bool wants_top_ = false;
   uint32_t prompt_tokens_ = 0;
   uint32_t completion_tokens_ = 0;
   uint32_t cached_tokens_ = 0;
@@ -163,7 +189,7 @@ class ScoreCall : public StreamingCall {
       Send(response);
       OnEnd(JobEnd::kScored, absl::OkStatus());
     } else {
-      Submit(std::move(job), response);
+      Submit(std::move(job), {SerializeMessage(response)});
     }
     return absl::OkStatus();
   }
@@ -178,7 +204,7 @@ class ScoreCall : public StreamingCall {
   }
 
   void OnAdmitted(int32_t) override {}
-  void OnToken(int32_t, float) override {}
+  void OnToken(const DrawnToken&) override {}
 
   void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) override {
     v1::ScoreResponse response;

@@ -10,6 +10,7 @@
 #include "common/pages.h"
 #include "common/request_tag.h"
 #include "common/sampling_params.h"
+#include "common/transport/attention_link.h"
 
 namespace tandem {
 
@@ -35,6 +36,7 @@ struct Job {
   std::vector<int32_t> stop_ids;  // other ids that end the job
   SamplingParams sampling;
   bool mask_ids_without_token = true;
+  int32_t top_logprobs = 0;        // of each token; at most kMaxTopLogProbs
   std::vector<ScoredRow> scored;   // ascending by position; all below prompt.size()
   int32_t max_rows_per_batch = 0;  // of the prompt; 0: the scheduler's policy
   int32_t priority = 0;            // lower goes first; in [-kMaxPriority, kMaxPriority]
@@ -50,6 +52,12 @@ enum class JobEnd : uint8_t {
   kFailed,
 };
 
+struct DrawnToken {
+  int32_t id = 0;
+  float log_prob = 0.0f;
+  std::vector<TokenLogProb> top;  // as many as the job wants, or as there are candidates
+};
+
 // Receives what becomes of a job. Calls come one at a time from the driver's thread and must not
 // block; they may call StepDriver::Cancel and StepDriver::Finish.
 class JobSink {
@@ -61,7 +69,7 @@ class JobSink {
   // In the order of positions. `logits` is empty unless wanted.
   virtual void OnScored(const ScoredRow& row, float log_prob, std::vector<float> logits) = 0;
   // An id that ends the job is not reported.
-  virtual void OnToken(int32_t id, float log_prob) = 0;
+  virtual void OnToken(const DrawnToken& token) = 0;
   // Last, exactly once per submitted job, also after Cancel and Finish. `status` is OK unless `end`
   // is kFailed:
   //   CANCELLED, DEADLINE_EXCEEDED

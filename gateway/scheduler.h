@@ -56,8 +56,8 @@ struct SchedulerEvent {
   Kind kind = Kind::kDone;
   ScoredRow row;              // kScored
   std::vector<float> logits;  // kScored
-  float log_prob = 0.0f;      // kScored, kToken
-  int32_t token = 0;          // kToken
+  float log_prob = 0.0f;      // kScored
+  DrawnToken token;           // kToken
   int32_t cached_tokens = 0;  // kAdmitted
   JobEnd end = JobEnd::kFailed;
   absl::Status status;  // kDone
@@ -373,7 +373,7 @@ class Scheduler {
   static absl::Status CheckRow(const Worker& worker, const JobState& job, const RowResult& row);
   void TakeScore(JobState* job, RowResult row);
   void ReportScores(JobState* job, int64_t end_row, std::vector<SchedulerEvent>* events);
-  void TakeToken(JobState* job, const RowResult& row, std::vector<SchedulerEvent>* events);
+  void TakeToken(JobState* job, RowResult row, std::vector<SchedulerEvent>* events);
   void FinishBatch(Worker* worker, BatchId id, std::vector<SchedulerEvent>* events);
   void FinishRows(JobState* job, int64_t end_row, std::vector<SchedulerEvent>* events);
   // Sets first_layer of each of the step's advances to where its batch stands now, and `progress`

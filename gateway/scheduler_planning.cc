@@ -284,6 +284,7 @@ SequenceSpec Scheduler::MakeSpec(const JobState& job) const {
   spec.sampling = job.job.sampling;
   spec.mask_ids_without_token = job.job.mask_ids_without_token;
   spec.tag = job.job.tag;
+  spec.top_logprobs = job.job.top_logprobs;
   return spec;
 }
 

@@ -130,7 +130,7 @@ void Scheduler::TakeRow(Worker* worker, RowResult row, std::vector<SchedulerEven
   }
   if (row.kind == RowOutputKind::kSample) {
     ReportScores(&job, row.position + 1, events);
-    TakeToken(&job, row, events);
+    TakeToken(&job, std::move(row), events);
   } else {
     TakeScore(&job, std::move(row));
   }
@@ -151,6 +151,14 @@ absl::Status Scheduler::CheckRow(const Worker& worker, const JobState& job, cons
         return wrong("drew token ", row.token, ", but the vocabulary is 0 to ", vocab_size - 1);
       }
       if (row.token < 0) return absl::InternalError("the logits held a NaN");
+      if (row.top.size() > static_cast<size_t>(job.job.top_logprobs)) {
+        return wrong("answered ", row.top.size(), " of the most probable tokens, not ",
+                     job.job.top_logprobs);
+      }
+      for (const TokenLogProb& top : row.top) {
+        if (top.token >= 0 && top.token < vocab_size) continue;
+        return wrong("named token ", top.token, ", but the vocabulary is 0 to ", vocab_size - 1);
+      }
       break;
     case RowOutputKind::kLogProb:
       if (std::isnan(row.log_prob)) return absl::InternalError("the logits held a NaN");
@@ -199,8 +207,7 @@ void Scheduler::ReportScores(JobState* job, int64_t end_row, std::vector<Schedul
   }
 }
 
-void Scheduler::TakeToken(JobState* job, const RowResult& row,
-                          std::vector<SchedulerEvent>* events) {
+void Scheduler::TakeToken(JobState* job, RowResult row, std::vector<SchedulerEvent>* events) {
   const int64_t index = row.position + 1 - job->prompt_size();
   if (index != static_cast<int64_t>(job->generated.size())) return;  // FinishRows sees what lacks
   const auto is_one_of = [&](const std::vector<int32_t>& ids) {
@@ -215,8 +222,7 @@ void Scheduler::TakeToken(JobState* job, const RowResult& row,
   SchedulerEvent& event = events->emplace_back();
   event.job = job->id;
   event.kind = SchedulerEvent::Kind::kToken;
-  event.token = row.token;
-  event.log_prob = row.log_prob;
+  event.token = {row.token, row.log_prob, std::move(row.top)};
   if (static_cast<int64_t>(job->generated.size()) >= job->job.max_new_tokens) {
     End(job, JobEnd::kLength, absl::OkStatus(), Leave::kRelease, events);
   }

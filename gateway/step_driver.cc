@@ -486,7 +486,7 @@ void StepDriver::Impl::Deliver(std::vector<SchedulerEvent> events) {
         break;
       case SchedulerEvent::Kind::kToken:
         ++tokens_generated_;
-        it->second.sink->OnToken(event.token, event.log_prob);
+        it->second.sink->OnToken(event.token);
         break;
       case SchedulerEvent::Kind::kDone:
         EndJob(event.job, event.end, std::move(event.status));

@@ -17,7 +17,7 @@ void CancelCall(grpc::CallbackServerContext* context, const absl::Status& why) {
                                status.error_message().c_str(), nullptr);
 }
 
-void StreamingCall::Submit(Job job, const google::protobuf::MessageLite& first) {
+void StreamingCall::Submit(Job job, const std::vector<grpc::ByteBuffer>& first) {
   job.tag = tag_;
   absl::Status refused;
   {
@@ -27,7 +27,7 @@ void StreamingCall::Submit(Job job, const google::protobuf::MessageLite& first) 
     refused = id.status();
     if (id.ok()) {
       job_ = *id;
-      Enqueue(SerializeMessage(first));
+      for (const grpc::ByteBuffer& message : first) Enqueue(message);
       if (cancelled_) driver_->Cancel(job_);
       if (finished_) driver_->Finish(job_);
     } else if (const auto after = RetryAfter(refused); after.has_value() && !ended_ && !shed_) {
@@ -50,7 +50,7 @@ void StreamingCall::Send(const google::protobuf::MessageLite& message) {
   grpc::ByteBuffer buffer = SerializeMessage(message);
   {
     MutexLock lock(mutex_);
-    Enqueue(std::move(buffer));
+    Enqueue(buffer);
   }
   live_->Enforce();
 }

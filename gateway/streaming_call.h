@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -75,9 +76,10 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     live_->Add(this);  // here, once the call is whole: others may ask it from now on
   }
 
-  // Hands the job in, and sends `first` before all that comes of it; ends the call with nothing but
-  // a status if the driver does not take it, and says when to come again: kRetryPushback.
-  void Submit(Job job, const google::protobuf::MessageLite& first);
+  // Hands the job in, and sends the messages `first` before all that comes of it; ends the call
+  // with nothing but a status if the driver does not take it, and says when to come again:
+  // kRetryPushback.
+  void Submit(Job job, const std::vector<grpc::ByteBuffer>& first);
   void Send(const google::protobuf::MessageLite& message);
   // After everything that was sent. Once; later calls are ignored.
   void End(const grpc::Status& status);

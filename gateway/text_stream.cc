@@ -13,6 +13,13 @@ TextStream::TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop
   if (tokenizer != nullptr) detokenizer_.emplace(tokenizer, /*skip_special=*/true);
 }
 
+std::string TextStream::Echo(absl::Span<const int32_t> prompt) {
+  std::string text;
+  if (!detokenizer_) return text;
+  for (const int32_t id : prompt) text += detokenizer_->Push(id);
+  return text;
+}
+
 std::string TextStream::Push(int32_t id) {
   if (!detokenizer_ || stopped_) return "";
   Append(detokenizer_->Push(id), true);

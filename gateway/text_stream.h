@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "common/tokenizer/incremental_detokenizer.h"
 
 namespace tandem {
@@ -20,6 +21,9 @@ class TextStream {
   // that is complete with the first `min_tokens` ids does not count.
   TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop, int32_t min_tokens = 0);
 
+  // The text of a prompt that the ids go on behind; first. A character that it leaves unfinished
+  // comes with the first ids. No stop string is looked for in it.
+  std::string Echo(absl::Span<const int32_t> prompt);
   // The text that can be sent now that `id` has come. After a stop string nothing comes any more.
   std::string Push(int32_t id);
   // The text that was held back, when the stream has ended without a stop string.

@@ -274,6 +274,15 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
         "priority is ", request.priority(), ", but must be ", -kMaxPriority, " to ", kMaxPriority));
   }
   job.priority = request.priority();
+  if (request.echo() && request.has_chat()) {
+    return absl::InvalidArgumentError("echo is set, but it goes with text and token_ids only");
+  }
+  if (request.echo()) TANDEM_RETURN_IF_ERROR(NeedTokenizer(model).status());
+  if (request.top_logprobs() > kMaxTopLogProbs) {
+    return absl::InvalidArgumentError(absl::StrCat("top_logprobs is ", request.top_logprobs(),
+                                                   ", but must be 0 to ", kMaxTopLogProbs));
+  }
+  job.top_logprobs = static_cast<int32_t>(request.top_logprobs());
   if (request.has_max_tokens() && request.max_tokens() == 0) {
     return absl::InvalidArgumentError("max_tokens is 0, but must be at least 1");
   }

@@ -113,6 +113,7 @@ class Backend {
 
   void AdjustLogits(const AdjustLogitsArgs& args);
   void Sample(const SampleArgs& args);
+  void TopLogProbs(const TopLogProbsArgs& args);
   void LogProb(const LogProbArgs& args);
 
  private:
@@ -151,6 +152,7 @@ class Backend {
   virtual void DoCombine(const CombineArgs& args) = 0;
   virtual void DoAdjustLogits(const AdjustLogitsArgs& args) = 0;
   virtual void DoSample(const SampleArgs& args) = 0;
+  virtual void DoTopLogProbs(const TopLogProbsArgs& args) = 0;
   virtual void DoLogProb(const LogProbArgs& args) = 0;
 };
 

@@ -218,6 +218,15 @@ void CheckArgs(const SampleArgs& args) {
   TANDEM_CHECK(args.raw.empty() || SameShape(args.raw, args.logits));
 }
 
+void CheckArgs(const TopLogProbsArgs& args) {
+  const int64_t rows = args.logits.dim(0);
+  TANDEM_CHECK(args.logits.rank == 2 && args.logits.dtype == Dtype::kF32);
+  TANDEM_CHECK(args.allowed.empty() || IsVector(args.allowed, Dtype::kU8, args.logits.width()));
+  TANDEM_CHECK(args.ids.dtype == Dtype::kI32 && args.log_probs.dtype == Dtype::kF32);
+  TANDEM_CHECK(HasShape(args.ids, rows, args.ids.width()));
+  TANDEM_CHECK(HasShape(args.log_probs, rows, args.ids.width()));
+}
+
 void CheckArgs(const LogProbArgs& args) {
   TANDEM_CHECK(args.logits.rank == 2 && args.logits.dtype == Dtype::kF32);
   TANDEM_CHECK(AreIndices(args.targets, args.logits.dim(0)));

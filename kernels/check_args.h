@@ -41,6 +41,7 @@ void CheckArgs(const ExpertMlpArgs& args);
 void CheckArgs(const CombineArgs& args);
 void CheckArgs(const AdjustLogitsArgs& args);
 void CheckArgs(const SampleArgs& args);
+void CheckArgs(const TopLogProbsArgs& args);
 void CheckArgs(const LogProbArgs& args);
 
 }  // namespace tandem::kernels

@@ -19,6 +19,8 @@ using SequenceId = uint64_t;  // grows within a link's life, never reused
 using BatchId = uint64_t;     // likewise
 using StepId = uint64_t;      // 1, 2, 3, ... within a link's life
 
+inline constexpr int kMaxTopLogProbs = 20;
+
 // A sequence as an attention worker knows it. Token ids travel once, here; rows name positions.
 struct SequenceSpec {
   SequenceId sequence = 0;
@@ -37,6 +39,7 @@ struct SequenceSpec {
   SamplingParams sampling;
   bool mask_ids_without_token = true;  // draw only ids for which the tokenizer has a token
   RequestTag tag;                      // for logs
+  int32_t top_logprobs = 0;  // RowResult::top of each draw has so many, at most kMaxTopLogProbs
 
   // b = 64 * floor((P - 1) / 64): all but the last page of a prompt of P >= 1 tokens.
   static int32_t ExpandedLength(int64_t prompt_tokens) {
@@ -92,6 +95,12 @@ struct Step {
   std::vector<Advance> advance;
 };
 
+struct TokenLogProb {
+  int32_t token = 0;
+  float log_prob = 0.0f;
+  bool operator==(const TokenLogProb&) const = default;
+};
+
 struct RowResult {
   SequenceId sequence = 0;
   int32_t position = 0;  // of the row
@@ -99,8 +108,10 @@ struct RowResult {
   // kSample: the drawn id, or -1 if the logits held a NaN, which ends the sequence; kLogProb: the
   // target.
   int32_t token = 0;
-  float log_prob = 0.0f;      // kSample, kLogProb
-  std::vector<float> logits;  // kLogits: [vocab]
+  float log_prob = 0.0f;          // kSample, kLogProb
+  std::vector<float> logits;      // kLogits: [vocab]
+  std::vector<TokenLogProb> top;  // kSample, if asked for: of the same distribution as log_prob,
+                                  // the most probable first, of equal ones the lower id
 };
 
 struct BatchProgress {

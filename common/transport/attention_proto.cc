@@ -76,6 +76,7 @@ void ToProto(const SequenceSpec& spec, v1::OpenSequence* out) {
   out->set_num_prompt_tokens(spec.num_prompt_tokens);
   ToProto(spec.sampling, out);
   out->set_mask_ids_without_token(spec.mask_ids_without_token);
+  out->set_top_logprobs(spec.top_logprobs);
   for (const PageRange& range : spec.absorbed_pages) {
     v1::PageRange* r = out->add_absorbed_pages();
     r->set_first(range.first);
@@ -95,6 +96,7 @@ SequenceSpec FromProto(const v1::OpenSequence& spec) {
   out.num_prompt_tokens = spec.num_prompt_tokens();
   out.sampling = SamplingFromProto(spec);
   out.mask_ids_without_token = spec.mask_ids_without_token();
+  out.top_logprobs = spec.top_logprobs();
   for (const v1::PageRange& range : spec.absorbed_pages()) {
     out.absorbed_pages.push_back({range.first(), range.end()});
   }
@@ -169,6 +171,10 @@ void ToProto(const StepResult& result, v1::StepResult* out) {
     r->set_token(row.token);
     r->set_log_prob(row.log_prob);
     r->set_logits(row.logits.data(), row.logits.size() * sizeof(float));
+    for (const TokenLogProb& top : row.top) {
+      r->add_top_tokens(top.token);
+      r->add_top_log_probs(top.log_prob);
+    }
   }
   for (const BatchProgress& batch : result.batches) {
     v1::BatchProgress* b = out->add_batches();
@@ -192,7 +198,8 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
       absl::Status(static_cast<absl::StatusCode>(result.status_code()), result.status_message());
   for (const v1::RowResult& row : result.rows()) {
     const std::optional<RowOutputKind> kind = KindFromProto(row.kind());
-    if (!kind.has_value() || row.logits().size() % sizeof(float) != 0) {
+    if (!kind.has_value() || row.logits().size() % sizeof(float) != 0 ||
+        row.top_tokens_size() != row.top_log_probs_size()) {
       return absl::DataLossError(absl::StrCat("a row of step ", result.step(), " is malformed"));
     }
     RowResult& r = out.rows.emplace_back();
@@ -204,6 +211,9 @@ absl::StatusOr<StepResult> FromProto(const v1::StepResult& result) {
     r.logits.resize(row.logits().size() / sizeof(float));
     if (!r.logits.empty()) {
       std::memcpy(r.logits.data(), row.logits().data(), row.logits().size());
+    }
+    for (int i = 0; i < row.top_tokens_size(); ++i) {
+      r.top.push_back({row.top_tokens(i), row.top_log_probs(i)});
     }
   }
   for (const v1::BatchProgress& batch : result.batches()) {

@@ -156,6 +156,7 @@ class CpuBackend final : public Backend {
   void DoCombine(const CombineArgs& args) override { cpu::Combine(args, pool_); }
   void DoAdjustLogits(const AdjustLogitsArgs& args) override { cpu::AdjustLogits(args, pool_); }
   void DoSample(const SampleArgs& args) override { cpu::Sample(args, pool_); }
+  void DoTopLogProbs(const TopLogProbsArgs& args) override { cpu::TopLogProbs(args, pool_); }
   void DoLogProb(const LogProbArgs& args) override { cpu::LogProb(args, pool_); }
 
   const cpu::FloatOrder order_;  // of bf16 by bf16

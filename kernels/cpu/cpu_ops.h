@@ -32,6 +32,7 @@ void Combine(const CombineArgs& args, ThreadPool& pool);
 
 void AdjustLogits(const AdjustLogitsArgs& args, ThreadPool& pool);
 void Sample(const SampleArgs& args, ThreadPool& pool);
+void TopLogProbs(const TopLogProbsArgs& args, ThreadPool& pool);
 void LogProb(const LogProbArgs& args, ThreadPool& pool);
 
 }  // namespace tandem::kernels::cpu

@@ -188,6 +188,10 @@ SampledToken SampleOne(const LogitRow& row, const LogitRow& raw, const SampleRow
   return token;
 }
 
+absl::Span<const uint8_t> Allowed(const DeviceTensor& allowed) {
+  return {Data<const uint8_t>(allowed), allowed.empty() ? 0 : static_cast<size_t>(allowed.width())};
+}
+
 LogitRow RowOf(const DeviceTensor& logits, int64_t i, absl::Span<const uint8_t> allowed) {
   const auto* data = reinterpret_cast<const float*>(Row(logits, i));
   return LogitRow{{data, static_cast<size_t>(logits.width())}, allowed};
@@ -209,8 +213,7 @@ void AdjustLogits(const AdjustLogitsArgs& args, ThreadPool& pool) {
 }
 
 void Sample(const SampleArgs& args, ThreadPool& pool) {
-  const absl::Span<const uint8_t> allowed(Data<const uint8_t>(args.allowed),
-                                          args.allowed.empty() ? 0 : args.allowed.width());
+  const absl::Span<const uint8_t> allowed = Allowed(args.allowed);
   const DeviceTensor& raw = args.raw.empty() ? args.logits : args.raw;
   pool.ParallelFor(args.logits.rows(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -219,6 +222,37 @@ void Sample(const SampleArgs& args, ThreadPool& pool) {
       const SampledToken token =
           SampleOne(RowOf(args.logits, i, allowed), RowOf(raw, i, allowed), row);
       std::memcpy(Row(args.out, i), &token, sizeof(token));
+    }
+  });
+}
+
+void TopLogProbs(const TopLogProbsArgs& args, ThreadPool& pool) {
+  const absl::Span<const uint8_t> allowed = Allowed(args.allowed);
+  const int64_t count = args.ids.width();
+  pool.ParallelFor(args.logits.rows(), 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> weights;
+    thread_local std::vector<uint64_t> keys;
+    for (int64_t i = begin; i < end; ++i) {
+      auto* const ids = reinterpret_cast<int32_t*>(Row(args.ids, i));
+      auto* const log_probs = reinterpret_cast<float*>(Row(args.log_probs, i));
+      std::fill_n(ids, count, -1);
+      std::fill_n(log_probs, count, 0.0f);
+      const LogitRow row = RowOf(args.logits, i, allowed);
+      const int32_t best = FindBest(row);
+      if (best < 0) continue;
+      const float max = row.logits[best];
+      const uint64_t total = Weigh(row, max, 1.0f, weights);
+      keys.clear();
+      for (size_t id = 0; id < row.logits.size(); ++id) {
+        if (!row.IsCandidate(id) || std::isinf(row.logits[id])) continue;
+        keys.push_back(OrderKey(row.logits[id], static_cast<uint32_t>(id)));
+      }
+      OrderedCandidates candidates(keys);
+      candidates.Truncate(static_cast<size_t>(count));
+      for (size_t k = 0; k < candidates.size(); ++k) {
+        ids[k] = static_cast<int32_t>(candidates[k]);
+        log_probs[k] = LogProbOf(row.logits[ids[k]], max, total);
+      }
     }
   });
 }

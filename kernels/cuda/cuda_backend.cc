@@ -186,6 +186,7 @@ class CudaBackend final : public Backend {
 
   void DoAdjustLogits(const AdjustLogitsArgs& args) override { cuda::AdjustLogits(stream_, args); }
   void DoSample(const SampleArgs& args) override { cuda::Sample(stream_, args); }
+  void DoTopLogProbs(const TopLogProbsArgs& args) override { cuda::TopLogProbs(stream_, args); }
   void DoLogProb(const LogProbArgs& args) override { cuda::LogProb(stream_, args); }
 
   // Memory of one call. Without any the process ends, as it does for a pass's own tensors.

@@ -79,13 +79,15 @@ __device__ void ForCandidates(const LogitRow& row, const Visit& visit) {
   }
 }
 
-// The key of the first candidate, or kNoKey where the row is in error or no logit is above -inf.
-__device__ inline uint64_t FindBest(const LogitRow& row, Workplace* workplace) {
+// The key of the first candidate, or of the first behind `before`; kNoKey where the row is in error
+// or none is above -inf.
+__device__ inline uint64_t FindBest(const LogitRow& row, Workplace* workplace,
+                                    uint64_t before = kErrorKey) {
   uint64_t best = kNoKey;
   ForCandidates(row, [&](int id) {
     const float logit = row.logits[id];
     const uint64_t key = logit < Infinity() ? OrderKey(logit, id) : kErrorKey;
-    if (key < best) best = key;
+    if (key < best && (key > before || before == kErrorKey)) best = key;
   });
   best = OfBlock(
       best, [](uint64_t a, uint64_t b) { return Smaller(a, b); }, workplace);
@@ -288,6 +290,24 @@ __global__ void SampleKernel(int vocab, Rows<const float> logits, Rows<const flo
   if (threadIdx.x == 0) *reinterpret_cast<SampledToken*>(out[blockIdx.x]) = token;
 }
 
+__global__ void TopLogProbsKernel(int vocab, int count, Rows<const float> logits,
+                                  const uint8_t* allowed, Rows<int32_t> ids,
+                                  Rows<float> log_probs) {
+  auto* const workplace = reinterpret_cast<Workplace*>(SharedMemory());
+  const LogitRow row = {logits[blockIdx.x], allowed, vocab};
+  uint64_t key = FindBest(row, workplace);
+  const float max = key == kNoKey ? 0.0f : row.logits[IdOf(key)];
+  const uint64_t total = key == kNoKey ? 1 : TotalWeight(row, {max, 1.0f}, workplace);
+  for (int i = 0; i < count; ++i) {
+    const bool found = key != kNoKey;
+    if (threadIdx.x == 0) {
+      ids[blockIdx.x][i] = found ? IdOf(key) : -1;
+      log_probs[blockIdx.x][i] = found ? LogProbOf(row.logits[IdOf(key)], max, total) : 0.0f;
+    }
+    if (found && i + 1 < count) key = FindBest(row, workplace, key);
+  }
+}
+
 __global__ void LogProbKernel(int vocab, Rows<const float> logits, const int32_t* targets,
                               float* out) {
   auto* const workplace = reinterpret_cast<Workplace*>(SharedMemory());
@@ -317,6 +337,14 @@ void Sample(Stream stream, const SampleArgs& args) {
          RowsOf<const float>(args.raw.empty() ? args.logits : args.raw),
          DataOf<const uint8_t>(args.allowed), RowsOf<const uint8_t>(args.rows),
          RowsOf<uint8_t>(args.out));
+}
+
+void TopLogProbs(Stream stream, const TopLogProbsArgs& args) {
+  if (args.logits.rows() == 0) return;
+  Launch(stream, TopLogProbsKernel, args.logits.rows(), kThreads, sizeof(Workplace),
+         static_cast<int>(args.logits.width()), static_cast<int>(args.ids.width()),
+         RowsOf<const float>(args.logits), DataOf<const uint8_t>(args.allowed),
+         RowsOf<int32_t>(args.ids), RowsOf<float>(args.log_probs));
 }
 
 void LogProb(Stream stream, const LogProbArgs& args) {

@@ -70,6 +70,16 @@ struct SampleArgs {
   DeviceTensor raw = {};  // as logits, before they were adjusted; empty: they were not
 };
 
+// Of each row the first candidates in their order that are above -inf, with log_prob as
+// SampledToken has it. Where there are fewer than `count`, or the row is in error: id -1 and 0 for
+// the rest.
+struct TopLogProbsArgs {
+  DeviceTensor logits;     // [rows, vocab] f32
+  DeviceTensor allowed;    // as in SampleArgs
+  DeviceTensor ids;        // [rows, count] i32
+  DeviceTensor log_probs;  // [rows, count] f32
+};
+
 // out[i] = log softmax(logits[i])[targets[i]] over the whole vocabulary, computed as SampledToken's
 // log_prob; NaN for a row with NaN or +inf among its logits, or with none above -inf.
 struct LogProbArgs {

@@ -503,6 +503,53 @@ TEST_P(EngineTest, PenaltiesAreOfTheTokensBeforeEachDraw) {
   EXPECT_GT(unlike_the_models, 5);
 }
 
+TEST_P(EngineTest, TheMostProbableAreThoseOfTheModelsOwnLogits) {
+  TestWorkerOptions options;
+  options.ids_with_token.assign(96, 1);
+  options.ids_with_token[7] = 0;
+  const auto worker = MakeWorker(options);
+  TestGateway gateway(worker.get());
+  NewBatch batch;
+  std::vector<SequenceSpec> specs(4);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    SequenceSpec& spec = specs[i];
+    spec.sequence = 1 + i;
+    spec.token_ids = RandomIds(20, 9 + static_cast<uint32_t>(i));
+    spec.num_prompt_tokens = 20;
+    spec.top_logprobs = std::vector<int32_t>{3, 0, 20, 5}[i];
+    spec.mask_ids_without_token = i != 2;
+    if (i == 3) spec.sampling.logit_bias = {{40, 100.0f}};
+    gateway.link().OpenSequence(spec);
+    const NewBatch rows = Rows(spec.sequence, 0, 20);
+    batch.runs.push_back(rows.runs[0]);
+    const auto last = static_cast<int32_t>(20 * i + 19);
+    batch.outputs.push_back({last, RowOutputKind::kLogits, 0});
+    batch.outputs.push_back({last, RowOutputKind::kSample, 0});
+  }
+  const StepResult result = gateway.RunOk(gateway.WholeStep({batch}));
+  for (const SequenceSpec& spec : specs) {
+    SCOPED_TRACE(spec.sequence);
+    Logits logits;
+    Collect(result, spec.sequence, &logits);
+    std::vector<double> own(logits.at(19).begin(), logits.at(19).end());
+    if (spec.mask_ids_without_token) own[7] = -INFINITY;
+    const std::vector<double> p = kernels::oracle::Softmax(own);
+    const std::vector<int> order = kernels::oracle::Ranking(p);
+    for (const RowResult& row : result.rows) {
+      if (row.sequence != spec.sequence || row.kind != RowOutputKind::kSample) continue;
+      ASSERT_THAT(row.top, SizeIs(spec.top_logprobs));
+      for (size_t k = 0; k < row.top.size(); ++k) {
+        EXPECT_EQ(row.top[k].token, order[k]);
+        EXPECT_NEAR(row.top[k].log_prob, std::log(p[order[k]]), 1e-5);
+        if (row.top[k].token == row.token) {
+          EXPECT_EQ(row.top[k].log_prob, row.log_prob);
+        }
+      }
+      EXPECT_EQ(row.token, spec.sampling.logit_bias.empty() ? order[0] : 40);
+    }
+  }
+}
+
 TEST_P(EngineTest, NaNEndsItsOwnSequenceOnly) {
   ScratchDir dir;
   auto config = ParseModelConfig(kSmallConfig, "small");

@@ -275,6 +275,9 @@ TEST(StepValidationTest, SequencesOutOfRangeAreNotUsable) {
   EXPECT_EQ(changed([](SequenceSpec& s) { s.sampling.top_p = 1.5f; }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.num_prompt_tokens = 3; }), kInvalid);
   EXPECT_EQ(changed([](SequenceSpec& s) { s.num_prompt_tokens = -1; }), kInvalid);
+  EXPECT_EQ(changed([](SequenceSpec& s) { s.top_logprobs = 21; }), kInvalid);
+  EXPECT_EQ(changed([](SequenceSpec& s) { s.top_logprobs = -1; }), kInvalid);
+  EXPECT_EQ(changed([](SequenceSpec& s) { s.top_logprobs = 20; }), absl::StatusCode::kOk);
   const auto sampled = [&](const std::function<void(SamplingParams&)>& change) {
     return changed([&](SequenceSpec& s) {
       s.num_prompt_tokens = 1;

@@ -73,10 +73,10 @@ class Call : public JobSink, public std::enable_shared_from_this<Call> {
 
   void OnAdmitted(int32_t) override {}
   void OnScored(const ScoredRow&, float, std::vector<float>) override {}
-  void OnToken(int32_t id, float) override {
+  void OnToken(const DrawnToken& token) override {
     MutexLock lock(mutex_);
     EXPECT_EQ(ends_, 0);
-    tokens_.push_back(id);
+    tokens_.push_back(token.id);
     changed_.NotifyAll();
   }
   void OnEnd(JobEnd, absl::Status status) override {

@@ -184,9 +184,10 @@ class House {
         case SchedulerEvent::Kind::kToken: {
           const std::vector<int32_t>& answer = outcome.answer;
           ASSERT_LT(outcome.tokens.size(), answer.size());
-          EXPECT_EQ(event.token, answer[outcome.tokens.size()]);
+          EXPECT_EQ(event.token.id, answer[outcome.tokens.size()]);
+          EXPECT_EQ(event.token.top, SimulatedTop(event.token.id, outcome.job.top_logprobs));
           EXPECT_EQ(outcome.scored, outcome.job.scored.size()) << "a token before a score";
-          outcome.tokens.push_back(event.token);
+          outcome.tokens.push_back(event.token.id);
           break;
         }
         case SchedulerEvent::Kind::kDone:

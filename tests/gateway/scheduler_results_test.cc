@@ -285,6 +285,11 @@ struct WrongAnswer {
 };
 const WrongAnswer kWrongAnswers[] = {
     {"token", [](RowResult& r) { r.token = kSimulatedVocab; }, "drew token 50"},
+    {"unasked",
+     [](RowResult& r) {
+       r.top = {{1, -1.0f}};
+     },
+     "answered 1 of the most probable"},
     {"position", [](RowResult& r) { r.position = 13; }, "answered position 13"},
     {"last position", [](RowResult& r) { r.position = INT32_MAX; }, "answered position 2147483647"},
     {"negative position", [](RowResult& r) { r.position = -1; }, "answered position -1"},

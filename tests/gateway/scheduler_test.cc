@@ -254,6 +254,7 @@ Job RandomJob(Random* random) {
   job.sampling.repetition_penalty = static_cast<float>(random->Draw(1, 3));
   job.sampling.frequency_penalty = static_cast<float>(random->Draw(-2, 2));
   job.sampling.presence_penalty = static_cast<float>(random->Draw(-2, 2));
+  job.top_logprobs = random->Chance(30) ? random->Draw(1, 5) : 0;
   if (random->Chance(30)) job.sampling.logit_bias = {{random->Draw(0, 9), 0.5f}, {10, -3}};
   if (random->Chance(30)) {
     job.sampling.min_tokens = random->Draw(1, 5);

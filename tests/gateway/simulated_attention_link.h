@@ -44,6 +44,12 @@ inline uint64_t SimulatedState(const std::vector<int32_t>& tokens, int64_t size)
 inline int32_t SimulatedToken(uint64_t state, uint64_t key) {
   return static_cast<int32_t>(SimulatedMix(state ^ SimulatedMix(key)) % kSimulatedVocab);
 }
+// Of the most probable ids beside a token, some.
+inline std::vector<TokenLogProb> SimulatedTop(int32_t token, int count) {
+  std::vector<TokenLogProb> top;
+  for (int i = 0; i < count; ++i) top.push_back({(token + i) % kSimulatedVocab, -0.5f * i});
+  return top;
+}
 inline float SimulatedLogProb(uint64_t state, int32_t target) {
   return -static_cast<float>(SimulatedMix(state + static_cast<uint64_t>(target)) % 1000);
 }
@@ -454,6 +460,7 @@ class SimulatedAttentionWorker {
                          sequence->spec.absorbed_pages, sequence->spec.mask_ids_without_token,
                          sequence->spec.num_prompt_tokens));
         row.log_prob = SimulatedLogProb(state, row.token);
+        row.top = SimulatedTop(row.token, sequence->spec.top_logprobs);
         if (std::exchange(draw_nan_, false)) {
           row.token = -1;
           for (const int32_t page : sequence->pages) pages_[page].content = 0;  // not to be shared

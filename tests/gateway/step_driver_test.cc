@@ -35,9 +35,9 @@ class RecordingSink : public JobSink {
     std::lock_guard lock(mutex_);
     scores_.emplace_back(row.position, log_prob);
   }
-  void OnToken(int32_t id, float) override {
+  void OnToken(const DrawnToken& token) override {
     std::lock_guard lock(mutex_);
-    tokens_.push_back(id);
+    tokens_.push_back(token.id);
     changed_.notify_all();
   }
   void OnEnd(JobEnd end, absl::Status status) override {

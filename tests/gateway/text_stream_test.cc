@@ -200,6 +200,22 @@ TEST_F(TextStreamTest, AStopStringCountsOnceItIsCompleteBehindMinTokens) {
   EXPECT_GT(pushed, first);
 }
 
+TEST_F(TextStreamTest, WhatThePromptLeavesUnfinishedComesWithTheAnswer) {
+  std::vector<int32_t> bytes;  // of "é", one by one
+  for (const char* const byte : {"\xC3", "\xA9"}) {
+    for (int32_t id = 0; id < tokenizer_->vocab_size(); ++id) {
+      if (tokenizer_->TokenBytes(id) == byte) bytes.push_back(id);
+    }
+  }
+  ASSERT_EQ(bytes.size(), 2u);
+  std::vector<int32_t> prompt = Ids("one two");
+  prompt.push_back(bytes[0]);
+  TextStream stream(tokenizer_.get(), {"two"});
+  EXPECT_EQ(stream.Echo(prompt), "one two");
+  EXPECT_EQ(stream.Push(bytes[1]), "é");
+  EXPECT_FALSE(stream.stopped());
+}
+
 TEST_F(TextStreamTest, SendsAtOnceWhatCannotBecomeAStopString) {
   TextStream stream(tokenizer_.get(), {"xyz"});
   std::string sent;

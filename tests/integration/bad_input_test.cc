@@ -110,6 +110,14 @@ const BadRequest kBadRequests[] = {
      },
      StatusCode::INVALID_ARGUMENT,
      "min_tokens is 1025, but max_tokens is 1024 where it is not set"},
+    {"echo of a chat",
+     [](auto& r) {
+       r.set_echo(true);
+       r.mutable_chat()->add_messages()->set_role("user");
+     },
+     StatusCode::INVALID_ARGUMENT, "echo is set, but it goes with text and token_ids only"},
+    {"too many of the most probable", [](auto& r) { r.set_top_logprobs(21); },
+     StatusCode::INVALID_ARGUMENT, "top_logprobs is 21, but must be 0 to 20"},
     {"empty stop string", [](auto& r) { r.add_stop(""); }, StatusCode::INVALID_ARGUMENT, "stop"},
     {"too many stop strings",
      [](auto& r) {

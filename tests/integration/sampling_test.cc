@@ -22,6 +22,7 @@ struct Whole {
   grpc::Status status;
   std::vector<int32_t> ids;
   std::vector<float> log_probs;
+  std::vector<v1::GenerateResponse::TopLogProbs> top;
   std::string text;
   v1::GenerateResponse::Finished finished;
 };
@@ -36,6 +37,7 @@ Whole Generate(v1::Inference::Stub& stub, const v1::GenerateRequest& request) {
     whole.ids.insert(whole.ids.end(), chunk.token_ids().begin(), chunk.token_ids().end());
     whole.log_probs.insert(whole.log_probs.end(), chunk.log_probs().begin(),
                            chunk.log_probs().end());
+    whole.top.insert(whole.top.end(), chunk.top_logprobs().begin(), chunk.top_logprobs().end());
     whole.text += chunk.text() + response.finished().text();
     if (response.has_finished()) whole.finished = response.finished();
   }
@@ -111,6 +113,71 @@ TEST(SamplingTest, EachTokenIsTheBestOfWhatTheParametersMakeOfTheLogits) {
     }
   }
   EXPECT_GT(unlike_the_models, 3);
+}
+
+TEST(SamplingTest, TheMostProbableComeWithEachTokenWhateverIsDrawn) {
+  DeploymentOptions options;
+  options.attention_workers = 1;
+  options.expert_workers = 1;
+  Deployment deployment(options);
+  const std::vector<int32_t> prompt = Prompt(20);
+  v1::GenerateRequest request = Greedy(prompt, 8);
+  const Whole without = Generate(deployment.stub(), request);
+  EXPECT_EQ(without.top.size(), 0u);
+  request.set_top_logprobs(20);
+  const Whole plain = Generate(deployment.stub(), request);
+  EXPECT_EQ(plain.ids, without.ids);
+  EXPECT_EQ(plain.log_probs, without.log_probs);
+  request.mutable_sampling()->set_repetition_penalty(2);
+  (*request.mutable_sampling()->mutable_logit_bias())[33] = 20;
+  for (const Whole& whole : {plain, Generate(deployment.stub(), request)}) {
+    ASSERT_EQ(whole.top.size(), 8u);
+    std::vector<int32_t> all = prompt;
+    all.insert(all.end(), whole.ids.begin(), whole.ids.end());
+    const auto logits = Logits(deployment.stub(), all);
+    for (size_t i = 0; i < whole.top.size(); ++i) {
+      const std::vector<double> p = kernels::oracle::Softmax(logits.at(prompt.size() + i - 1));
+      const std::vector<int> order = kernels::oracle::Ranking(p);
+      ASSERT_EQ(whole.top[i].token_ids_size(), 20);
+      ASSERT_EQ(whole.top[i].log_probs_size(), 20);
+      EXPECT_NEAR(whole.log_probs[i], std::log(p[whole.ids[i]]), 1e-4);
+      for (int k = 0; k < 20; ++k) {
+        EXPECT_EQ(whole.top[i].token_ids(k), order[k]);
+        EXPECT_NEAR(whole.top[i].log_probs(k), std::log(p[order[k]]), 1e-4);
+      }
+    }
+  }
+  EXPECT_EQ(plain.top[0].token_ids(0), plain.ids[0]);
+  EXPECT_EQ(plain.top[0].log_probs(0), plain.log_probs[0]);
+}
+
+TEST(SamplingTest, EchoIsThePromptsTextBeforeTheAnswers) {
+  Deployment deployment({});
+  v1::GenerateRequest request = Greedy({}, 5);
+  request.set_text("one two é three");
+  const Whole answer = Generate(deployment.stub(), request);
+  request.set_echo(true);
+  request.add_stop("two");
+  const Whole echoed = Generate(deployment.stub(), request);
+  EXPECT_EQ(echoed.ids, answer.ids);
+  EXPECT_EQ(echoed.log_probs, answer.log_probs);
+  EXPECT_EQ(echoed.text, request.text() + answer.text);
+  // Of ids: as they read, without special tokens.
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text(request.text());
+  tokenize.set_add_bos(true);
+  v1::TokenizeResponse ids;
+  grpc::ClientContext context;
+  ASSERT_TRUE(deployment.stub().Tokenize(&context, tokenize, &ids).ok());
+  request.mutable_token_ids()->mutable_ids()->CopyFrom(ids.ids());
+  EXPECT_EQ(Generate(deployment.stub(), request).text, echoed.text);
+  // A long prompt's text comes in messages that every client takes.
+  std::string text;
+  while (text.size() < 17'000) text += "é one two three ";
+  request.set_text(text);
+  request.set_max_tokens(1);
+  const Whole whole = Generate(deployment.stub(), request);
+  EXPECT_EQ(whole.text.compare(0, text.size(), text), 0);
 }
 
 TEST(SamplingTest, MinPLeavesWhatIsProbableEnough) {
@@ -195,6 +262,7 @@ std::vector<v1::GenerateRequest> Requests() {
     if (i % 3 != 1) sampling.set_frequency_penalty(0.2f);
     if (i % 4 == 1) sampling.set_presence_penalty(0.6f);
     if (i % 5 == 2) sampling.set_min_p(0.1f);
+    request.set_top_logprobs(i % 3);
     for (int k = 0; k < i % 4; ++k) (*sampling.mutable_logit_bias())[100 * k + i] = 2.0f - k;
     if (i % 2 == 1) {
       request.set_min_tokens(12);

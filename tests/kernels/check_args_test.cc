@@ -180,6 +180,10 @@ TEST_F(CheckArgsDeathTest, EveryDimensionAndDtypeOfEveryOpIsChecked) {
          CheckArgs(SampleArgs{t(kF32, {2, 9}), t(kU8, {2, sizeof(SampleRow)}), t(kU8, {9}),
                               t(kU8, {2, sizeof(SampledToken)}), t(kF32, {2, 9})});
        }},
+      {"TopLogProbs",
+       [&](Tensors& t) {
+         CheckArgs(TopLogProbsArgs{t(kF32, {2, 9}), t(kU8, {9}), t(kI32, {2, 3}), t(kF32, {2, 3})});
+       }},
       {"LogProb",
        [&](Tensors& t) {
          CheckArgs(LogProbArgs{t(kF32, {2, 9}, kWidth), t(kI32, {2}), t(kF32, {2})});

@@ -362,6 +362,51 @@ TEST(AdjustLogitsTest, Edges) {
   EXPECT_EQ(logits[7], -3);  // the sign is that behind the bias
 }
 
+struct Top {
+  std::vector<int32_t> ids;
+  std::vector<float> log_probs;
+};
+
+Top TopOf(const std::vector<float>& logits, int64_t count, const std::vector<uint8_t>& allowed = {},
+          int num_threads = 1) {
+  Top top{std::vector<int32_t>(count, 7), std::vector<float>(count, 7.0f)};
+  (*CreateCpuBackend(num_threads))
+      ->TopLogProbs({DeviceVector(logits).reshaped({1, static_cast<int64_t>(logits.size())}),
+                     DeviceVector(allowed), DeviceVector(top.ids).reshaped({1, count}),
+                     DeviceVector(top.log_probs).reshaped({1, count})});
+  return top;
+}
+
+TEST(TopLogProbsTest, AreTheFirstCandidatesInTheirOrder) {
+  EXPECT_EQ(TopOf({1, 5, -0.0f, 5, 0.0f}, 5).ids, (std::vector<int32_t>{1, 3, 0, 2, 4}));
+  EXPECT_EQ(TopOf({1, 5, 3, 5}, 2, {1, 0, 1, 1}).ids, (std::vector<int32_t>{3, 2}));
+  for (const size_t vocab : {30, 1000, 102400}) {
+    std::vector<float> logits = RandomLogits(vocab, vocab);
+    const Top top = TopOf(logits, 20);
+    const std::vector<int> order = oracle::Ranking({logits.begin(), logits.end()});
+    const double tolerance = std::ldexp(1.0, -20) + std::ldexp(static_cast<double>(vocab), -41);
+    for (int k = 0; k < 20; ++k) {
+      EXPECT_EQ(top.ids[k], order[k]);
+      EXPECT_NEAR(top.log_probs[k], ExactLogProb(logits, order[k]), tolerance);
+    }
+    // The same bits as a draw's.
+    EXPECT_EQ(top.log_probs[0], DrawOne(logits, Params(0)).log_prob);
+  }
+}
+
+TEST(TopLogProbsTest, EndWhereNoneIsLeft) {
+  const Top top = TopOf({2, -kInfinity, 1, 4}, 4, {1, 1, 1, 0});
+  EXPECT_EQ(top.ids, (std::vector<int32_t>{0, 2, -1, -1}));
+  EXPECT_NEAR(top.log_probs[1], ExactLogProb({2, 1}, 1), 1e-6);
+  EXPECT_EQ(top.log_probs[2], 0);
+  for (const std::vector<float>& wrong :
+       {std::vector<float>{1, kNan}, {kInfinity, 1}, {-kInfinity, -kInfinity}}) {
+    EXPECT_EQ(TopOf(wrong, 2).ids, (std::vector<int32_t>{-1, -1}));
+    EXPECT_EQ(TopOf(wrong, 2).log_probs, (std::vector<float>{0, 0}));
+  }
+  EXPECT_EQ(TopOf({1, kNan}, 2, {1, 0}).ids, (std::vector<int32_t>{0, -1}));
+}
+
 TEST(LogProbTest, AgreesWithTheOracle) {
   for (size_t vocab : {1, 17, 1000, 102400}) {
     const std::vector<float> logits = RandomLogits(vocab, vocab);

@@ -92,6 +92,7 @@ class SynchronousBackend final : public Backend {
   TANDEM_SYNCHRONOUS_OP(Combine)
   TANDEM_SYNCHRONOUS_OP(AdjustLogits)
   TANDEM_SYNCHRONOUS_OP(Sample)
+  TANDEM_SYNCHRONOUS_OP(TopLogProbs)
   TANDEM_SYNCHRONOUS_OP(LogProb)
 #undef TANDEM_SYNCHRONOUS_OP
 

@@ -30,12 +30,14 @@ struct Heard {
   int32_t token = -1;     // -1: a score
   int32_t position = -1;  // of a score
   uint32_t log_prob = 0;  // its bits
+  std::vector<TokenLogProb> top = {};
   bool operator==(const Heard&) const = default;
 };
 inline Heard HeardOf(const SchedulerEvent& event) {
-  const auto bits = std::bit_cast<uint32_t>(event.log_prob);
-  if (event.kind == SchedulerEvent::Kind::kToken) return {event.token, -1, bits};
-  return {-1, event.row.position, bits};
+  if (event.kind == SchedulerEvent::Kind::kToken) {
+    return {event.token.id, -1, std::bit_cast<uint32_t>(event.token.log_prob), event.token.top};
+  }
+  return {-1, event.row.position, std::bit_cast<uint32_t>(event.log_prob)};
 }
 
 struct KnownJob {
@@ -101,6 +103,7 @@ class TinyModel {
       job.sampling.logit_bias = {{static_cast<int32_t>(dice->Between(0, 95)), 2.0f}};
       job.sampling.min_tokens = static_cast<int32_t>(dice->Between(0, 5));
       job.sampling.end_ids = job.eos_ids;
+      job.top_logprobs = static_cast<int32_t>(dice->Between(0, 3));
     }
     if (dice->Chance(0.2)) job.max_rows_per_batch = static_cast<int32_t>(dice->Between(8, 64));
     const double scored = job.max_new_tokens == 0 ? 0.3 : dice->Chance(0.2) ? 0.1 : 0;

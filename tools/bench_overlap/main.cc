@@ -119,7 +119,7 @@ class Tally final : public JobSink {
  public:
   void OnAdmitted(int32_t) override {}
   void OnScored(const ScoredRow&, float, std::vector<float>) override {}
-  void OnToken(int32_t, float) override {
+  void OnToken(const DrawnToken&) override {
     std::lock_guard<std::mutex> lock(mutex_);
     last_ = std::chrono::steady_clock::now();
     if (tokens_++ == 0) first_ = last_;

@@ -126,6 +126,8 @@ absl::StatusOr<Completion> RunGenerate(Client& client, grpc::ClientContext& cont
                             chunk.token_ids().end());
       completion.log_probs.insert(completion.log_probs.end(), chunk.log_probs().begin(),
                                   chunk.log_probs().end());
+      completion.top_logprobs.insert(completion.top_logprobs.end(), chunk.top_logprobs().begin(),
+                                     chunk.top_logprobs().end());
       add_text(chunk.text());
     } else if (response.has_finished()) {
       completion.finished = response.finished();

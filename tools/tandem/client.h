@@ -70,6 +70,7 @@ struct Completion {
   std::string text;
   std::vector<int32_t> ids;
   std::vector<float> log_probs;
+  std::vector<v1::GenerateResponse::TopLogProbs> top_logprobs;  // by id, if asked for
   v1::GenerateResponse::Started started;
   v1::GenerateResponse::Finished finished;
 };

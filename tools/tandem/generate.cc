@@ -19,22 +19,35 @@ struct Options {
   std::string ids_file;
   bool match_added_tokens = false;
   std::optional<bool> add_bos;
+  uint32_t top_logprobs = 0;
+  bool echo = false;
 };
+
+// Of one place in the answer: ids with their log-probabilities, the most probable first.
+nlohmann::json ToJson(const v1::GenerateResponse::TopLogProbs& top) {
+  nlohmann::json json = nlohmann::json::array();
+  for (int i = 0; i < top.token_ids_size(); ++i) {
+    json.push_back({{"id", top.token_ids(i)}, {"log_prob", top.log_probs(i)}});
+  }
+  return json;
+}
 
 nlohmann::json ToJson(const Completion& completion) {
   const auto& finished = completion.finished;
-  return {{"text", completion.text},
-          {"ids", completion.ids},
-          {"log_probs", completion.log_probs},
-          {"finish_reason", FinishReasonName(finished.reason())},
-          {"model", completion.started.model()},
-          {"seed", completion.started.seed()},
-          {"prompt_tokens", finished.prompt_tokens()},
-          {"cached_tokens", finished.cached_tokens()},
-          {"completion_tokens", finished.completion_tokens()},
-          {"queue_us", finished.queue_us()},
-          {"prefill_us", finished.prefill_us()},
-          {"decode_us", finished.decode_us()}};
+  nlohmann::json json = {{"text", completion.text},
+                         {"ids", completion.ids},
+                         {"log_probs", completion.log_probs},
+                         {"finish_reason", FinishReasonName(finished.reason())},
+                         {"model", completion.started.model()},
+                         {"seed", completion.started.seed()},
+                         {"prompt_tokens", finished.prompt_tokens()},
+                         {"cached_tokens", finished.cached_tokens()},
+                         {"completion_tokens", finished.completion_tokens()},
+                         {"queue_us", finished.queue_us()},
+                         {"prefill_us", finished.prefill_us()},
+                         {"decode_us", finished.decode_us()}};
+  for (const auto& top : completion.top_logprobs) json["top_logprobs"].push_back(ToJson(top));
+  return json;
 }
 
 absl::Status Run(const Options& options) {
@@ -42,6 +55,8 @@ absl::Status Run(const Options& options) {
   options.sampling.Fill(request);
   request.set_match_added_tokens(options.match_added_tokens);
   if (options.add_bos) request.set_add_bos(*options.add_bos);
+  request.set_top_logprobs(options.top_logprobs);
+  request.set_echo(options.echo);
   if (!options.ids_file.empty()) {
     TANDEM_ASSIGN_OR_RETURN(const auto ids, ReadIdsFile(options.ids_file));
     request.mutable_token_ids()->mutable_ids()->Add(ids.begin(), ids.end());
@@ -77,7 +92,11 @@ Command AddGenerate(CommandLine& root) {
   app->AddFlag("--match-added-tokens", options->match_added_tokens,
                "names of added tokens in the prompt become these tokens");
   AddBosOption(*app, &options->add_bos);
+  app->add_flag("--echo", options->echo, "the prompt's text before the answer's");
+  auto* top = app->add_option("--top-logprobs", options->top_logprobs,
+                              "with --json: so many of the most probable tokens with each one");
   options->connect.AddTo(*app);
+  top->needs("--json");
   options->sampling.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }

@@ -90,6 +90,7 @@ class FakeAttentionLink : public AttentionLink {
         row.kind = output.kind;
         row.token = output.target + 1;
         row.log_prob = -0.25f;
+        if (output.kind == RowOutputKind::kSample) row.top = {{102399, -0.5f}, {0, -1e-40f}};
         if (output.kind == RowOutputKind::kLogits) row.logits = {0, -1, 2.5f, -0.0f, 1e-40f};
       }
     }
@@ -245,6 +246,9 @@ TEST_F(GrpcAttentionLinkTest, EverythingArrivesInOrderAndAsItWas) {
   EXPECT_EQ(results[0].rows[1].position, 98);
   EXPECT_EQ(results[0].rows[1].logits, (std::vector<float>{0, -1, 2.5f, -0.0f, 1e-40f}));
   EXPECT_EQ(results[0].rows[2].kind, RowOutputKind::kSample);
+  EXPECT_THAT(results[0].rows[0].top, ::testing::IsEmpty());
+  EXPECT_THAT(results[0].rows[2].top,
+              ElementsAre(TokenLogProb{102399, -0.5f}, TokenLogProb{0, -1e-40f}));
   ASSERT_EQ(results[0].batches.size(), 1u);
   EXPECT_EQ(results[0].batches[0].next_layer, 27);
   EXPECT_EQ(results[0].busy_us, 345);
@@ -261,6 +265,7 @@ TEST_F(GrpcAttentionLinkTest, SamplingArrivesAsItWas) {
     spec.token_ids = {1, 2, 3};
     if (all) {
       spec.num_prompt_tokens = 2;
+      spec.top_logprobs = 20;
       spec.sampling = {.min_tokens = 4,
                        .end_ids = {2, 1},
                        .logit_bias = {{0, -100.0f}, {102399, 0.25f}},
@@ -280,6 +285,7 @@ TEST_F(GrpcAttentionLinkTest, SamplingArrivesAsItWas) {
     const SequenceSpec& got = FakeAttentionLink::last_spec;
     EXPECT_EQ(got.sequence, spec.sequence);
     EXPECT_EQ(got.num_prompt_tokens, spec.num_prompt_tokens);
+    EXPECT_EQ(got.top_logprobs, spec.top_logprobs);
     EXPECT_EQ(got.sampling, spec.sampling);
   }
 }

@@ -154,6 +154,32 @@ TEST_P(CudaSampleTest, AdjustsLogitsAsTheCpuAndDrawsFromThem) {
   ExpectTheCpusTokens(got, DrawRows(kRows, vocab, random), {}, 2, raw.device());
 }
 
+TEST_P(CudaSampleTest, TheMostProbableAreTheCpus) {
+  const int32_t vocab = GetParam();
+  std::mt19937_64 random(static_cast<uint64_t>(vocab) + 3);
+  for (const bool masked : {false, true}) {
+    const TestTensor logits = DrawLogits(kKinds, vocab, random);
+    std::vector<uint8_t> allowed(masked ? static_cast<size_t>(vocab) : 0);
+    for (uint8_t& a : allowed) a = OneOf<uint8_t>(random, {0, 1, 255});
+    const auto top = [&](const auto& run) {
+      std::vector<int32_t> ids(kKinds * 20);
+      std::vector<float> log_probs(ids.size());
+      run(TopLogProbsArgs{logits.device(), DeviceVector(allowed),
+                          DeviceVector(ids).reshaped({kKinds, 20}),
+                          DeviceVector(log_probs).reshaped({kKinds, 20})});
+      std::vector<std::pair<int32_t, uint32_t>> bits;
+      for (size_t i = 0; i < ids.size(); ++i) {
+        bits.emplace_back(ids[i], std::bit_cast<uint32_t>(log_probs[i]));
+      }
+      return bits;
+    };
+    const auto want = top([](const auto& args) { (*CreateCpuBackend(1))->TopLogProbs(args); });
+    for (uint64_t seed = 0; seed < 2; ++seed) {
+      EXPECT_EQ(top([&](const auto& args) { cuda::TopLogProbs(TestStream(seed), args); }), want);
+    }
+  }
+}
+
 TEST_P(CudaSampleTest, LogProbsAreTheCpus) {
   const int32_t vocab = GetParam();
   std::mt19937_64 random(static_cast<uint64_t>(vocab) + 1);

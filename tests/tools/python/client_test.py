@@ -79,7 +79,8 @@ class MessagesTest(unittest.TestCase):
         pool = METHODS["Generate"].request.DESCRIPTOR.file.pool
         answer = "GenerateResponse."
         other_names = {"Started": answer + "Started", "Chunk": answer + "Chunk",
-                       "Finished": answer + "Finished", "Score": "ScoreResponse",
+                       "Finished": answer + "Finished",
+                       "TopLogProbs": answer + "TopLogProbs", "Score": "ScoreResponse",
                        "ScoreRow": "ScoreResponse.Row", "Model": "GetModelResponse",
                        "Status": "GetStatusResponse", "Holders": "PlacementStatus.Holders"}
         found = {name: cls for name, cls in vars(messages).items()
@@ -258,6 +259,26 @@ class GatewayTest(unittest.TestCase):
         self.assertEqual(whole.finished.completion_tokens, 20)
         self.assertEqual(stream.finished.reason, tandem.FinishReason.LENGTH)
         self.assertEqual(stream.retried, [])
+
+    def test_sampling_fields(self):
+        bias = {30: 100.0, 31: 99.0}
+        request = GenerateRequest(
+            text="one two", max_tokens=6, ignore_eos=True, min_tokens=2, top_logprobs=3,
+            sampling=Sampling(temperature=0, min_p=0.1, repetition_penalty=1.1,
+                              frequency_penalty=0.5, presence_penalty=2, logit_bias=bias))
+        whole = self.client.complete(request)
+        self.assertEqual(set(whole.token_ids), {30, 31})
+        self.assertEqual(len(whole.top_logprobs), 6)
+        for top in whole.top_logprobs:
+            self.assertEqual(len(set(top.token_ids)), 3)
+            self.assertEqual(sorted(top.log_probs, reverse=True), list(top.log_probs))
+        plain = self.client.complete(dataclasses.replace(request, sampling=Sampling(temperature=0),
+                                                         top_logprobs=1))
+        self.assertEqual([(top.token_ids[0], top.log_probs[0]) for top in plain.top_logprobs],
+                         list(zip(plain.token_ids, plain.log_probs)))
+        with self.assertRaises(TandemError) as raised:
+            self.client.complete(dataclasses.replace(request, top_logprobs=21))
+        self.assertIn("top_logprobs is 21", raised.exception.message)
 
     def test_all_calls(self):
         ids = self.client.tokenize("one two")

@@ -18,7 +18,7 @@ from .client import Client, GenerateStream
 from .errors import ChangedAnswerError, TandemError
 from .messages import (ChatMessage, Chunk, Completion, Finished, FinishReason, GenerateRequest,
                        Holders, Model, PlacementStatus, Sampling, ScorePath, ScoreRequest, ScoreRow,
-                       Score, Started, Status, WorkerStatus)
+                       Score, Started, Status, TopLogProbs, WorkerStatus)
 from .resume import RetryPolicy
 from .tls import Tls
 
@@ -26,5 +26,5 @@ __all__ = [
     "AsyncClient", "AsyncGenerateStream", "ChangedAnswerError", "ChatMessage", "Chunk", "Client",
     "Completion", "Finished", "FinishReason", "GenerateRequest", "GenerateStream", "Holders",
     "Model", "PlacementStatus", "RetryPolicy", "Sampling", "Score", "ScorePath", "ScoreRequest",
-    "ScoreRow", "Started", "Status", "TandemError", "Tls", "WorkerStatus",
+    "ScoreRow", "Started", "Status", "TandemError", "Tls", "TopLogProbs", "WorkerStatus",
 ]

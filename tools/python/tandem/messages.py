@@ -53,6 +53,8 @@ class GenerateRequest:
     stop_token_ids: Sequence[int] = ()
     priority: int = 0  # lower goes first
     min_tokens: int = 0  # before which nothing ends the answer
+    echo: bool = False  # of text and token_ids: the prompt's text before the answer's
+    top_logprobs: int = 0  # how many of the most probable tokens come with each one, at most 20
     model: str = ""
 
 
@@ -64,11 +66,19 @@ class Started:
 
 
 @dataclasses.dataclass(frozen=True)
+class TopLogProbs:
+    """The most probable tokens of one place in an answer, the best first."""
+    token_ids: Tuple[int, ...]
+    log_probs: Tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Chunk:
     """Text may lag behind ids. A last chunk without ids has text that was held back."""
     text: str
     token_ids: Tuple[int, ...]
     log_probs: Tuple[float, ...]  # one per id
+    top_logprobs: Tuple[TopLogProbs, ...] = ()  # one per id, if asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +101,7 @@ class Completion:
     text: str
     token_ids: List[int]
     log_probs: List[float]
+    top_logprobs: List[TopLogProbs]  # empty if not asked for
     retries: int  # how often it was asked for again
 
 

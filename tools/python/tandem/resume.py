@@ -70,6 +70,7 @@ class Answer:
         self.finished: Optional[m.Finished] = None
         self.token_ids: List[int] = []
         self.log_probs: List[float] = []
+        self.top_logprobs: List[m.TopLogProbs] = []
         self.text = ""
         self._ids_seen = 0  # in this attempt
         self._text_seen = 0
@@ -113,6 +114,9 @@ class Answer:
                 raise ChangedAnswerError(f"asked again, token {at + i} of the answer is {came[0]} "
                                          f"with log-probability {came[1]!r}, not {was[0]} with "
                                          f"{was[1]!r}")
+        if chunk.top_logprobs[:old] != tuple(self.top_logprobs[at:at + old]):
+            raise ChangedAnswerError(f"asked again, the most probable tokens of the answer are not "
+                                     f"what they were from token {at} on")
         text_at = self._text_seen
         old_text = max(0, min(len(self.text) - text_at, len(chunk.text)))
         if chunk.text[:old_text] != self.text[text_at:text_at + old_text]:
@@ -120,16 +124,18 @@ class Answer:
                                      f"character {text_at}")
         self._ids_seen += len(chunk.token_ids)
         self._text_seen += len(chunk.text)
-        fresh = m.Chunk(chunk.text[old_text:], chunk.token_ids[old:], chunk.log_probs[old:])
+        fresh = m.Chunk(chunk.text[old_text:], chunk.token_ids[old:], chunk.log_probs[old:],
+                        chunk.top_logprobs[old:])
         self.token_ids.extend(fresh.token_ids)
         self.log_probs.extend(fresh.log_probs)
+        self.top_logprobs.extend(fresh.top_logprobs)
         self.text += fresh.text
         return fresh
 
     def completion(self, retries: int) -> m.Completion:
         assert self.started is not None and self.finished is not None
         return m.Completion(self.started, self.finished, self.text, list(self.token_ids),
-                            list(self.log_probs), retries)
+                            list(self.log_probs), list(self.top_logprobs), retries)
 
 
 class AnswerStream(Generic[AnyEvent]):

@@ -89,7 +89,8 @@ def generate_request(request: m.GenerateRequest, seed: Optional[int]) -> Any:
     proto = METHODS["Generate"].request(
         model=request.model, ignore_eos=request.ignore_eos, stop=request.stop,
         match_added_tokens=request.match_added_tokens, stop_token_ids=request.stop_token_ids,
-        priority=request.priority, min_tokens=request.min_tokens)
+        priority=request.priority, min_tokens=request.min_tokens,
+        top_logprobs=request.top_logprobs, echo=request.echo)
     _fill_prompt(proto, request)
     _fill_chat(proto, request.chat)
     for field in ("temperature", "top_k", "top_p", "seed", "min_p", "repetition_penalty",
