@@ -45,10 +45,36 @@ ClientLimits::Decision ClientLimits::Admit(const std::string& client, absl::Time
   return {absl::OkStatus(), Lease(this, client), absl::ZeroDuration()};
 }
 
-void ClientLimits::Release(const std::string& client) {
+ClientLimits::Decision ClientLimits::AddCalls(Lease* lease, int more, absl::Time now) {
+  if (!limited()) return {};
+  MutexLock lock(mutex_);
+  Client& entry = clients_.find(lease->client_)->second;
+  const int wanted = lease->calls_ + more;
+  if (options_.calls > 0 && wanted > options_.calls) {
+    ++refused_;
+    return {absl::InvalidArgumentError(absl::StrCat("this call counts as ", wanted,
+                                                    ", one for each choice, but a client ",
+                                                    "may have ", options_.calls, " calls at once")),
+            Lease(), absl::ZeroDuration()};
+  }
+  if (options_.calls > 0 && entry.calls + more > options_.calls) {
+    return Refuse(kRetryAfterCalls, absl::StrCat("this client has ", entry.calls - lease->calls_,
+                                                 " calls running and may have ", options_.calls,
+                                                 " at once, and this one counts as ", wanted));
+  }
+  if (options_.calls_per_s > 0) {
+    Refill(entry, now);
+    entry.tokens -= more;
+  }
+  entry.calls += more;
+  lease->calls_ = wanted;
+  return {};
+}
+
+void ClientLimits::Release(const std::string& client, int calls) {
   MutexLock lock(mutex_);
   const auto it = clients_.find(client);
-  --it->second.calls;
+  it->second.calls -= calls;
   // Without a rate there is nothing else to remember.
   if (it->second.calls == 0 && options_.calls_per_s == 0) clients_.erase(it);
 }

@@ -31,14 +31,17 @@ class ClientLimits {
    public:
     Lease() = default;
     Lease(Lease&& other) noexcept
-        : limits_(std::exchange(other.limits_, nullptr)), client_(std::move(other.client_)) {}
+        : limits_(std::exchange(other.limits_, nullptr)),
+          client_(std::move(other.client_)),
+          calls_(other.calls_) {}
     Lease& operator=(Lease&& other) noexcept {
       std::swap(limits_, other.limits_);
       std::swap(client_, other.client_);
+      std::swap(calls_, other.calls_);
       return *this;
     }
     ~Lease() {
-      if (limits_ != nullptr) limits_->Release(client_);
+      if (limits_ != nullptr) limits_->Release(client_, calls_);
     }
 
    private:
@@ -46,11 +49,12 @@ class ClientLimits {
     Lease(ClientLimits* limits, std::string client) : limits_(limits), client_(std::move(client)) {}
     ClientLimits* limits_ = nullptr;
     std::string client_;
+    int calls_ = 1;
   };
 
   // Let in, or a sentence why not and when to ask again.
   struct Decision {
-    absl::Status status;  // OK, or RESOURCE_EXHAUSTED
+    absl::Status status;  // OK, or RESOURCE_EXHAUSTED; INVALID_ARGUMENT where waiting is of no use
     Lease lease;
     absl::Duration retry_after;  // what would be let in then; a guess where calls must end first
   };
@@ -59,6 +63,9 @@ class ClientLimits {
 
   bool limited() const { return options_.calls > 0 || options_.calls_per_s > 0; }
   Decision Admit(const std::string& client, absl::Time now);
+  // The call that was let in is as good as so many more: it counts for them as well, all or none.
+  // Where the rate would not let that many in now they are let in, and others wait for it longer.
+  Decision AddCalls(Lease* lease, int more, absl::Time now);
 
   // clients_known, calls_over_limit_total; nothing where nothing is limited
   CounterSnapshot Counters() const;
@@ -71,7 +78,7 @@ class ClientLimits {
     absl::Time since;
   };
 
-  void Release(const std::string& client);
+  void Release(const std::string& client, int calls);
   void Refill(Client& client, absl::Time now) const;
   bool AtRest(const Client& client) const;
   // Forgets who has no calls and may make as many as a newcomer.

@@ -1,5 +1,7 @@
 #include "gateway/inference_service.h"
 
+#include <algorithm>
+#include <deque>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,125 +48,172 @@ class GenerateCall : public StreamingCall {
     TANDEM_ASSIGN_OR_RETURN(ValidRequest valid,
                             ValidateGenerate(request, model, [this] { return cancelled(); }));
     valid.job.deadline = deadline;
-    submitted_ = absl::Now();
-    prompt_tokens_ = static_cast<uint32_t>(valid.job.prompt.size());
-    wants_top_ = valid.job.top_logprobs > 0;
-    text_.emplace(model.tokenizer.get(), std::move(valid.stop), valid.job.sampling.min_tokens);
     v1::GenerateResponse response;
     response.mutable_started()->set_model(model.name);
-    response.mutable_started()->set_prompt_tokens(prompt_tokens_);
+    response.mutable_started()->set_prompt_tokens(static_cast<uint32_t>(valid.job.prompt.size()));
     response.mutable_started()->set_seed(valid.job.sampling.seed);
     std::vector<grpc::ByteBuffer> first = {SerializeMessage(response)};
-    if (request.echo()) {
-      AddEcho(request.has_text() ? request.text() : text_->Echo(valid.job.prompt), &first);
+    std::vector<SubmittedJob> jobs;
+    left_ = valid.choices;
+    for (uint32_t i = 0; i < valid.choices; ++i) {
+      Choice& choice = choices_.emplace_back(this, i, model, valid);
+      if (request.echo()) choice.AddEcho(request, valid.job.prompt, &first);
+      jobs.push_back({valid.job, Sink(&choice)});
+      jobs.back().job.sampling.choice = i;
     }
-    Submit(std::move(valid.job), first);
+    Submit(std::move(jobs), first);
     return absl::OkStatus();
   }
 
  private:
-  // In chunks that every client takes.
-  static void AddEcho(absl::string_view text, std::vector<grpc::ByteBuffer>* messages) {
-    while (!text.empty()) {
-      size_t size = std::min(text.size(), kMaxEchoBytes);
-      while (size < text.size() && (static_cast<uint8_t>(text[size]) & 0xC0) == 0x80) --size;
-      v1::GenerateResponse response;
-      response.mutable_chunk()->set_text(std::string(text.substr(0, size)));
-      messages->push_back(SerializeMessage(response));
-      text.remove_prefix(size);
-    }
-  }
+  // One of the answers.
+  class Choice : public JobSink {
+   public:
+    Choice(GenerateCall* call, uint32_t index, const ServedModel& model, const ValidRequest& valid)
+        : call_(*call),
+          index_(index),
+          text_(model.tokenizer.get(), valid.stop, valid.job.sampling.min_tokens),
+          wants_top_(valid.job.top_logprobs > 0),
+          prompt_tokens_(static_cast<uint32_t>(valid.job.prompt.size())) {}
 
-  v1::GenerateResponse::FinishReason Reason(JobEnd end) const {
-    if (end == JobEnd::kStop || text_->stopped()) return v1::GenerateResponse::FINISH_REASON_STOP;
-    return end == JobEnd::kEos ? v1::GenerateResponse::FINISH_REASON_EOS
-                               : v1::GenerateResponse::FINISH_REASON_LENGTH;
-  }
+    // The prompt's text, in chunks that every client takes.
+    void AddEcho(const v1::GenerateRequest& request, absl::Span<const int32_t> prompt,
+                 std::vector<grpc::ByteBuffer>* messages) {
+      const std::string all = request.has_text() ? request.text() : text_.Echo(prompt);
+      for (absl::string_view text = all; !text.empty();) {
+        size_t size = std::min(text.size(), kMaxEchoBytes);
+        while (size < text.size() && (static_cast<uint8_t>(text[size]) & 0xC0) == 0x80) --size;
+        v1::GenerateResponse response;
+        response.mutable_chunk()->set_choice(index_);
+        response.mutable_chunk()->set_text(std::string(text.substr(0, size)));
+        messages->push_back(SerializeMessage(response));
+        text.remove_prefix(size);
+      }
+    }
+
+    uint32_t completion_tokens() const { return completion_tokens_; }
+    bool admitted() const { return admitted_ != absl::Time(); }
+    // For the log: what is known so far.
+    void AddDetails(LogFields* details) const {
+      const auto add_ms = [&](const char* key, absl::Duration time) {
+        details->emplace_back(key, absl::ToInt64Milliseconds(time));
+      };
+      if (reason_ != nullptr) details->emplace_back("finish_reason", reason_);
+      details->emplace_back("prompt_tokens", prompt_tokens_);
+      if (admitted()) {
+        details->emplace_back("cached_tokens", cached_tokens_);
+        add_ms("queue_ms", admitted_ - submitted_);
+      }
+      if (completion_tokens_ > 0) {
+        add_ms("prefill_ms", first_ - admitted_);
+        add_ms("decode_ms", last_ - first_);
+      }
+    }
+
+   private:
+    v1::GenerateResponse::FinishReason Reason(JobEnd end) const {
+      if (end == JobEnd::kStop || text_.stopped()) return v1::GenerateResponse::FINISH_REASON_STOP;
+      return end == JobEnd::kEos ? v1::GenerateResponse::FINISH_REASON_EOS
+                                 : v1::GenerateResponse::FINISH_REASON_LENGTH;
+    }
+
+    void OnAdmitted(int32_t cached_tokens) override {
+      admitted_ = absl::Now();
+      cached_tokens_ = static_cast<uint32_t>(cached_tokens);
+    }
+    void OnScored(const ScoredRow&, float, std::vector<float>) override {}
+
+    void OnToken(const DrawnToken& token) override {
+      if (text_.stopped()) return;
+      const absl::Time before = std::exchange(last_, absl::Now());
+      if (completion_tokens_++ == 0) {
+        first_ = last_;
+        call_.metrics().ObserveFirstToken(first_ - call_.arrived());
+      } else {
+        call_.metrics().ObserveNextToken(last_ - before);
+      }
+      v1::GenerateResponse response;
+      v1::GenerateResponse::Chunk& chunk = *response.mutable_chunk();
+      chunk.set_choice(index_);
+      chunk.set_text(text_.Push(token.id));
+      chunk.add_token_ids(token.id);
+      chunk.add_log_probs(token.log_prob);
+      if (wants_top_) {
+        v1::GenerateResponse::TopLogProbs& top = *chunk.add_top_logprobs();
+        for (const TokenLogProb& candidate : token.top) {
+          top.add_token_ids(candidate.token);
+          top.add_log_probs(candidate.log_prob);
+        }
+      }
+      call_.Send(response);
+      if (text_.stopped()) call_.FinishJob(index_);
+    }
+
+    void OnEnd(JobEnd end, absl::Status status) override {
+      // A job that fails on the way to being finished has given its whole answer before.
+      if (end == JobEnd::kFailed && !text_.stopped()) return call_.Fail(status);
+      v1::GenerateResponse response;
+      v1::GenerateResponse::Finished& finished = *response.mutable_finished();
+      finished.set_choice(index_);
+      finished.set_text(text_.Flush());
+      finished.set_reason(Reason(end));
+      finished.set_prompt_tokens(prompt_tokens_);
+      finished.set_completion_tokens(completion_tokens_);
+      finished.set_cached_tokens(cached_tokens_);
+      finished.set_queue_us(Microseconds(admitted_ - submitted_));
+      finished.set_prefill_us(Microseconds(first_ - admitted_));
+      finished.set_decode_us(Microseconds(last_ - first_));
+      reason_ = FinishReasonLabel(finished.reason());
+      call_.metrics().ObserveGenerated({finished.reason(), prompt_tokens_, completion_tokens_,
+                                        absl::Now() - call_.arrived(), admitted_ - submitted_,
+                                        first_ - admitted_, last_ - first_});
+      call_.Send(response);
+      call_.OnFinished();
+    }
+
+    GenerateCall& call_;
+    const uint32_t index_;
+    TextStream text_;
+    const bool wants_top_;
+    const uint32_t prompt_tokens_;
+    uint32_t completion_tokens_ = 0;
+    uint32_t cached_tokens_ = 0;
+    const absl::Time submitted_ = absl::Now();
+    absl::Time admitted_, first_, last_;
+    const char* reason_ = nullptr;  // once it has given its whole answer
+  };
 
   const char* rpc() const override { return kRpc; }
 
+  // Of several answers: tokens of all, and times of the first.
   LogFields Details() const override {
     LogFields details;
-    const auto add_ms = [&](const char* key, absl::Duration time) {
-      details.emplace_back(key, absl::ToInt64Milliseconds(time));
-    };
-    if (reason_ != nullptr) details.emplace_back("finish_reason", reason_);
-    if (prompt_tokens_ > 0) details.emplace_back("prompt_tokens", prompt_tokens_);
-    if (admitted_ != absl::Time()) {
-      details.emplace_back("cached_tokens", cached_tokens_);
-      details.emplace_back("completion_tokens", completion_tokens_);
-      add_ms("queue_ms", admitted_ - submitted_);
+    if (!choices_.empty()) {
+      if (choices_.size() > 1) details.emplace_back("choices", choices_.size());
+      choices_.front().AddDetails(&details);
+      uint32_t completion_tokens = 0;
+      for (const Choice& choice : choices_) completion_tokens += choice.completion_tokens();
+      if (choices_.front().admitted()) details.emplace_back("completion_tokens", completion_tokens);
     }
-    if (completion_tokens_ > 0) {
-      add_ms("prefill_ms", first_ - admitted_);
-      add_ms("decode_ms", last_ - first_);
-    }
-    add_ms("total_ms", absl::Now() - arrived());
+    details.emplace_back("total_ms", absl::ToInt64Milliseconds(absl::Now() - arrived()));
     return details;
   }
 
-  void OnAdmitted(int32_t cached_tokens) override {
-    admitted_ = absl::Now();
-    cached_tokens_ = static_cast<uint32_t>(cached_tokens);
+  // Both from the driver's thread. A call without one of its answers is of no use: what the others
+  // still do is in vain.
+  void Fail(const absl::Status& status) {
+    End(ToGrpc(status));
+    CancelJobs();
   }
-  void OnScored(const ScoredRow&, float, std::vector<float>) override {}
-
-  void OnToken(const DrawnToken& token) override {
-    if (text_->stopped()) return;
-    const absl::Time before = std::exchange(last_, absl::Now());
-    if (completion_tokens_++ == 0) {
-      first_ = last_;
-      metrics().ObserveFirstToken(first_ - arrived());
-    } else {
-      metrics().ObserveNextToken(last_ - before);
-    }
-    v1::GenerateResponse response;
-    v1::GenerateResponse::Chunk& chunk = *response.mutable_chunk();
-    chunk.set_text(text_->Push(token.id));
-    chunk.add_token_ids(token.id);
-    chunk.add_log_probs(token.log_prob);
-    if (wants_top_) {
-      v1::GenerateResponse::TopLogProbs& top = *chunk.add_top_logprobs();
-      for (const TokenLogProb& candidate : token.top) {
-        top.add_token_ids(candidate.token);
-        top.add_log_probs(candidate.log_prob);
-      }
-    }
-    Send(response);
-    if (text_->stopped()) FinishJob();
+  void OnFinished() {
+    if (--left_ == 0) End(grpc::Status::OK);
   }
 
-  void OnEnd(JobEnd end, absl::Status status) override {
-    // A job that fails on the way to being finished has given its whole answer before.
-    if (end == JobEnd::kFailed && !text_->stopped()) return End(ToGrpc(status));
-    v1::GenerateResponse response;
-    v1::GenerateResponse::Finished& finished = *response.mutable_finished();
-    finished.set_text(text_->Flush());
-    finished.set_reason(Reason(end));
-    finished.set_prompt_tokens(prompt_tokens_);
-    finished.set_completion_tokens(completion_tokens_);
-    finished.set_cached_tokens(cached_tokens_);
-    finished.set_queue_us(Microseconds(admitted_ - submitted_));
-    finished.set_prefill_us(Microseconds(first_ - admitted_));
-    finished.set_decode_us(Microseconds(last_ - first_));
-    reason_ = FinishReasonLabel(finished.reason());
-    metrics().ObserveGenerated({finished.reason(), prompt_tokens_, completion_tokens_,
-                                absl::Now() - arrived(), admitted_ - submitted_, first_ - admitted_,
-                                last_ - first_});
-    Send(response);
-    End(grpc::Status::OK);
-  }
-
-  std::optional<TextStream> text_;
-  bool wants_top_ = false;
-  uint32_t prompt_tokens_ = 0;
-  uint32_t completion_tokens_ = 0;
-  uint32_t cached_tokens_ = 0;
-  absl::Time submitted_, admitted_, first_, last_;
-  const char* reason_ = nullptr;  // once it has given its whole answer
+  std::deque<Choice> choices_;
+  uint32_t left_ = 0;
 };
 
-class ScoreCall : public StreamingCall {
+class ScoreCall : public StreamingCall, private JobSink {
  public:
   static constexpr char kRpc[] = "Score";
   using StreamingCall::StreamingCall;
@@ -189,7 +238,9 @@ class ScoreCall : public StreamingCall {
       Send(response);
       OnEnd(JobEnd::kScored, absl::OkStatus());
     } else {
-      Submit(std::move(job), {SerializeMessage(response)});
+      std::vector<SubmittedJob> jobs;
+      jobs.push_back({std::move(job), Sink(this)});
+      Submit(std::move(jobs), {SerializeMessage(response)});
     }
     return absl::OkStatus();
   }
@@ -233,6 +284,22 @@ class RefusedCall : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   explicit RefusedCall(const absl::Status& status) { Finish(ToGrpc(status)); }
   void OnDone() override { delete this; }
 };
+
+// The status of a call over its client's limits, and in its trailers when to ask again.
+absl::Status Refused(grpc::CallbackServerContext* context, const ClientLimits::Decision& decision) {
+  if (!absl::IsResourceExhausted(decision.status)) return decision.status;
+  // gRPC's own clients wait for so long before they ask again (proposal A6).
+  const int64_t ms =
+      absl::ToInt64Milliseconds(absl::Ceil(decision.retry_after, absl::Milliseconds(1)));
+  context->AddTrailingMetadata(kRetryPushback, absl::StrCat(ms));
+  return decision.status;
+}
+
+// Each choice counts for its client as a call. What is out of range is refused later.
+int ChoicesOf(const v1::GenerateRequest& request) {
+  return request.n() > kMaxChoices ? 1 : static_cast<int>(request.n());
+}
+int ChoicesOf(const v1::ScoreRequest&) { return 1; }
 
 absl::Time Deadline(const grpc::CallbackServerContext& context) {
   const auto deadline = context.deadline();
@@ -309,11 +376,7 @@ absl::StatusOr<ClientLimits::Lease> InferenceService::Admit(grpc::CallbackServer
   ClientLimits::Decision decision =
       client_limits_.Admit(caller_ ? caller_(*context) : "", absl::Now());
   if (decision.status.ok()) return std::move(decision.lease);
-  // gRPC's own clients wait for so long before they ask again (proposal A6).
-  const int64_t ms =
-      absl::ToInt64Milliseconds(absl::Ceil(decision.retry_after, absl::Milliseconds(1)));
-  context->AddTrailingMetadata(kRetryPushback, absl::StrCat(ms));
-  return decision.status;
+  return Refused(context, decision);
 }
 
 absl::StatusOr<const ServedModel*> InferenceService::Model() const {
@@ -348,6 +411,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartCall(
   absl::StatusOr<Request> parsed = Parse<Request>(buffer);
   if (!parsed.ok()) return Refuse(Call::kRpc, tag, parsed.status());
   const auto request = std::make_shared<const Request>(*std::move(parsed));
+  if (const int more = ChoicesOf(*request) - 1; more > 0) {
+    const ClientLimits::Decision decision = client_limits_.AddCalls(&*lease, more, absl::Now());
+    if (!decision.status.ok()) return Refuse(Call::kRpc, tag, Refused(context, decision));
+  }
   const auto call = std::make_shared<Call>(StreamingCall::Service{driver_, &live_, metrics_, log_},
                                            std::move(tag), context);
   call->Hold(*std::move(lease));

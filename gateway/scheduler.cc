@@ -96,7 +96,7 @@ void Scheduler::NoteToVacate(WorkerId id, const Worker& worker) {
   }
 }
 
-absl::Status Scheduler::Add(JobId id, Job job, absl::Time now) {
+absl::Status Scheduler::Add(JobId id, Job job, absl::Time now, JobId leader) {
   if (num_waiting() >= policy_.max_waiting) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the queue is full: ", policy_.max_waiting, " requests wait already"));
@@ -108,7 +108,14 @@ absl::Status Scheduler::Add(JobId id, Job job, absl::Time now) {
   state.added = now;
   state.scores.resize(state.job.scored.size());
   state.turn = {static_cast<int64_t>(id) + int64_t{kArrivalsPerPriority} * state.job.priority, id};
-  waiting_.insert(state.turn);
+  const auto lead = jobs_.find(leader);
+  if (lead != jobs_.end() && policy_.prefix_caching && lead->second.named < MostShared(state)) {
+    lead->second.followers.push_back(id);
+    state.follows = true;
+    ++num_following_;
+  } else {
+    waiting_.insert(state.turn);
+  }
   if (state.job.deadline != absl::InfiniteFuture()) deadlines_.emplace(state.job.deadline, id);
   return absl::OkStatus();
 }
@@ -227,6 +234,23 @@ void Scheduler::Place(JobState* job, const Seat& seat) {
   prefix_hits_ += job->shared;
   worker.running.insert(job->turn);
   worker.reserved_pages += job->Reserved();
+  ReleaseFollowers(job);
+}
+
+void Scheduler::ReleaseFollowers(JobState* job) {
+  // Where they score nothing they can share what this job could, if it did not either.
+  if (!job->followers.empty() && job->named >= (job->prompt_size() - 1) / kPageTokens) {
+    EndLead(job);
+  }
+}
+
+void Scheduler::EndLead(JobState* job) {
+  for (const JobId id : std::exchange(job->followers, {})) {
+    const auto it = jobs_.find(id);
+    if (it == jobs_.end() || !std::exchange(it->second.follows, false)) continue;
+    --num_following_;
+    waiting_.insert(it->second.turn);
+  }
 }
 
 // Oldest first, as far as others have room.
@@ -314,6 +338,8 @@ void Scheduler::Preempt(JobState* job) {
 void Scheduler::End(JobState* job, JobEnd end, absl::Status status, Leave how,
                     std::vector<SchedulerEvent>* events) {
   Detach(job, how);
+  EndLead(job);
+  if (job->follows) --num_following_;
   SchedulerEvent& event = events->emplace_back();
   event.job = job->id;
   event.end = end;
@@ -336,9 +362,8 @@ std::vector<SchedulerEvent> Scheduler::Expire(absl::Time now) {
          absl::DeadlineExceededError("the request's deadline has passed"), &events);
   }
   if (!workers_.empty()) return events;
-  const std::vector<Turn> waiting(waiting_.begin(), waiting_.end());
-  for (const auto& [place, id] : waiting) {
-    JobState& job = jobs_.at(id);
+  for (auto it = jobs_.begin(); it != jobs_.end();) {
+    JobState& job = it++->second;
     if (EndOfWait(job) > now) continue;
     Fail(
         &job,
@@ -352,7 +377,7 @@ std::vector<SchedulerEvent> Scheduler::Expire(absl::Time now) {
 absl::Time Scheduler::NextDeadline() const {
   absl::Time next = deadlines_.empty() ? absl::InfiniteFuture() : deadlines_.begin()->first;
   if (!workers_.empty()) return next;
-  for (const auto& [place, id] : waiting_) next = std::min(next, EndOfWait(jobs_.at(id)));
+  for (const auto& [id, job] : jobs_) next = std::min(next, EndOfWait(job));
   return next;
 }
 

@@ -95,6 +95,10 @@ absl::Status CheckWorkerInfo(WorkerId worker, const AttentionWorkerInfo& info);
 // goes to the worker that has most of them, then to the one with most pages left. The row of its
 // last token, and rows that are scored, are always computed.
 //
+// Of jobs that are to share their prompt's pages from the start, the choices of one request, the
+// first is the leader: the others wait until it has them, and then compute what is behind them, at
+// most one page of rows each.
+//
 // After UNAVAILABLE nothing is lost at the worker: once it has answered all that was sent, the
 // steps that did not come to their end are sent again from where their batches stand, and no new
 // rows are planned until they have succeeded. A step that is answered so kMaxFailures times without
@@ -141,7 +145,9 @@ class Scheduler {
   void SetSilent(WorkerId worker, bool silent);
 
   // Requires ids that grow. RESOURCE_EXHAUSTED: as many jobs wait as may.
-  absl::Status Add(JobId id, Job job, absl::Time now);
+  // `leader`: a job with the same prompt, if it is still here: this one waits until that has
+  // computed the pages that both can share, or has ended; other jobs pass it meanwhile.
+  absl::Status Add(JobId id, Job job, absl::Time now, JobId leader = 0);
   // Ends a job with CANCELLED. Unknown and ended jobs are ignored.
   std::vector<SchedulerEvent> Cancel(JobId id);
   // Ends a job that has all that it wanted, with kStop and OK. Likewise.
@@ -162,8 +168,8 @@ class Scheduler {
   // When Expire has something to do at the earliest; InfiniteFuture: never.
   absl::Time NextDeadline() const;
 
-  int num_waiting() const { return static_cast<int>(waiting_.size()); }
-  int num_running() const { return static_cast<int>(jobs_.size() - waiting_.size()); }
+  int num_waiting() const { return static_cast<int>(waiting_.size()) + num_following_; }
+  int num_running() const { return static_cast<int>(jobs_.size()) - num_waiting(); }
   int num_outstanding_steps() const;
   int64_t preemptions() const { return preemptions_; }
   int64_t moves() const { return moves_; }  // of sequences, away from workers that were there
@@ -214,6 +220,8 @@ class Scheduler {
     size_t next_scored = 0;            // job.scored[0, next_scored) are reported
     std::vector<PartialScore> scores;  // parallel to job.scored
     std::vector<PageName> page_names;  // of the first pages, as far as anybody asked
+    std::vector<JobId> followers;      // that wait for its prompt; some may have ended
+    bool follows = false;              // it waits so, and is in no queue
     bool admitted = false;
     int test_preemptions = 0;
     int lost_workers = 0;  // while it had rows there
@@ -330,6 +338,10 @@ class Scheduler {
   static absl::Span<const PageName> PageNames(JobState* job, int64_t count);
   // How many of its first pages the job may share: what it wants of a row must be computed.
   static int64_t MostShared(const JobState& job);
+  // Lets those that wait for the job's prompt into the queue, once its pages are there.
+  void ReleaseFollowers(JobState* job);
+  // Lets them in whatever is there.
+  void EndLead(JobState* job);
   // Names the pages of the rows that the step has taken through the last layer.
   void NamePages(Worker* worker, const Step& step);
   // Takes a job off its worker and puts it back to waiting; the caller may end it from there.
@@ -396,6 +408,7 @@ class Scheduler {
   std::mt19937_64 random_;
   std::map<JobId, JobState> jobs_;
   std::set<Turn> waiting_;
+  int num_following_ = 0;  // jobs that wait for another's prompt, not in waiting_
   std::set<std::pair<absl::Time, JobId>> deadlines_;
   std::map<WorkerId, Worker> workers_;
   std::set<WorkerId> to_vacate_;  // those that are moving or silent

@@ -115,6 +115,7 @@ void Scheduler::NamePages(Worker* worker, const Step& step) {
       for (; job.named < full; ++job.named) {
         worker->book.SetName(job.pages[job.named], names[job.named]);
       }
+      ReleaseFollowers(&job);
     }
   }
 }

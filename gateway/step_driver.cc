@@ -67,7 +67,7 @@ class StepDriver::Impl {
     thread_.join();
   }
 
-  absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
+  absl::StatusOr<JobId> Submit(std::vector<SubmittedJob> choices);
   void Cancel(JobId job) { Enqueue(CancelJob{job}); }
   void Finish(JobId job) { Enqueue(FinishJob{job}); }
   absl::Status AddWorker(WorkerId worker, const AttentionLinkFactory& make_link);
@@ -103,6 +103,7 @@ class StepDriver::Impl {
     Job job;
     std::shared_ptr<JobSink> sink;
     int64_t prompt_tokens;
+    JobId leader;
   };
   struct CancelJob {
     JobId id;
@@ -214,8 +215,10 @@ class StepDriver::Impl {
 
 // ---- Callers' threads ---------------------------------------------------------------------------
 
-absl::StatusOr<JobId> StepDriver::Impl::Submit(Job job, std::shared_ptr<JobSink> sink) {
-  JobId id = 0;
+absl::StatusOr<JobId> StepDriver::Impl::Submit(std::vector<SubmittedJob> choices) {
+  const auto count = static_cast<int64_t>(choices.size());
+  const Job& job = choices.front().job;
+  JobId first = 0;
   {
     MutexLock lock(mutex_);
     if (draining_) {
@@ -226,7 +229,12 @@ absl::StatusOr<JobId> StepDriver::Impl::Submit(Job job, std::shared_ptr<JobSink>
     if (waiting >= policy_.max_waiting) {
       return Refused(wait, "the queue is full: ", policy_.max_waiting, " requests wait already");
     }
-    const auto tokens = static_cast<int64_t>(job.prompt.size());
+    if (waiting + count > policy_.max_waiting) {
+      return Refused(wait, "the queue is full: ", waiting, " requests wait already, and with the ",
+                     count, " choices of this one there would be more than ", policy_.max_waiting);
+    }
+    const auto prompt_tokens = static_cast<int64_t>(job.prompt.size());
+    const int64_t tokens = count * prompt_tokens;
     if (live_prompt_tokens_ + tokens > policy_.max_prompt_tokens) {
       return Refused(wait, "the prompts of all requests that are here have ", live_prompt_tokens_,
                      " tokens, and may have ", policy_.max_prompt_tokens, " together");
@@ -236,15 +244,21 @@ absl::StatusOr<JobId> StepDriver::Impl::Submit(Job job, std::shared_ptr<JobSink>
                      absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
                      " from now, which is longer than this one's deadline allows");
     }
-    id = next_job_++;
-    ++live_jobs_;
-    ++jobs_on_way_;
+    first = next_job_;
+    next_job_ += static_cast<JobId>(count);
+    live_jobs_ += count;
+    jobs_on_way_ += count;
     prompt_tokens_ += tokens;
     live_prompt_tokens_ += tokens;
-    queue_.push_back(NewJob{id, std::move(job), std::move(sink), tokens});
+    JobId id = first;
+    for (SubmittedJob& choice : choices) {
+      const JobId leader = id == first ? 0 : first;
+      queue_.push_back(
+          NewJob{id++, std::move(choice.job), std::move(choice.sink), prompt_tokens, leader});
+    }
   }
   wake_.NotifyOne();
-  return id;
+  return first;
 }
 
 absl::Status StepDriver::Impl::AddWorker(WorkerId worker, const AttentionLinkFactory& make_link) {
@@ -393,7 +407,7 @@ bool StepDriver::Impl::WaitForEvents(std::vector<Event>* events) {
 
 void StepDriver::Impl::Handle(NewJob event) {
   sinks_[event.id] = {std::move(event.sink), event.prompt_tokens};
-  absl::Status status = scheduler_.Add(event.id, std::move(event.job), absl::Now());
+  absl::Status status = scheduler_.Add(event.id, std::move(event.job), absl::Now(), event.leader);
   if (!status.ok()) EndJob(event.id, JobEnd::kFailed, std::move(status));
 }
 
@@ -559,8 +573,13 @@ void StepDriver::Impl::EndEverything() {
 StepDriver::StepDriver(SchedulerPolicy policy) : impl_(std::make_unique<Impl>(policy)) {}
 StepDriver::~StepDriver() = default;
 
+absl::StatusOr<JobId> StepDriver::Submit(std::vector<SubmittedJob> choices) {
+  return impl_->Submit(std::move(choices));
+}
 absl::StatusOr<JobId> StepDriver::Submit(Job job, std::shared_ptr<JobSink> sink) {
-  return impl_->Submit(std::move(job), std::move(sink));
+  std::vector<SubmittedJob> one;
+  one.push_back({std::move(job), std::move(sink)});
+  return impl_->Submit(std::move(one));
 }
 void StepDriver::Cancel(JobId job) { impl_->Cancel(job); }
 void StepDriver::Finish(JobId job) { impl_->Finish(job); }

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,6 +23,12 @@ namespace tandem {
 using AttentionLinkFactory = std::function<absl::StatusOr<std::unique_ptr<AttentionLink>>(
     AttentionLink::Observer* observer)>;
 
+// A job, and who is to hear of it.
+struct SubmittedJob {
+  Job job;
+  std::shared_ptr<JobSink> sink;  // kept until its OnEnd has returned
+};
+
 // When it is worth while to submit a job again that was refused with this status; none if it does
 // not say so.
 std::optional<absl::Duration> RetryAfter(const absl::Status& refused);
@@ -33,10 +40,14 @@ class StepDriver {
   // Fails what still runs with UNAVAILABLE.
   ~StepDriver();
 
-  // Takes a job, or answers RESOURCE_EXHAUSTED (as many jobs wait as may, their prompts take as
-  // much memory as they may, or this one would still wait when its deadline passes; the sentence
-  // names the limit, and RetryAfter says when to come again) or UNAVAILABLE (draining). `sink` is
-  // kept until its OnEnd has returned.
+  // Takes jobs of one prompt and deadline, the choices of one request: at least one, all or none.
+  // The first has the id that is returned, the others those behind it; they share its prompt's
+  // pages.
+  //   RESOURCE_EXHAUSTED  as many jobs wait as may, their prompts take as much memory as they may, or
+  //                       these would still wait when their deadline passes; the sentence names the
+  //                       limit, and RetryAfter says when to come again
+  //   UNAVAILABLE         draining
+  absl::StatusOr<JobId> Submit(std::vector<SubmittedJob> choices);
   absl::StatusOr<JobId> Submit(Job job, std::shared_ptr<JobSink> sink);
   // Ends a job with CANCELLED; unknown and ended ones are ignored.
   void Cancel(JobId job);

@@ -17,19 +17,20 @@ void CancelCall(grpc::CallbackServerContext* context, const absl::Status& why) {
                                status.error_message().c_str(), nullptr);
 }
 
-void StreamingCall::Submit(Job job, const std::vector<grpc::ByteBuffer>& first) {
-  job.tag = tag_;
+void StreamingCall::Submit(std::vector<SubmittedJob> jobs,
+                           const std::vector<grpc::ByteBuffer>& first) {
+  for (SubmittedJob& job : jobs) job.job.tag = tag_;
   absl::Status refused;
   {
-    // What comes of the job waits for the lock, and so for `first`.
+    // What comes of the jobs waits for the lock, and so for `first`.
     MutexLock lock(mutex_);
-    const absl::StatusOr<JobId> id = driver_->Submit(std::move(job), shared_from_this());
+    num_jobs_ = jobs.size();
+    const absl::StatusOr<JobId> id = driver_->Submit(std::move(jobs));
     refused = id.status();
     if (id.ok()) {
-      job_ = *id;
+      first_job_ = *id;
       for (const grpc::ByteBuffer& message : first) Enqueue(message);
-      if (cancelled_) driver_->Cancel(job_);
-      if (finished_) driver_->Finish(job_);
+      if (cancelled_) CancelJobsLocked();
     } else if (const auto after = RetryAfter(refused); after.has_value() && !ended_ && !shed_) {
       context_->AddTrailingMetadata(kRetryPushback,
                                     std::to_string(absl::ToInt64Milliseconds(*after)));
@@ -81,16 +82,20 @@ bool StreamingCall::Shed(const absl::Status& why) {
   return true;
 }
 
-void StreamingCall::CancelJob() {
+void StreamingCall::CancelJobs() {
   MutexLock lock(mutex_);
   cancelled_ = true;
-  if (job_ != 0) driver_->Cancel(job_);
+  CancelJobsLocked();
 }
 
-void StreamingCall::FinishJob() {
+void StreamingCall::CancelJobsLocked() {
+  if (first_job_ == 0) return;
+  for (size_t i = 0; i < num_jobs_; ++i) driver_->Cancel(first_job_ + i);
+}
+
+void StreamingCall::FinishJob(size_t index) {
   MutexLock lock(mutex_);
-  finished_ = true;
-  if (job_ != 0) driver_->Finish(job_);
+  driver_->Finish(first_job_ + index);
 }
 
 void StreamingCall::CountUnread(int64_t bytes) {
@@ -125,7 +130,7 @@ void StreamingCall::OnWriteDone(bool ok) {
 }
 
 void StreamingCall::OnDone() {
-  CancelJob();
+  CancelJobs();
   live_->Remove(this);  // here, since the driver may hold on to this for longer than the service
   const std::shared_ptr<StreamingCall> last = std::move(self_);
 }

@@ -45,12 +45,11 @@ inline grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& me
 // and with it the status behind it; cancelling the call sends a status of its own past both.
 void CancelCall(grpc::CallbackServerContext* context, const absl::Status& why);
 
-// A call that is a job: writes are queued, one is on its way at a time, and a client that goes away
-// cancels the job. What is queued is bounded by the job itself, at most one message per row of it,
-// and with that of all other calls by LiveCalls. Keeps itself alive until gRPC is done with it; the
-// driver keeps it until the job is done.
+// A call that is one job or several: writes are queued, one is on its way at a time, and a client
+// that goes away cancels the jobs. What is queued is bounded by the jobs themselves, at most one
+// message per row of them, and with that of all other calls by LiveCalls. Keeps itself alive until
+// gRPC is done with it; the driver keeps it until its jobs are done.
 class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
-                      public JobSink,
                       public LiveCall,
                       public std::enable_shared_from_this<StreamingCall> {
  public:
@@ -76,10 +75,10 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     live_->Add(this);  // here, once the call is whole: others may ask it from now on
   }
 
-  // Hands the job in, and sends the messages `first` before all that comes of it; ends the call
-  // with nothing but a status if the driver does not take it, and says when to come again:
-  // kRetryPushback.
-  void Submit(Job job, const std::vector<grpc::ByteBuffer>& first);
+  // Hands the jobs in, each with a sink of this call's (Sink), and sends the messages `first`
+  // before all that comes of them; ends the call with nothing but a status if the driver does not
+  // take them, and says when to come again: kRetryPushback. Once.
+  void Submit(std::vector<SubmittedJob> jobs, const std::vector<grpc::ByteBuffer>& first);
   void Send(const google::protobuf::MessageLite& message);
   // After everything that was sent. Once; later calls are ignored.
   void End(const grpc::Status& status);
@@ -103,11 +102,15 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   absl::Time arrived() const { return arrived_; }
   RequestMetrics& metrics() { return *metrics_; }
   int64_t max_unread_bytes() const { return live_->max_unread_bytes(); }
-  // The job has all that it wanted: it is to end as a success.
-  void FinishJob();
+  // Part of this call, which it keeps alive.
+  std::shared_ptr<JobSink> Sink(JobSink* part) { return {shared_from_this(), part}; }
+  // The job of this index has all that it wanted: it is to end as a success. Not before its first
+  // Send.
+  void FinishJob(size_t index);
+  void CancelJobs();
 
  private:
-  void CancelJob();
+  void CancelJobsLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CountUnread(int64_t bytes);
   void Enqueue(grpc::ByteBuffer buffer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Drops the first message of the queue, or all but it.
@@ -116,7 +119,7 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void WriteFirst() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   void OnWriteDone(bool ok) override;
-  void OnCancel() override { CancelJob(); }
+  void OnCancel() override { CancelJobs(); }
   void OnDone() override;
 
   StepDriver* const driver_;
@@ -135,8 +138,8 @@ class StreamingCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);  // the first is being written
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
-  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
-  JobId job_ ABSL_GUARDED_BY(mutex_) = 0;
+  JobId first_job_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t num_jobs_ ABSL_GUARDED_BY(mutex_) = 0;
   grpc::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -278,6 +278,11 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
     return absl::InvalidArgumentError("echo is set, but it goes with text and token_ids only");
   }
   if (request.echo()) TANDEM_RETURN_IF_ERROR(NeedTokenizer(model).status());
+  valid.choices = request.has_n() ? request.n() : 1;
+  if (valid.choices < 1 || valid.choices > kMaxChoices) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("n is ", valid.choices, ", but must be 1 to ", kMaxChoices));
+  }
   if (request.top_logprobs() > kMaxTopLogProbs) {
     return absl::InvalidArgumentError(absl::StrCat("top_logprobs is ", request.top_logprobs(),
                                                    ", but must be 0 to ", kMaxTopLogProbs));

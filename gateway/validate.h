@@ -13,8 +13,11 @@
 
 namespace tandem {
 
+inline constexpr uint32_t kMaxChoices = 16;
+
 struct ValidRequest {
-  Job job;
+  Job job;  // of choice 0
+  uint32_t choices = 1;
   std::vector<std::string> stop;  // none empty
 };
 

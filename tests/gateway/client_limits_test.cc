@@ -43,6 +43,38 @@ TEST(ClientLimitsTest, CountsEachClientsCallsAtOnce) {
               ElementsAre(Pair("clients_known", 1), Pair("calls_over_limit_total", 1)));
 }
 
+TEST(ClientLimitsTest, EachChoiceCounts) {
+  ClientLimits limits({.calls = 4});
+  std::optional<ClientLimits::Decision> first = limits.Admit("a", kStart);
+  EXPECT_TRUE(limits.AddCalls(&first->lease, 2, kStart).status.ok());
+  ClientLimits::Decision second = limits.Admit("a", kStart);
+  EXPECT_TRUE(second.status.ok());
+  const ClientLimits::Decision refused = limits.AddCalls(&second.lease, 1, kStart);
+  EXPECT_EQ(refused.status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status.message()),
+              HasSubstr("has 3 calls running and may have 4 at once, and this one counts as 2"));
+  const ClientLimits::Decision never = limits.AddCalls(&second.lease, 4, kStart);
+  EXPECT_EQ(never.status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(never.status.message()), HasSubstr("counts as 5"));
+  first.reset();
+  EXPECT_TRUE(limits.AddCalls(&second.lease, 3, kStart).status.ok());
+  EXPECT_FALSE(limits.Admit("a", kStart).status.ok());
+  { const ClientLimits::Lease moved(std::move(second.lease)); }
+  EXPECT_THAT(limits.Counters()[0], Pair("clients_known", 0));
+}
+
+TEST(ClientLimitsTest, ChoicesBeyondTheBurstArePaidForAfterwards) {
+  ClientLimits limits({.calls_per_s = 2, .burst = 1});
+  ClientLimits::Decision decision = limits.Admit("a", kStart);
+  EXPECT_TRUE(limits.AddCalls(&decision.lease, 3, kStart).status.ok());
+  EXPECT_EQ(limits.Admit("a", kStart).retry_after, absl::Seconds(2));
+  EXPECT_FALSE(limits.Admit("a", At(1.9)).status.ok());
+  EXPECT_TRUE(limits.Admit("a", At(2.1)).status.ok());
+  ClientLimits unlimited({});
+  ClientLimits::Decision any = unlimited.Admit("a", kStart);
+  EXPECT_TRUE(unlimited.AddCalls(&any.lease, 15, kStart).status.ok());
+}
+
 TEST(ClientLimitsTest, ALeaseMovesAndEndsOnce) {
   ClientLimits limits({.calls = 1});
   ClientLimits::Lease kept;

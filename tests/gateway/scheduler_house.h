@@ -53,12 +53,20 @@ class House {
     results.erase(id);
     Take(scheduler.RemoveWorker(id, now));
   }
-  JobId Add(Job job) {
+  JobId Add(Job job, JobId leader = 0) {
     const JobId id = ++last_job;
     outcomes[id].job = job;
     outcomes[id].answer = SimulatedAnswer(job.prompt, KeyOf(job), job.max_new_tokens, StopOf(job));
-    EXPECT_TRUE(scheduler.Add(id, std::move(job), now).ok());
+    EXPECT_TRUE(scheduler.Add(id, std::move(job), now, leader).ok());
     return id;
+  }
+  // As StepDriver hands in the choices of one request.
+  std::vector<JobId> AddChoices(Job job, uint32_t count) {
+    std::vector<JobId> ids;
+    for (uint32_t i = 0; i < count; ++i, ++job.sampling.choice) {
+      ids.push_back(Add(job, ids.empty() ? 0 : ids.front()));
+    }
+    return ids;
   }
   void Cancel(JobId id) { Take(scheduler.Cancel(id)); }
   void Expire() { Take(scheduler.Expire(now)); }

@@ -1,6 +1,7 @@
 // Pages that sequences share: who may, where they go for it, and that no page is ever lost count
 // of.
 #include <random>
+#include <set>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -100,6 +101,124 @@ TEST(SchedulerPrefixTest, GoesToTheWorkerWithMostOfItThenToTheEmptiest) {
   EXPECT_EQ(RowsOf(&house, JobThatBegins(4, 256, 10, 1), 2), 266);
   // Too long for the worker that has it.
   EXPECT_EQ(RowsOf(&house, JobThatBegins(3, 256, 1100, 1), 2), 1356);
+}
+
+TEST(SchedulerPrefixTest, ChoicesComputeTheirPromptsPagesOnce) {
+  for (const int prompt : {1, 40, 64, 65, 128, 300}) {
+    SCOPED_TRACE(prompt);
+    House house;
+    house.AddWorker(1, 60);
+    const int64_t before = house.workers[1]->rows_computed();
+    const std::vector<JobId> ids = house.AddChoices(MakeJob(prompt, 10), 4);
+    EXPECT_EQ(house.scheduler.num_waiting(), 4);
+    ASSERT_TRUE(house.RunToEnd());
+    for (const JobId id : ids) house.CheckOutcome(id);
+    house.CheckAllFree();
+    const int64_t shared = 64 * ((prompt - 1) / 64);
+    EXPECT_EQ(house.workers[1]->rows_computed() - before, shared + 4 * (prompt - shared + 9));
+    EXPECT_EQ(house.outcomes[ids[0]].cached_tokens, 0);
+    EXPECT_EQ(house.outcomes[ids[3]].cached_tokens, shared);
+    std::set<std::vector<int32_t>> answers;
+    for (const JobId id : ids) answers.insert(house.outcomes[id].tokens);
+    EXPECT_EQ(answers.size(), 4u);
+  }
+}
+
+TEST(SchedulerPrefixTest, ChoicesThatWaitForTheirPromptHoldNobodyUp) {
+  House house({.max_batch_rows = 64});
+  house.AddWorker(1, 60);
+  const std::vector<JobId> ids = house.AddChoices(MakeJob(640, 5), 3);
+  const JobId other = house.Add(MakeJob(10, 5, 99));
+  house.PlanAll();
+  EXPECT_EQ(house.scheduler.num_waiting(), 2);
+  EXPECT_EQ(house.scheduler.num_running(), 2);
+  ASSERT_TRUE(house.RunToEnd());
+  house.CheckOutcome(other);
+  for (const JobId id : ids) house.CheckOutcome(id);
+  house.CheckAllFree();
+}
+
+TEST(SchedulerPrefixTest, WhereThePromptIsCachedNoChoiceWaits) {
+  House house;
+  house.AddWorker(1, 60);
+  RowsOf(&house, MakeJob(300, 1));
+  const std::vector<JobId> ids = house.AddChoices(MakeJob(300, 5), 3);
+  house.Plan(1);
+  EXPECT_EQ(house.scheduler.num_running(), 3);
+  ASSERT_TRUE(house.RunToEnd());
+  for (const JobId id : ids) EXPECT_EQ(house.outcomes[id].cached_tokens, 256);
+}
+
+TEST(SchedulerPrefixTest, WithoutPrefixCachingChoicesDoNotWait) {
+  House house({.prefix_caching = false});
+  house.AddWorker(1, 60);
+  const std::vector<JobId> ids = house.AddChoices(MakeJob(300, 5), 3);
+  house.Plan(1);
+  EXPECT_EQ(house.scheduler.num_running(), 3);
+  ASSERT_TRUE(house.RunToEnd());
+  for (const JobId id : ids) house.CheckOutcome(id);
+  house.CheckAllFree();
+}
+
+// Whatever becomes of the first, the others go on, and of those that end while they wait nothing is
+// left.
+TEST(SchedulerPrefixTest, ChoicesGoOnWithoutTheFirst) {
+  for (const bool started : {false, true}) {
+    SCOPED_TRACE(started);
+    House house({.max_batch_rows = 64});
+    house.AddWorker(1, 60);
+    const std::vector<JobId> ids = house.AddChoices(MakeJob(300, 5), 4);
+    if (started) house.PlanAll();
+    house.Cancel(ids[2]);
+    EXPECT_EQ(house.scheduler.num_waiting() + house.scheduler.num_running(), 3);
+    house.Cancel(ids[0]);
+    EXPECT_EQ(house.scheduler.num_waiting() + house.scheduler.num_running(), 2);
+    ASSERT_TRUE(house.RunToEnd());
+    for (const JobId id : ids) house.CheckOutcome(id);
+    EXPECT_EQ(house.outcomes[ids[1]].end, JobEnd::kLength);
+    EXPECT_EQ(house.outcomes[ids[3]].end, JobEnd::kLength);
+    house.CheckAllFree();
+  }
+  // A worker that is lost meanwhile, and a deadline that passes.
+  House house({.max_batch_rows = 64});
+  house.AddWorker(1, 60);
+  Job job = MakeJob(300, 5);
+  const std::vector<JobId> ids = house.AddChoices(job, 3);
+  job.deadline = house.now + absl::Seconds(5);
+  const std::vector<JobId> late = house.AddChoices(job, 3);
+  house.PlanAll();
+  house.RemoveWorker(1);
+  EXPECT_EQ(house.scheduler.num_waiting(), 6);
+  house.now += absl::Seconds(10);
+  house.Expire();
+  EXPECT_EQ(house.scheduler.num_waiting(), 3);
+  for (const JobId id : late) {
+    EXPECT_EQ(house.outcomes[id].status.code(), absl::StatusCode::kDeadlineExceeded);
+  }
+  house.AddWorker(2, 60);
+  ASSERT_TRUE(house.RunToEnd());
+  for (const JobId id : ids) EXPECT_EQ(house.outcomes[id].end, JobEnd::kLength);
+  house.CheckAllFree();
+  // And none at all.
+  house.RemoveWorker(2);
+  const std::vector<JobId> last = house.AddChoices(MakeJob(300, 5), 3);
+  house.now += absl::Seconds(70);
+  EXPECT_LE(house.scheduler.NextDeadline(), house.now);
+  house.Expire();
+  for (const JobId id : last) {
+    EXPECT_EQ(house.outcomes[id].status.code(), absl::StatusCode::kUnavailable);
+  }
+}
+
+TEST(SchedulerPrefixTest, EachChoiceThatWaitsCountsInTheQueue) {
+  SchedulerPolicy policy;
+  policy.max_waiting = 3;
+  Scheduler scheduler(policy);
+  for (JobId id = 1; id <= 3; ++id) {
+    EXPECT_TRUE(scheduler.Add(id, MakeJob(300, 5), absl::UnixEpoch(), id == 1 ? 0 : 1).ok());
+  }
+  EXPECT_EQ(scheduler.Add(4, MakeJob(300, 5), absl::UnixEpoch(), 1).code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 TEST(SchedulerPrefixTest, NothingIsKeptOfAWorkerThatWasLost) {

@@ -336,7 +336,7 @@ void RunRandomly(uint64_t seed) {
       --jobs_left;
       Job job = RandomJob(&random);
       if (random.Chance(5)) job.deadline = house.now + absl::Seconds(random.Draw(0, 100));
-      house.Add(std::move(job));
+      house.AddChoices(std::move(job), random.Chance(20) ? random.Draw(2, 4) : 1);
     }
     if (house.last_job > 0 && random.Chance(1)) house.Cancel(random.Draw(1, house.last_job));
     if (workers_change && random.Chance(1)) ChangeWorkers(&house, &random, &last_worker);

@@ -129,6 +129,38 @@ int64_t CounterOf(const StepDriver& driver, const std::string& name) {
   return -1;
 }
 
+TEST_F(StepDriverTest, ChoicesAreTakenAllOrNone) {
+  SchedulerPolicy policy;
+  policy.max_waiting = 4;
+  StepDriver driver(policy);
+  const auto submit = [&](int count, std::vector<std::shared_ptr<RecordingSink>>* sinks) {
+    std::vector<SubmittedJob> choices;
+    for (int i = 0; i < count; ++i) {
+      sinks->push_back(std::make_shared<RecordingSink>());
+      choices.push_back({MakeJob(200, 5, 3), sinks->back()});
+      choices.back().job.sampling.choice = static_cast<uint32_t>(i);
+    }
+    return driver.Submit(std::move(choices));
+  };
+  std::vector<std::shared_ptr<RecordingSink>> sinks, refused;
+  const absl::StatusOr<JobId> first = submit(3, &sinks);
+  ASSERT_TRUE(first.ok());
+  const absl::Status full = submit(2, &refused).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()),
+              HasSubstr("3 requests wait already, and with the 2 choices of this one"));
+  EXPECT_TRUE(RetryAfter(full).has_value());
+  ASSERT_TRUE(driver.AddWorker(1, Dial(40)).ok());
+  for (uint32_t i = 0; i < 3; ++i) {
+    Job job = MakeJob(200, 5, 3);
+    job.sampling.choice = i;
+    EXPECT_TRUE(sinks[i]->WaitForEnd().ok());
+    EXPECT_EQ(sinks[i]->tokens(), AnswerOf(job));
+  }
+  EXPECT_EQ(submit(1, &sinks).value(), *first + 3);
+  EXPECT_EQ(CounterOf(driver, "prefix_cache_hits_total") > 0, true);
+}
+
 TEST_F(StepDriverTest, ManyJobsOverTwoWorkers) {
   StepDriver driver{SchedulerPolicy{}};
   ASSERT_TRUE(driver.AddWorker(1, Dial(12)).ok());

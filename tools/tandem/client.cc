@@ -107,35 +107,58 @@ absl::StatusOr<Completion> RunGenerate(Client& client, const v1::GenerateRequest
   return RunGenerate(client, *client.NewContext(), request, on_text);
 }
 
-absl::StatusOr<Completion> RunGenerate(Client& client, grpc::ClientContext& context,
-                                       const v1::GenerateRequest& request,
-                                       const std::function<void(const std::string&)>& on_text) {
+namespace {
+
+// `on_text`: of choice 0.
+absl::StatusOr<std::vector<Completion>> ReadChoices(
+    Client& client, grpc::ClientContext& context, const v1::GenerateRequest& request,
+    const std::function<void(const std::string&)>& on_text) {
   const auto stream = client.stub().Generate(&context, request);
-  Completion completion;
+  std::vector<Completion> choices(std::max(request.n(), 1u));
   v1::GenerateResponse response;
-  const auto add_text = [&](const std::string& text) {
-    completion.text += text;
-    if (!text.empty() && on_text) on_text(text);
+  const auto add_text = [&](uint32_t choice, const std::string& text) {
+    choices.at(choice).text += text;
+    if (choice == 0 && !text.empty() && on_text) on_text(text);
   };
   while (stream->Read(&response)) {
+    if (response.chunk().choice() >= choices.size() ||
+        response.finished().choice() >= choices.size()) {
+      return absl::InternalError("the server answers with more choices than were asked for");
+    }
     if (response.has_started()) {
-      completion.started = response.started();
+      for (Completion& completion : choices) completion.started = response.started();
     } else if (response.has_chunk()) {
       const auto& chunk = response.chunk();
+      Completion& completion = choices[chunk.choice()];
       completion.ids.insert(completion.ids.end(), chunk.token_ids().begin(),
                             chunk.token_ids().end());
       completion.log_probs.insert(completion.log_probs.end(), chunk.log_probs().begin(),
                                   chunk.log_probs().end());
       completion.top_logprobs.insert(completion.top_logprobs.end(), chunk.top_logprobs().begin(),
                                      chunk.top_logprobs().end());
-      add_text(chunk.text());
+      add_text(chunk.choice(), chunk.text());
     } else if (response.has_finished()) {
-      completion.finished = response.finished();
-      add_text(response.finished().text());
+      choices[response.finished().choice()].finished = response.finished();
+      add_text(response.finished().choice(), response.finished().text());
     }
   }
   TANDEM_RETURN_IF_ERROR(client.Explain(stream->Finish()));
-  return completion;
+  return choices;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Completion>> RunChoices(Client& client,
+                                                   const v1::GenerateRequest& request) {
+  return ReadChoices(client, *client.NewContext(), request, nullptr);
+}
+
+absl::StatusOr<Completion> RunGenerate(Client& client, grpc::ClientContext& context,
+                                       const v1::GenerateRequest& request,
+                                       const std::function<void(const std::string&)>& on_text) {
+  TANDEM_ASSIGN_OR_RETURN(std::vector<Completion> choices,
+                          ReadChoices(client, context, request, on_text));
+  return std::move(choices.front());
 }
 
 std::string DescribeSpeed(const Completion& completion) {

@@ -75,8 +75,11 @@ struct Completion {
   v1::GenerateResponse::Finished finished;
 };
 
-// Runs one Generate; `on_text` gets each piece of text as it comes. The first form's `context`, of
-// Client::NewContext, can be cancelled from another thread meanwhile: CANCELLED.
+// Runs one Generate. Its answers, one for each of request.n, in the order of their choices.
+absl::StatusOr<std::vector<Completion>> RunChoices(Client& client,
+                                                   const v1::GenerateRequest& request);
+// Runs one for one answer; `on_text` gets each piece of text as it comes. The first form's
+// `context`, of Client::NewContext, can be cancelled from another thread meanwhile: CANCELLED.
 absl::StatusOr<Completion> RunGenerate(Client& client, grpc::ClientContext& context,
                                        const v1::GenerateRequest& request,
                                        const std::function<void(const std::string&)>& on_text);

@@ -2,6 +2,7 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "client.h"
 #include "commands.h"
@@ -19,6 +20,7 @@ struct Options {
   std::string ids_file;
   bool match_added_tokens = false;
   std::optional<bool> add_bos;
+  uint32_t n = 1;
   uint32_t top_logprobs = 0;
   bool echo = false;
 };
@@ -50,6 +52,25 @@ nlohmann::json ToJson(const Completion& completion) {
   return json;
 }
 
+// Several answers come side by side, so they are printed when all are there.
+absl::Status PrintChoices(const Options& options, const std::vector<Completion>& choices) {
+  if (options.connect.json) {
+    nlohmann::json json = {{"choices", nlohmann::json::array()}};
+    for (const Completion& choice : choices) json["choices"].push_back(ToJson(choice));
+    std::cout << Dump(json) << "\n";
+    return absl::OkStatus();
+  }
+  for (size_t i = 0; i < choices.size(); ++i) {
+    std::cout << "choice " << i << ":" << choices[i].text;
+    for (int32_t id : choices[i].ids) {
+      if (choices[i].text.empty()) std::cout << " " << id;
+    }
+    std::cout << std::endl;
+    std::fprintf(stderr, "%s\n", DescribeSpeed(choices[i]).c_str());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Run(const Options& options) {
   v1::GenerateRequest request;
   options.sampling.Fill(request);
@@ -64,6 +85,11 @@ absl::Status Run(const Options& options) {
     request.set_text(options.prompt);
   }
   TANDEM_ASSIGN_OR_RETURN(const auto client, Client::Connect(options.connect));
+  if (options.n != 1) {
+    request.set_n(options.n);
+    TANDEM_ASSIGN_OR_RETURN(const std::vector<Completion> choices, RunChoices(*client, request));
+    return PrintChoices(options, choices);
+  }
   std::function<void(const std::string&)> print;
   if (!options.connect.json)
     print = [](const std::string& text) { std::cout << text << std::flush; };
@@ -92,6 +118,9 @@ Command AddGenerate(CommandLine& root) {
   app->AddFlag("--match-added-tokens", options->match_added_tokens,
                "names of added tokens in the prompt become these tokens");
   AddBosOption(*app, &options->add_bos);
+  app->add_option("-n,--n", options->n, "answers, each with its own draws")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
   app->add_flag("--echo", options->echo, "the prompt's text before the answer's");
   auto* top = app->add_option("--top-logprobs", options->top_logprobs,
                               "with --json: so many of the most probable tokens with each one");

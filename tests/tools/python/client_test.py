@@ -84,7 +84,7 @@ class MessagesTest(unittest.TestCase):
                        "ScoreRow": "ScoreResponse.Row", "Model": "GetModelResponse",
                        "Status": "GetStatusResponse", "Holders": "PlacementStatus.Holders"}
         found = {name: cls for name, cls in vars(messages).items()
-                 if dataclasses.is_dataclass(cls) and cls is not tandem.Completion}
+                 if dataclasses.is_dataclass(cls) and cls not in (tandem.Completion, tandem.Choice)}
         self.assertLessEqual(set(other_names), set(found))
         for name, cls in found.items():
             with self.subTest(name):
@@ -145,7 +145,33 @@ class ResumeTest(unittest.TestCase):
         self.assertEqual(fresh, tandem.Chunk("c", (3,), (-3,)))
         self.assertEqual(answer.take(self.event(finished={"text": "d"})),
                          tandem.Chunk("d", (), ()))
-        self.assertEqual((answer.text, answer.token_ids), ("abcd", [1, 2, 3]))
+        choice = answer.choices[0]
+        self.assertEqual((choice.text, choice.token_ids), ("abcd", [1, 2, 3]))
+
+    def test_choices_go_on_each_where_it_was(self):
+        def chunk(choice, text, token):
+            return self.event(chunk={"choice": choice, "text": text, "token_ids": [token],
+                                     "log_probs": [-token]})
+        answer = Answer(GenerateRequest(text="x", n=2))
+        self.assertEqual(answer.next_attempt().n, 2)
+        answer.take(self.event(started={"seed": 11}))
+        for event in (chunk(0, "a", 1), chunk(1, "x", 5), chunk(1, "y", 6)):
+            answer.take(event)
+        answer.take(self.event(finished={"choice": 1}))
+        answer.next_attempt()
+        answer.take(self.event(started={"seed": 11}))
+        fresh = [answer.take(event) for event in (
+            chunk(1, "x", 5), chunk(0, "a", 1), chunk(0, "b", 2), chunk(1, "y", 6),
+            self.event(finished={"choice": 0}))]
+        self.assertEqual(fresh, [None, None, tandem.Chunk("b", (2,), (-2,)), None, None])
+        self.assertFalse(answer.all_finished and answer.choices[0].finished is None)
+        answer.take(self.event(finished={"choice": 1}))
+        whole = answer.completion(1)
+        self.assertEqual([choice.text for choice in whole.choices], ["ab", "xy"])
+        self.assertEqual(whole.text, "ab")
+        answer.next_attempt()
+        with self.assertRaises(tandem.ChangedAnswerError):
+            answer.take(chunk(1, "x", 9))
 
     def test_another_answer_is_an_error(self):
         for changed in ({"started": {"seed": 12}},
@@ -279,6 +305,22 @@ class GatewayTest(unittest.TestCase):
         with self.assertRaises(TandemError) as raised:
             self.client.complete(dataclasses.replace(request, top_logprobs=21))
         self.assertIn("top_logprobs is 21", raised.exception.message)
+
+    def test_choices(self):
+        one = self.client.complete(long_request(20))
+        whole = self.client.complete(dataclasses.replace(long_request(20), n=4))
+        self.assertEqual(len(whole.choices), 4)
+        self.assertEqual((whole.token_ids, whole.log_probs), (one.token_ids, one.log_probs))
+        self.assertEqual([choice.finished.choice for choice in whole.choices], [0, 1, 2, 3])
+        self.assertEqual(len({tuple(choice.token_ids) for choice in whole.choices}), 4)
+        for choice in whole.choices:
+            self.assertEqual(choice.finished.completion_tokens, 20)
+        stream = self.client.generate(dataclasses.replace(long_request(20), n=4))
+        ids = [[] for _ in range(4)]
+        for chunk in stream:
+            ids[chunk.choice].extend(chunk.token_ids)
+        self.assertEqual(ids, [choice.token_ids for choice in whole.choices])
+        self.assertEqual([finished.choice for finished in stream.finished_choices], [0, 1, 2, 3])
 
     def test_all_calls(self):
         ids = self.client.tokenize("one two")

@@ -56,6 +56,7 @@ class GenerateRequest:
     echo: bool = False  # of text and token_ids: the prompt's text before the answer's
     top_logprobs: int = 0  # how many of the most probable tokens come with each one, at most 20
     model: str = ""
+    n: Optional[int] = None  # answers, each with its own draws, 1 to 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Chunk:
     token_ids: Tuple[int, ...]
     log_probs: Tuple[float, ...]  # one per id
     top_logprobs: Tuple[TopLogProbs, ...] = ()  # one per id, if asked for
+    choice: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +93,45 @@ class Finished:
     prefill_us: int
     decode_us: int
     cached_tokens: int  # of the prompt, which were in the latent cache already
+    choice: int = 0
 
 
 @dataclasses.dataclass
-class Completion:
-    """A whole answer: made of its events, no message."""
-    started: Started
+class Choice:
+    """One of the answers, whole: made of its events, no message."""
     finished: Finished
     text: str
     token_ids: List[int]
     log_probs: List[float]
     top_logprobs: List[TopLogProbs]  # empty if not asked for
+
+
+@dataclasses.dataclass
+class Completion:
+    """A whole answer: made of its events, no message. What is of one choice is choice 0's."""
+    started: Started
+    choices: List[Choice]  # as many as the request's n
     retries: int  # how often it was asked for again
+
+    @property
+    def finished(self) -> Finished:
+        return self.choices[0].finished
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> List[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def log_probs(self) -> List[float]:
+        return self.choices[0].log_probs
+
+    @property
+    def top_logprobs(self) -> List[TopLogProbs]:
+        return self.choices[0].top_logprobs
 
 
 @dataclasses.dataclass(frozen=True)

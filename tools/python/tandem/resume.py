@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import threading
 import time
-from typing import Any, Callable, Generic, List, Optional, TypeVar
+from typing import Any, Callable, Generic, List, Optional, TypeVar, Union
 
 import grpc
 
@@ -61,48 +61,32 @@ class Retries:
         return wait_s
 
 
-class Answer:
-    """One answer over any number of attempts. `take` gives what is new of what each brings."""
+class ChoiceSoFar:
+    """What came of one choice over any number of attempts."""
 
-    def __init__(self, request: m.GenerateRequest) -> None:
-        self._request = request
-        self.started: Optional[m.Started] = None
+    def __init__(self, index: int) -> None:
+        self._index = index
         self.finished: Optional[m.Finished] = None
         self.token_ids: List[int] = []
         self.log_probs: List[float] = []
         self.top_logprobs: List[m.TopLogProbs] = []
         self.text = ""
-        self._ids_seen = 0  # in this attempt
-        self._text_seen = 0
+        self.next_attempt()
 
-    def next_attempt(self) -> Any:
-        """The request, as a message."""
+    def next_attempt(self) -> None:
         self._ids_seen = self._text_seen = 0
-        return wire.generate_request(self._request,
-                                     None if self.started is None else self.started.seed)
 
-    def take(self, proto: Any) -> Optional[m.Chunk]:
-        """What the event adds to what there was, if anything."""
-        event = wire.generate_event(proto)
-        if isinstance(event, m.Started):
-            self._take_started(event)
-            return None
-        fresh = self._take_chunk(event if isinstance(event, m.Chunk)
-                                 else m.Chunk(event.text, (), ()))
-        if isinstance(event, m.Finished):
-            if self._ids_seen < len(self.token_ids) or self._text_seen < len(self.text):
-                raise ChangedAnswerError(
-                    f"asked again, the answer ends after {self._ids_seen} tokens, but "
-                    f"{len(self.token_ids)} had come before it broke off")
-            self.finished = event
-        return fresh if fresh.text or fresh.token_ids else None
-
-    def _take_started(self, started: m.Started) -> None:
-        before = self.started
-        if before is not None and (before.model, before.prompt_tokens, before.seed) != (
-                started.model, started.prompt_tokens, started.seed):
-            raise ChangedAnswerError(f"asked again, the answer is of {started}, not of {before}")
-        self.started = started
+    def take(self, event: Union[m.Chunk, m.Finished]) -> m.Chunk:
+        """What the event adds to what there was; it may be nothing."""
+        if isinstance(event, m.Chunk):
+            return self._take_chunk(event)
+        fresh = self._take_chunk(m.Chunk(event.text, (), (), choice=event.choice))
+        if self._ids_seen < len(self.token_ids) or self._text_seen < len(self.text):
+            raise ChangedAnswerError(
+                f"asked again, the answer ends after {self._ids_seen} tokens, but "
+                f"{len(self.token_ids)} had come before it broke off")
+        self.finished = event
+        return fresh
 
     def _take_chunk(self, chunk: m.Chunk) -> m.Chunk:
         at = self._ids_seen
@@ -125,17 +109,58 @@ class Answer:
         self._ids_seen += len(chunk.token_ids)
         self._text_seen += len(chunk.text)
         fresh = m.Chunk(chunk.text[old_text:], chunk.token_ids[old:], chunk.log_probs[old:],
-                        chunk.top_logprobs[old:])
+                        chunk.top_logprobs[old:], self._index)
         self.token_ids.extend(fresh.token_ids)
         self.log_probs.extend(fresh.log_probs)
         self.top_logprobs.extend(fresh.top_logprobs)
         self.text += fresh.text
         return fresh
 
+    def whole(self) -> m.Choice:
+        assert self.finished is not None
+        return m.Choice(self.finished, self.text, list(self.token_ids), list(self.log_probs),
+                        list(self.top_logprobs))
+
+
+class Answer:
+    """One answer, of all its choices, over any number of attempts. `take` gives what is new of what
+    each brings."""
+
+    def __init__(self, request: m.GenerateRequest) -> None:
+        self._request = request
+        self.started: Optional[m.Started] = None
+        self.choices = [ChoiceSoFar(i) for i in range(1 if request.n is None else request.n)]
+
+    @property
+    def all_finished(self) -> bool:
+        return all(choice.finished is not None for choice in self.choices)
+
+    def next_attempt(self) -> Any:
+        """The request, as a message."""
+        for choice in self.choices:
+            choice.next_attempt()
+        return wire.generate_request(self._request,
+                                     None if self.started is None else self.started.seed)
+
+    def take(self, proto: Any) -> Optional[m.Chunk]:
+        """What the event adds to what there was, if anything."""
+        event = wire.generate_event(proto)
+        if isinstance(event, m.Started):
+            self._take_started(event)
+            return None
+        fresh = self.choices[event.choice].take(event)
+        return fresh if fresh.text or fresh.token_ids else None
+
+    def _take_started(self, started: m.Started) -> None:
+        before = self.started
+        if before is not None and (before.model, before.prompt_tokens, before.seed) != (
+                started.model, started.prompt_tokens, started.seed):
+            raise ChangedAnswerError(f"asked again, the answer is of {started}, not of {before}")
+        self.started = started
+
     def completion(self, retries: int) -> m.Completion:
-        assert self.started is not None and self.finished is not None
-        return m.Completion(self.started, self.finished, self.text, list(self.token_ids),
-                            list(self.log_probs), list(self.top_logprobs), retries)
+        assert self.started is not None
+        return m.Completion(self.started, [choice.whole() for choice in self.choices], retries)
 
 
 class AnswerStream(Generic[AnyEvent]):
@@ -157,8 +182,13 @@ class AnswerStream(Generic[AnyEvent]):
 
     @property
     def finished(self) -> Optional[m.Finished]:
-        """There after the last chunk."""
-        return self._answer.finished
+        """Choice 0's, there after its last chunk."""
+        return self._answer.choices[0].finished
+
+    @property
+    def finished_choices(self) -> List[Optional[m.Finished]]:
+        """Of each choice, there after its last chunk."""
+        return [choice.finished for choice in self._answer.choices]
 
     @property
     def retried(self) -> List[TandemError]:
@@ -195,7 +225,7 @@ class AnswerStream(Generic[AnyEvent]):
         goodbye. Raises the error if there is no next one."""
         error = from_rpc_error(rpc_error)
         self._trailing = error.trailing_metadata
-        if self._answer.finished is not None:
+        if self._answer.all_finished:
             return None
         return self._retries.on_error(error, time.monotonic())
 

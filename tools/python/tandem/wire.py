@@ -99,6 +99,7 @@ def generate_request(request: m.GenerateRequest, seed: Optional[int]) -> Any:
     proto.sampling.logit_bias.update(request.sampling.logit_bias)
     _fill(proto.sampling, "seed", seed)
     _fill(proto, "max_tokens", request.max_tokens)
+    _fill(proto, "n", request.n)
     _fill(proto, "add_bos", request.add_bos)
     return proto
 
