@@ -118,14 +118,14 @@ Command AddGenerate(CommandLine& root) {
   app->AddFlag("--match-added-tokens", options->match_added_tokens,
                "names of added tokens in the prompt become these tokens");
   AddBosOption(*app, &options->add_bos);
-  app->add_option("-n,--n", options->n, "answers, each with its own draws")
-      ->check(CLI::Range(1, 16))
-      ->capture_default_str();
-  app->add_flag("--echo", options->echo, "the prompt's text before the answer's");
-  auto* top = app->add_option("--top-logprobs", options->top_logprobs,
+  app->AddOption("-n,--n", options->n, "answers, each with its own draws")
+      .Range(1, 16)
+      .ShowDefault();
+  app->AddFlag("--echo", options->echo, "the prompt's text before the answer's");
+  Option top = app->AddOption("--top-logprobs", options->top_logprobs,
                               "with --json: so many of the most probable tokens with each one");
   options->connect.AddTo(*app);
-  top->needs("--json");
+  top.Needs(app->Get("--json"));
   options->sampling.AddTo(*app);
   return {app, [options] { return Run(*options); }};
 }
