@@ -69,8 +69,6 @@ class SimulatedAttention : public SimulatedWorker {
     return it == sessions_.end() ? nullptr : it->second->link.get();
   }
 
-  void Terminate() override { has_ended_ = true; }
-
   void CheckAtEnd() {
     for (const auto& [name, value] : core_->Counters()) {
       const int64_t expected = name == "pages_free"      ? total_pages_
@@ -93,6 +91,7 @@ class SimulatedAttention : public SimulatedWorker {
     hello.kind = WorkerKind::kAttention;
     hello.address = address();
     hello.incarnation = incarnation();
+    hello.busy = busy();
     return hello;
   }
   MemberHealth Health() override {
@@ -103,8 +102,10 @@ class SimulatedAttention : public SimulatedWorker {
                              health.placement.counter, " at least, but has older parts out");
     }
     health.ready = health.placement.counter > 0;
+    ReportDrain(&health);
     return health;
   }
+  bool has_loaded() const override { return true; }
   void Use(const Placement& placement) override {
     ledger_.OnPlacement(placement);
     dispatcher_.SetPlacement(placement);
@@ -119,7 +120,7 @@ class SimulatedAttention : public SimulatedWorker {
   void ScheduleTurn() {
     if (turn_scheduled_ || ended_) return;
     turn_scheduled_ = true;
-    process_.AfterWork(std::chrono::microseconds(20), [this] {
+    AfterEngineWork(std::chrono::microseconds(20), [this] {
       turn_scheduled_ = false;
       Turn();
     });

@@ -65,16 +65,6 @@ class SimulatedExpert : public SimulatedWorker {
     });
   }
 
-  void Terminate() override {
-    if (!duties_.is_member() || placement_.counter == 0) {
-      has_ended_ = true;
-      return;
-    }
-    world_.trace.Note(process_.name(), " drains");
-    duties_.Drain(world_.time.wall_now() + absl::FromChrono(kDrainLimit));
-    process_.After(kDrainLimit, [this] { has_ended_ = true; });
-  }
-
   // At the end of a simulation.
   void CheckAtEnd(const Member* member) {
     if (member == nullptr) {
@@ -101,6 +91,7 @@ class SimulatedExpert : public SimulatedWorker {
     hello.kind = WorkerKind::kExpert;
     hello.address = address();
     hello.incarnation = incarnation();
+    hello.busy = busy();
     hello.expert_capacity = capacity_;
     hello.held = experts_->Loaded();
     return hello;
@@ -109,16 +100,14 @@ class SimulatedExpert : public SimulatedWorker {
     MemberHealth health;
     health.placement = placement_;
     health.ready = placement_.counter > 0;
-    health.draining = duties_.draining();
-    health.drain_left =
-        std::max(duties_.drain_until() - world_.time.wall_now(), absl::ZeroDuration());
     health.expert_capacity = capacity_;
     health.failed = failed_;
     if (failed_.counter > 0) health.held = experts_->Loaded();
     if (++beats_ % 10 == 0) health.expert_tokens = engine_->TakeExpertTokens();
-    EndIfItMay();
+    ReportDrain(&health);
     return health;
   }
+  bool has_loaded() const override { return placement_.counter > 0; }
   // As WorkerHost::RunLoads.
   void DoDuties() override {
     if (loading_ || !duties_.has_work()) return;
@@ -185,15 +174,13 @@ class SimulatedExpert : public SimulatedWorker {
   void ScheduleTurn() {
     if (turn_scheduled_ || ended_) return;
     turn_scheduled_ = true;
-    process_.AfterWork(world_.network.dice().Between(std::chrono::microseconds(30),
-                                                     std::chrono::microseconds(300)),
-                       [this] {
-                         turn_scheduled_ = false;
-                         if (engine_->Turn()) ScheduleTurn();
-                       });
+    AfterEngineWork(world_.network.dice().Between(std::chrono::microseconds(30),
+                                                  std::chrono::microseconds(300)),
+                    [this] {
+                      turn_scheduled_ = false;
+                      if (engine_->Turn()) ScheduleTurn();
+                    });
   }
-
-  static constexpr std::chrono::seconds kDrainLimit{4};
 
   const SimulatedExpertOptions options_;
   int64_t capacity_;

@@ -6,10 +6,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "common/transport/silence_watch.h"
 #include "gateway/membership.h"
 #include "gateway/scheduler.h"
 #include "tests/simulation/simulated_attention.h"
@@ -27,6 +30,7 @@ class SimulatedGateway {
       : world_(*world),
         process_(&world->time, name, host),
         epoch_(options.epoch),
+        busy_limit_(options.busy_limit),
         membership_(&world->model.config(), options),
         scheduler_(policy) {
     Tick();
@@ -66,7 +70,11 @@ class SimulatedGateway {
                const JoinRequest& request) {
     const absl::StatusOr<WorkerId> joined = membership_.Join(request, world_.time.wall_now());
     if (!joined.ok()) {
-      world_.trace.Violation(request.address, " is refused: ", joined.status().ToString());
+      if (request.busy > busy_limit_) {
+        world_.trace.Note(request.address, " is refused: ", joined.status().ToString());
+      } else {
+        world_.trace.Violation(request.address, " is refused: ", joined.status().ToString());
+      }
       return connection->Close(1);
     }
     const WorkerId id = *joined;
@@ -102,6 +110,9 @@ class SimulatedGateway {
     std::shared_ptr<SimulatedConnection> connection;
     SimulatedAttention* worker = nullptr;  // likewise
     bool joined = false;
+    std::optional<SilenceWatch> silence;  // once it has joined
+    SimulatedTime::Clock::time_point heard;
+    std::set<SequenceId> sequences;  // that it has been told of
   };
 
   void Tick() {
@@ -112,11 +123,15 @@ class SimulatedGateway {
   void CarryOut(const MembershipAction& action);
   void StartAttention(WorkerId id, const std::string& address);
   void StopAttention(WorkerId id, const char* why);
+  // Of a peer's session, as GrpcAttentionLink.
+  void Hear(Peer& peer);
+  void KeepAlive(const std::shared_ptr<Peer>& peer);
   void SendOrders();
   void Send(Peer& peer, WorkerOrders orders);
   void Deliver(std::vector<SchedulerEvent> events);
   void CheckUsed(const Placement& placement);
   void CheckLetGo(WorkerId worker, bool release);
+  void CheckHasNothing(WorkerId worker);
   // The process that a member is, if it still lives.
   template <typename Worker>
   Worker* ProcessOf(const std::map<std::string, Worker*>& all, const JoinRequest& join) {
@@ -124,9 +139,15 @@ class SimulatedGateway {
     return it == all.end() || it->second->incarnation() != join.incarnation ? nullptr : it->second;
   }
 
+  // As GrpcAttentionLinkOptions.
+  static constexpr SilenceWatch::Options kSilence{
+      std::chrono::milliseconds(700), SimulatedNetwork::kSilenceLimit, std::chrono::seconds(30),
+      std::chrono::milliseconds(200)};
+
   SimulatedWorld& world_;
   SimulatedProcess process_;
   const uint64_t epoch_;
+  const absl::Duration busy_limit_;
   Membership membership_;
   Scheduler scheduler_;
   PlacementVersion in_use_;
@@ -174,7 +195,9 @@ inline void SimulatedGateway::CarryOut(const MembershipAction& action) {
       return order([](auto& w) { w.OnDrain(); });
     case Kind::kRelease:
       world_.trace.Note("worker ", action.worker, " may end");
-      CheckLetGo(action.worker, true);
+      if (membership_.members().at(action.worker).join.kind == WorkerKind::kExpert) {
+        CheckLetGo(action.worker, true);
+      }
       return order([](auto& w) { w.OnReleased(); });
     case Kind::kDrop:
       world_.trace.Note("worker ", action.worker, " is let go: ", action.why);
@@ -189,6 +212,7 @@ inline void SimulatedGateway::CarryOut(const MembershipAction& action) {
     case Kind::kStartAttention:
       return StartAttention(action.worker, action.address);
     case Kind::kStopAttention:
+      CheckHasNothing(action.worker);
       return StopAttention(action.worker, "it is no member");
   }
 }
@@ -229,6 +253,16 @@ inline void SimulatedGateway::CheckLetGo(WorkerId worker, bool release) {
   }
 }
 
+// Of an attention worker that drains, and is given no more steps because it may end.
+inline void SimulatedGateway::CheckHasNothing(WorkerId worker) {
+  const auto member = membership_.members().find(worker);
+  const auto peer = peers_.find(worker);
+  if (member == membership_.members().end() || peer == peers_.end()) return;
+  if (peer->second->sequences.empty()) return;
+  world_.trace.Violation("worker ", worker, " may end, but has ", peer->second->sequences.size(),
+                         " sequences");
+}
+
 // ---- sessions -----------------------------------------------------------------------------------
 
 inline void SimulatedGateway::StartAttention(WorkerId id, const std::string& address) {
@@ -253,6 +287,7 @@ inline void SimulatedGateway::StartAttention(WorkerId id, const std::string& add
       connection_->Send(1, [gateway = gateway_, id = id_, key = connection_.get(), result] {
         const auto it = gateway->peers_.find(id);
         if (it == gateway->peers_.end() || it->second->connection.get() != key) return;
+        gateway->Hear(*it->second);
         if (absl::IsUnavailable(result.status)) ++gateway->world_.steps_unavailable;
         if (!result.status.ok()) {
           gateway->world_.trace.Note("worker ", id, ", step ", result.step, ": ",
@@ -281,10 +316,44 @@ inline void SimulatedGateway::StartAttention(WorkerId id, const std::string& add
       if (it == peers_.end()) return;
       it->second->joined = true;
       TANDEM_CHECK(scheduler_.AddWorker(id, info).ok());
+      it->second->silence.emplace(kSilence, world_.time.now());
+      it->second->heard = world_.time.now();
+      KeepAlive(it->second);
       world_.trace.Note("attention worker ", id, " is given steps");
       SendOrders();
     });
   });
+}
+
+inline void SimulatedGateway::Hear(Peer& peer) {
+  peer.heard = world_.time.now();
+  if (!peer.silence.has_value() || !peer.silence->Heard(peer.heard)) return;
+  world_.trace.Note("attention worker ", peer.id, " speaks again");
+  scheduler_.SetSilent(peer.id, false);
+  SendOrders();
+}
+
+inline void SimulatedGateway::KeepAlive(const std::shared_ptr<Peer>& peer) {
+  const auto it = peers_.find(peer->id);
+  if (it == peers_.end() || it->second != peer) return;
+  const auto now = world_.time.now();
+  if (now - peer->heard >= SimulatedNetwork::kSilenceLimit) {
+    return StopAttention(peer->id, "it said nothing");
+  }
+  if (peer->silence->Look(now, false)) {
+    ++world_.silences;
+    world_.trace.Note("attention worker ", peer->id, " is silent");
+    scheduler_.SetSilent(peer->id, true);
+    SendOrders();
+  }
+  SimulatedConnection* const connection = peer->connection.get();
+  connection->Send(0, [this, connection, id = peer->id] {
+    connection->Send(1, [this, connection, id] {
+      const auto it = peers_.find(id);
+      if (it != peers_.end() && it->second->connection.get() == connection) Hear(*it->second);
+    });
+  });
+  process_.After(kSilence.look_interval, [this, peer] { KeepAlive(peer); });
 }
 
 inline void SimulatedGateway::StopAttention(WorkerId id, const char* why) {
@@ -328,9 +397,16 @@ inline void SimulatedGateway::Send(Peer& peer, WorkerOrders orders) {
       if (AttentionLink* const link = worker->LinkOf(connection)) what(*link);
     });
   };
-  for (const SequenceId id : orders.cancels) tell([id](auto& link) { link.Cancel(id); });
-  for (const SequenceId id : orders.releases) tell([id](auto& link) { link.Release(id); });
+  for (const SequenceId id : orders.cancels) {
+    peer.sequences.erase(id);
+    tell([id](auto& link) { link.Cancel(id); });
+  }
+  for (const SequenceId id : orders.releases) {
+    peer.sequences.erase(id);
+    tell([id](auto& link) { link.Release(id); });
+  }
   for (SequenceSpec& spec : orders.opens) {
+    peer.sequences.insert(spec.sequence);
     tell([spec = std::move(spec)](auto& link) { link.OpenSequence(spec); });
   }
   if (orders.step.has_value()) {

@@ -3,6 +3,7 @@
 #define TANDEM_TESTS_SIMULATION_SIMULATED_WORKER_H_
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -45,6 +46,7 @@ struct SimulatedWorld {
   int64_t steps = 0, parts = 0, failed_parts = 0;  // of all that there ever were
   int64_t attention_removals = 0;                  // that schedulers were told of
   int64_t steps_unavailable = 0;                   // likewise
+  int64_t silences = 0;                            // of attention workers
   int64_t frames_lost = 0, frames_twice = 0, frames_corrupt = 0;
 };
 
@@ -92,15 +94,49 @@ class SimulatedWorker {
     EndIfItMay();
   }
   // As by SIGTERM.
-  virtual void Terminate() = 0;
+  void Terminate() {
+    if (!duties_.is_member() || !has_loaded()) {
+      has_ended_ = true;
+      return;
+    }
+    world_.trace.Note(process_.name(), " drains");
+    duties_.Drain(world_.time.wall_now() + absl::FromChrono(kDrainLimit));
+    process_.After(kDrainLimit, [this] { has_ended_ = true; });
+  }
+  // Its engine does nothing until then, while the rest of the program goes on.
+  void HangUntil(SimulatedTime::Clock::time_point until) {
+    if (busy() == absl::ZeroDuration()) hangs_since_ = world_.time.now();
+    hangs_until_ = std::max(hangs_until_, until);
+  }
 
  protected:
   virtual JoinRequest Hello() = 0;
   virtual MemberHealth Health() = 0;
+  // Whether others must take over what it has before it ends.
+  virtual bool has_loaded() const = 0;
   virtual void Use(const Placement&) {}
   // Duties may have work.
   virtual void DoDuties() {}
 
+  // How long its engine has been at one piece of work.
+  absl::Duration busy() const {
+    if (world_.time.now() >= hangs_until_) return absl::ZeroDuration();
+    return absl::FromChrono(world_.time.now() - hangs_since_);
+  }
+  void ReportDrain(MemberHealth* health) {
+    health->busy = busy();
+    health->draining = duties_.draining();
+    health->drain_left =
+        std::max(duties_.drain_until() - world_.time.wall_now(), absl::ZeroDuration());
+    EndIfItMay();
+  }
+  // Of the engine: work that takes so long where nothing slows it down.
+  void AfterEngineWork(Nanoseconds work, std::function<void()> what) {
+    process_.AfterWork(work, [this, what = std::move(what)]() mutable {
+      if (world_.time.now() >= hangs_until_) return what();
+      process_.At(hangs_until_, [this, what = std::move(what)] { AfterEngineWork({}, what); });
+    });
+  }
   void EndIfItMay() {
     if (!duties_.draining() || !duties_.may_end() || has_ended_) return;
     world_.trace.Note(process_.name(), " ends by itself");
@@ -115,6 +151,7 @@ class SimulatedWorker {
  private:
   static constexpr std::chrono::milliseconds kFirstPause{50};
   static constexpr std::chrono::milliseconds kLongestPause{1000};
+  static constexpr std::chrono::seconds kDrainLimit{4};
 
   void Dial();
   void OnLost();
@@ -130,6 +167,8 @@ class SimulatedWorker {
   Nanoseconds pause_ = kFirstPause;
   WorkerId id_ = 0;
   int memberships_ = 0;  // so far
+  SimulatedTime::Clock::time_point hangs_since_;
+  SimulatedTime::Clock::time_point hangs_until_;
 };
 
 }  // namespace tandem

@@ -79,6 +79,8 @@ class Simulation {
       seen["streams given up"] += absl::IsUnavailable(stream.end) ? 1 : 0;
       seen["streams out of time"] += absl::IsDeadlineExceeded(stream.end) ? 1 : 0;
     }
+    seen["attention workers silent"] += world_.silences;
+    seen["moves of streams"] += moves_ + gateway_->scheduler().moves();
     seen["frames lost"] += world_.frames_lost;
     seen["frames that came twice"] += world_.frames_twice;
     seen["frames damaged"] += world_.frames_corrupt;
@@ -134,6 +136,7 @@ class Simulation {
 
     membership_.lease = world_.lease;
     membership_.settle = world_.lease / 2;
+    membership_.busy_limit = absl::Milliseconds(dice_.Between(5, 30) * 100);
     membership_.rebalance = absl::Seconds(dice_.Between(1, 60));
     membership_.expert_copies = static_cast<int>(dice_.Between(1, 3));
     policy_.decode_groups = static_cast<int>(dice_.Between(0, 2));
@@ -302,6 +305,7 @@ class Simulation {
   void KillGateway(bool silently) {
     if (gateway_ == nullptr) return;
     preemptions_ += gateway_->scheduler().preemptions();
+    moves_ += gateway_->scheduler().moves();
     prefix_hits_ += gateway_->scheduler().prefix_hits();
     placements_ += gateway_->membership().placement().version.counter;
     world_.network.Kill(gateway_->process(), silently);
@@ -402,8 +406,9 @@ class Simulation {
     if (kind < 62) return SlowDown();
     if (kind < 74) return Partition();
     if (kind < 80) return Reset();
-    if (kind < 88) return DrainSome();
-    if (kind < 94) return Join();
+    if (kind < 84) return Hang();
+    if (kind < 91) return DrainSome();
+    if (kind < 95) return Join();
     Disturb();
   }
   void KillExpert() {
@@ -466,13 +471,28 @@ class Simulation {
     const int count = world_.network.ResetSome(process->host(), dice_.Chance(0.5) ? 1.0 : 0.4);
     NoteFault("connections reset", absl::StrCat(count, " of ", process->name()));
   }
+  SimulatedWorker* SomeWorker() {
+    if (dice_.Chance(0.5)) return dice_.Of(attention_).life.get();
+    return dice_.Of(experts_).life.get();
+  }
+  void Hang() {
+    SimulatedWorker* const worker = SomeWorker();
+    if (worker == nullptr) return;
+    const Milliseconds time = SomeTime();
+    NoteFault("engine hangs", absl::StrCat(worker->process().name(), " for ", time.count(), " ms"));
+    worker->HangUntil(world_.time.now() + time);
+    faults_over_ = std::max(faults_over_, world_.time.now() + time);
+  }
   void DrainSome() {
-    auto& place = dice_.Of(experts_);
-    if (place.life == nullptr) return;
-    NoteFault("expert worker drained", place.life->process().name());
-    if (gateway_ == nullptr || dice_.Chance(0.5)) return place.life->Terminate();
+    SimulatedWorker* const worker = SomeWorker();
+    if (worker == nullptr) return;
+    const bool is_attention = world_.attention.contains(worker->address());
+    if (is_attention && attention_losses_++ >= kMostAttentionLosses) return;
+    NoteFault(is_attention ? "attention worker drained" : "expert worker drained",
+              worker->process().name());
+    if (gateway_ == nullptr || dice_.Chance(0.5)) return worker->Terminate();
     for (const auto& [id, member] : gateway_->membership().members()) {
-      if (member.join.incarnation == place.life->incarnation()) return gateway_->Drain(id);
+      if (member.join.incarnation == worker->incarnation()) return gateway_->Drain(id);
     }
   }
   void Join() {
@@ -510,7 +530,10 @@ class Simulation {
     }
     if (membership.placement().version != membership.target().version) return false;
     // So that what was said last has arrived.
-    if (quiet_since_ == TimePoint()) quiet_since_ = world_.time.now();
+    if (quiet_since_ == TimePoint() || membership.target().version != quiet_version_) {
+      quiet_since_ = world_.time.now();
+      quiet_version_ = membership.target().version;
+    }
     return world_.time.now() - quiet_since_ >= std::chrono::seconds(12);
   }
 
@@ -543,9 +566,11 @@ class Simulation {
   std::vector<Milliseconds> starts_;  // of streams
   TimePoint faults_over_;
   TimePoint quiet_since_;
+  PlacementVersion quiet_version_;  // since then
   std::map<std::string, int64_t> faults_;
   // Of gateways that are gone.
   int64_t preemptions_ = 0;
+  int64_t moves_ = 0;
   int64_t prefix_hits_ = 0;
   uint64_t placements_ = 0;
 };
