@@ -189,7 +189,8 @@ class GenerateCall : public StreamingCall {
   LogFields Details() const override {
     LogFields details;
     if (!choices_.empty()) {
-      if (choices_.size() > 1) details.emplace_back("choices", choices_.size());
+      const auto choices = static_cast<int64_t>(choices_.size());
+      if (choices > 1) details.emplace_back("choices", choices);
       choices_.front().AddDetails(&details);
       uint32_t completion_tokens = 0;
       for (const Choice& choice : choices_) completion_tokens += choice.completion_tokens();
