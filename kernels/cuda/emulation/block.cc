@@ -115,8 +115,6 @@ class Random {
       std::swap((*items)[left - 1], (*items)[Below(left)]);
     }
   }
-
- private:
   // `bound` < 2^32.
   size_t Below(uint64_t bound) {
     uint64_t bits = state_ += 0x9E3779B97F4A7C15;
@@ -125,6 +123,7 @@ class Random {
     return (bits >> 32) * bound >> 32;
   }
 
+ private:
   uint64_t state_;
 };
 
@@ -200,7 +199,7 @@ class BlockRun {
   void PassTurn(Context& from, bool ends);
   Fiber& NextFiber();
   bool LetThroughBarrier();
-  void LetThroughWarps();
+  void LetThroughWarps(Random& random);
   absl::Status Stuck() const;
 
   const LaunchShape& shape_;
@@ -306,7 +305,7 @@ absl::Status BlockRun::Run(const Index3& block, Random& random) {
     PassTurn(scheduler_, /*ends=*/false);
     if (ended_ == threads_.size()) return absl::OkStatus();
     turns_.clear();
-    if (!LetThroughBarrier()) LetThroughWarps();
+    if (!LetThroughBarrier()) LetThroughWarps(random);
     if (turns_.empty()) return Stuck();
   }
 }
@@ -325,16 +324,21 @@ bool BlockRun::LetThroughBarrier() {
   return true;
 }
 
-// All lanes that have met all that they wait for.
-void BlockRun::LetThroughWarps() {
-  for (size_t first = 0; first < threads_.size(); first += kWarpLanes) {
+// Lanes that have met all that they wait for; of some warps now, of others later, since on a GPU
+// warps that do not wait for each other may be far apart.
+void BlockRun::LetThroughWarps(Random& random) {
+  bool may_wait = false;  // another has been let through
+  const size_t first_warp = random.Below(warps_.size());
+  for (size_t i = 0; i < warps_.size(); ++i) {
+    const size_t first = (first_warp + i) % warps_.size() * kWarpLanes;
     const std::span lanes =
         std::span(threads_).subspan(first, std::min<size_t>(kWarpLanes, threads_.size() - first));
     bool any = false;
     for (const Thread& thread : lanes) {
       const Meeting meeting = thread.waits;
       if (meeting.mask == 0 || !AllMet(lanes, meeting)) continue;
-      any = true;
+      if (!any && may_wait && random.Below(2) == 0) break;
+      any = may_wait = true;
       for (size_t lane = 0; lane < lanes.size(); ++lane) {
         if ((meeting.mask >> lane & 1) == 0) continue;
         lanes[lane].waits = {};

@@ -171,6 +171,25 @@ TEST(BlockDeathTest, WhatAGpuWantsAlignedAndInSharedMemoryIs) {
   EXPECT_DEATH(copy(0, 8), "bytes");
 }
 
+// Warps that wait for none but themselves are rounds apart, each of two ahead of the other at
+// times.
+TEST(BlockTest, WarpsDoNotKeepStepWithEachOther) {
+  std::set<int> leads;
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    int rounds[2] = {};
+    ASSERT_TRUE(RunKernel({{}, {64}, 0}, seed, [&] {
+                  const unsigned warp = ThreadIndex().x / 32;
+                  for (int round = 0; round < 20; ++round) {
+                    Exchange(0xFFFFFFFF, 0, "kernel.cu", 1);
+                    if (LaneIndex() == 0) ++rounds[warp];
+                    leads.insert(rounds[0] - rounds[1]);
+                  }
+                }).ok());
+  }
+  EXPECT_LT(*leads.begin(), -2);
+  EXPECT_GT(*leads.rbegin(), 2);
+}
+
 TEST(BlockTest, HalvesOfAWarpExchangeApart) {
   std::vector<uint64_t> got(32);
   ASSERT_TRUE(RunKernel({{1}, {32}, 0}, 5, [&] {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -142,6 +143,32 @@ TEST(CudaTensorProductTest, ExpertsGiveWhatTheirRowsAloneGive) {
       ASSERT_EQ(out.RowBytes(t), want.RowBytes(0)) << t << " of " << routes;
     }
   }
+}
+
+// A layer of f32 may have matrices of bf16, as a checkpoint has them: they are not for tensor
+// cores, whose class is that of bf16 alone.
+TEST(CudaTensorProductTest, AnF32LayersMatricesOfBf16StayInBlockOrder) {
+  constexpr int64_t kHidden = 520, kIntermediate = 136, kRows = 256;  // so that some bits differ
+  const Matrices matrices = {Random({kIntermediate, kHidden}, 1),
+                             Random({kIntermediate, kHidden}, 2),
+                             Random({kHidden, kIntermediate}, 3)};
+  const TestTensor x = Random({kRows, kHidden}, 4);
+  const std::vector<int32_t> route_experts(kRows, 0);
+  std::vector<int32_t> route_rows(kRows);
+  std::iota(route_rows.begin(), route_rows.end(), 0);
+  const auto run = [&](Numerics numerics, WeightFormat format) {
+    const auto cuda = MakeCudaBackend(0, numerics);
+    const auto layer = *cuda->PrepareExpertLayer({1, kHidden, kIntermediate}, format);
+    EXPECT_TRUE(
+        layer->Load(0, {matrices.gate.lent(), matrices.up.lent(), matrices.down.lent()}).ok());
+    TestTensor out(kBF16, {kRows, kHidden});
+    cuda->ExpertMlp(
+        {x.device(), *layer, DeviceVector(route_experts), DeviceVector(route_rows), out.device()});
+    return out.Bytes();
+  };
+  const auto portable = run(Numerics::kPortable, WeightFormat::kBF16);
+  EXPECT_TRUE(run(Numerics::kAuto, WeightFormat::kF32) == portable);
+  EXPECT_FALSE(run(Numerics::kAuto, WeightFormat::kBF16) == portable) << "this shows nothing";
 }
 
 }  // namespace
