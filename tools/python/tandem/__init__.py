@@ -17,14 +17,14 @@ from .aio import AsyncClient, AsyncGenerateStream
 from .client import Client, GenerateStream
 from .errors import ChangedAnswerError, TandemError
 from .messages import (ChatMessage, Choice, Chunk, Completion, Finished, FinishReason, GenerateRequest,
-                       Holders, Model, PlacementStatus, Sampling, ScorePath, ScoreRequest, ScoreRow,
+                       Histogram, Holders, Model, PlacementStatus, Sampling, ScorePath, ScoreRequest, ScoreRow,
                        Score, Started, Status, TopLogProbs, WorkerStatus)
 from .resume import RetryPolicy
 from .tls import Tls
 
 __all__ = [
     "AsyncClient", "AsyncGenerateStream", "ChangedAnswerError", "ChatMessage", "Choice", "Chunk", "Client",
-    "Completion", "Finished", "FinishReason", "GenerateRequest", "GenerateStream", "Holders",
+    "Completion", "Finished", "FinishReason", "GenerateRequest", "GenerateStream", "Histogram", "Holders",
     "Model", "PlacementStatus", "RetryPolicy", "Sampling", "Score", "ScorePath", "ScoreRequest",
     "ScoreRow", "Started", "Status", "TandemError", "Tls", "TopLogProbs", "WorkerStatus",
 ]

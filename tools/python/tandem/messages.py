@@ -179,6 +179,15 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Histogram:
+    """How often values came, by how large they were."""
+    name: str  # as in the gateway's metrics, without the prefix
+    upper_bounds: Tuple[float, ...]  # ascending; a value belongs to the first that it does not exceed
+    counts: Tuple[int, ...]  # by upper bound, and last those above all of them
+    sum: float  # of the values
+
+
+@dataclasses.dataclass(frozen=True)
 class WorkerStatus:
     id: int
     kind: str  # "gateway", "attention" or "expert"
@@ -197,6 +206,7 @@ class WorkerStatus:
     expert_capacity: int = 0    # that its memory holds
     busy_ms: int = 0            # at one piece of work
     silent_ms: int = 0          # since its last heartbeat
+    histograms: Tuple[Histogram, ...] = ()  # of the gateway itself
 
 
 @dataclasses.dataclass(frozen=True)
