@@ -21,8 +21,8 @@ constexpr int64_t kExperts = 1664;
 // Embedding, lm_head, 27 layers of attention with kv_b_proj's keys twice, a dense layer, 26 routers
 // and pairs of shared experts, norms.
 constexpr int64_t kOthers = 2'679'888'896;
-// Two passes of 2,112 rows of 253,440 bytes, keys and values of 512 tokens, 64 rows of logits as they
-// are and as they are adjusted; 8 MiB.
+// Two passes of 2,112 rows of 253,440 bytes, keys and values of 512 tokens, 64 rows of logits as
+// they are and as they are adjusted; 8 MiB.
 constexpr int64_t kPasses = 1'194'786'816;
 
 class SizingTest : public testing::Test {

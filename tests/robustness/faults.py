@@ -118,7 +118,8 @@ async def disturb(run, link, kind, mode, seconds):
 
 
 async def partition(run):
-    link = run.draw.choice(["expert", "expert", "attention", "registry"])
+    links = ["expert", "expert", "attention", "registry"]  # the one with most copies most often
+    link = run.draw.choice([link for link in links if link in run.scenario.links])
     mode = run.draw.choice(["blackhole", "blackhole-back", "refuse", "reset",
                             f"delay {run.draw.choice([0.01, 0.1])}"])
     await disturb(run, link, mode.split()[0], mode, run.draw.uniform(0.5, 12))
@@ -340,8 +341,10 @@ SCENARIOS = {
     "rolling": Scenario((roll,), 10),
     "kill": Scenario((kill_expert,), 5),
     "stop": Scenario((stop_expert, stop_expert, stop_attention, stop_gateway), 10),
+    "stop-expert": Scenario((stop_expert,), 10),
     "slow": Scenario((slow_expert,), 12),
     "partition": Scenario((partition,), 10, ("expert", "attention", "registry")),
+    "partition-expert": Scenario((partition,), 8, ("expert",)),
     "garbage": Scenario((garbage, corrupt), 3, ("expert",)),
     "corrupt": Scenario((corrupt,), 4, ("expert",)),
     "kill-attention": Scenario((kill_attention,), 8),

@@ -52,6 +52,8 @@ def table(run):
               f"(allowed: {run.options.max_stall:g} s)",
               f"after the first chunk: p50 {percentile(between, .5):.2f} s, "
               f"p99 {percentile(between, .99):.2f} s, max {max(between, default=0.0):.2f} s"]
+    if run.computed_again is not None:
+        lines.append(f"tokens of sequences that had to be computed again: {run.computed_again}")
     for e in (failed + differing)[:10]:
         lines.append(f"  stream {e.stream}, request {e.request}, {e.start_s:.1f} to {e.end_s:.1f} s: "
                      f"{e.error or e.difference}")

@@ -66,6 +66,7 @@ class Run:
         self.seconds = 0.0
         self.zero = time.monotonic()
         self.disk, self.why_no_disk = None, "not asked for"
+        self.computed_again = None  # tokens of sequences that went to an attention worker once more
 
     def now(self):
         return time.monotonic() - self.zero
@@ -210,6 +211,11 @@ class Run:
         self.seconds = self.now()
         self.load.stopping = True
         await asyncio.gather(*streams)
+        status = await self.status()
+        if status is not None and not self.outages:  # a gateway that was started again has counted anew
+            opened = status.workers[0].counters["prefix_cache_queries_total"]
+            self.computed_again = opened - sum(
+                len(asked[e.request].token_ids) for e in self.load.ended if not e.error)
         await sampler
         await self.load.client.close()
         stalled = [e for e in self.load.ended if e.stall_s > options.max_stall]
