@@ -80,8 +80,9 @@ class Gateway {
     stopping_ = true;
     starting.join();
     SetDraining();
-    if (asked_to_end != 0 && !driver_.Drain(absl::Seconds(options_.grace_s))) {
-      spdlog::warn("requests still ran after {} s; they end now", options_.grace_s);
+    const double grace_s = asked_to_end != 0 ? options_.grace_s : 0;
+    if (!driver_.Drain(absl::Seconds(grace_s))) {
+      spdlog::warn("requests still ran after {} s; they end now", grace_s);
     }
     host_->Shutdown(absl::Seconds(1));
     ServiceHost* registry_host;

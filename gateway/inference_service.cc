@@ -57,7 +57,16 @@ class GenerateCall : public StreamingCall {
     left_ = valid.choices;
     for (uint32_t i = 0; i < valid.choices; ++i) {
       Choice& choice = choices_.emplace_back(this, i, model, valid);
-      if (request.echo()) choice.AddEcho(request, valid.job.prompt, &first);
+      if (request.echo()) {
+        const std::string echo = choice.Echo(request, valid.job.prompt);
+        if (static_cast<int64_t>(echo.size()) > max_unread_bytes() / valid.choices) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("echo of a prompt of ", echo.size(), " bytes in ", valid.choices,
+                           " answers is more than the ", max_unread_bytes(),
+                           " bytes that may wait for clients"));
+        }
+        choice.AddEcho(echo, &first);
+      }
       jobs.push_back({valid.job, Sink(&choice)});
       jobs.back().job.sampling.choice = i;
     }
@@ -76,11 +85,13 @@ class GenerateCall : public StreamingCall {
           wants_top_(valid.job.top_logprobs > 0),
           prompt_tokens_(static_cast<uint32_t>(valid.job.prompt.size())) {}
 
-    // The prompt's text, in chunks that every client takes.
-    void AddEcho(const v1::GenerateRequest& request, absl::Span<const int32_t> prompt,
-                 std::vector<grpc::ByteBuffer>* messages) {
-      const std::string all = request.has_text() ? request.text() : text_.Echo(prompt);
-      for (absl::string_view text = all; !text.empty();) {
+    // The prompt's text; first.
+    std::string Echo(const v1::GenerateRequest& request, absl::Span<const int32_t> prompt) {
+      return request.has_text() ? request.text() : text_.Echo(prompt);
+    }
+    // It in chunks that every client takes.
+    void AddEcho(absl::string_view text, std::vector<grpc::ByteBuffer>* messages) const {
+      while (!text.empty()) {
         size_t size = std::min(text.size(), kMaxEchoBytes);
         while (size < text.size() && (static_cast<uint8_t>(text[size]) & 0xC0) == 0x80) --size;
         v1::GenerateResponse response;
@@ -203,6 +214,7 @@ class GenerateCall : public StreamingCall {
   // Both from the driver's thread. A call without one of its answers is of no use: what the others
   // still do is in vain.
   void Fail(const absl::Status& status) {
+    if (std::exchange(failed_, true)) return;
     End(ToGrpc(status));
     CancelJobs();
   }
@@ -212,6 +224,7 @@ class GenerateCall : public StreamingCall {
 
   std::deque<Choice> choices_;
   uint32_t left_ = 0;
+  bool failed_ = false;
 };
 
 class ScoreCall : public StreamingCall, private JobSink {

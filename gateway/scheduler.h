@@ -169,6 +169,8 @@ class Scheduler {
   absl::Time NextDeadline() const;
 
   int num_waiting() const { return static_cast<int>(waiting_.size()) + num_following_; }
+  // Of those who wait, the choices that wait for their request's prompt and stand in no queue.
+  int num_following() const { return num_following_; }
   int num_running() const { return static_cast<int>(jobs_.size()) - num_waiting(); }
   int num_outstanding_steps() const;
   int64_t preemptions() const { return preemptions_; }

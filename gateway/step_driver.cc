@@ -184,6 +184,7 @@ class StepDriver::Impl {
   QueuePace queue_pace_ ABSL_GUARDED_BY(mutex_);
   // As of the scheduler's last change.
   int64_t jobs_waiting_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t jobs_queued_ ABSL_GUARDED_BY(mutex_) = 0;  // of them, those who do not wait for a prompt
   int64_t jobs_running_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t steps_outstanding_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t preemptions_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -224,8 +225,13 @@ absl::StatusOr<JobId> StepDriver::Impl::Submit(std::vector<SubmittedJob> choices
     if (draining_) {
       return absl::UnavailableError("the gateway is shutting down and takes no new requests");
     }
+    if (count > policy_.max_waiting) {
+      return absl::InvalidArgumentError(absl::StrCat("n is ", count, ", but at most ",
+                                                     policy_.max_waiting, " requests may wait"));
+    }
     const int64_t waiting = jobs_on_way_ + jobs_waiting_;
-    const absl::Duration wait = queue_pace_.WaitOf(waiting);
+    const int64_t queued = jobs_on_way_ + jobs_queued_;
+    const absl::Duration wait = queue_pace_.WaitOf(queued);
     if (waiting >= policy_.max_waiting) {
       return Refused(wait, "the queue is full: ", policy_.max_waiting, " requests wait already");
     }
@@ -240,7 +246,7 @@ absl::StatusOr<JobId> StepDriver::Impl::Submit(std::vector<SubmittedJob> choices
                      " tokens, and may have ", policy_.max_prompt_tokens, " together");
     }
     if (absl::Now() + wait > job.deadline) {
-      return Refused(wait, waiting, " requests wait already, the last for about ",
+      return Refused(wait, queued, " requests wait already, the last for about ",
                      absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
                      " from now, which is longer than this one's deadline allows");
     }
@@ -527,7 +533,8 @@ void StepDriver::Impl::Publish(int new_jobs_handled) {
   jobs_on_way_ -= new_jobs_handled;
   jobs_seen_ += new_jobs_handled;
   jobs_waiting_ = scheduler_.num_waiting();
-  queue_pace_.Observe(jobs_waiting_, jobs_seen_ - jobs_waiting_, absl::Now());
+  jobs_queued_ = jobs_waiting_ - scheduler_.num_following();
+  queue_pace_.Observe(jobs_queued_, jobs_seen_ - jobs_queued_, absl::Now());
   jobs_running_ = scheduler_.num_running();
   steps_outstanding_ = scheduler_.num_outstanding_steps();
   preemptions_ = scheduler_.preemptions();

@@ -51,6 +51,7 @@ void StreamingCall::Send(const google::protobuf::MessageLite& message) {
   grpc::ByteBuffer buffer = SerializeMessage(message);
   {
     MutexLock lock(mutex_);
+    if (ended_ || shed_) return;  // gRPC, and the service with it, may be done with the call
     Enqueue(buffer);
   }
   live_->Enforce();

@@ -185,7 +185,12 @@ absl::StatusOr<SamplingParams> ValidateSampling(const v1::Sampling& sampling,
 }  // namespace
 
 size_t TextBytes(const v1::GenerateRequest& request) {
-  return request.text().size() + request.chat().ByteSizeLong();
+  size_t bytes = request.text().size() + request.chat().ByteSizeLong();
+  if (request.echo()) {  // each choice makes text of them
+    const uint32_t choices = std::clamp<uint32_t>(request.n(), 1, kMaxChoices);
+    bytes += choices * sizeof(int32_t) * static_cast<size_t>(request.token_ids().ids_size());
+  }
+  return bytes;
 }
 size_t TextBytes(const v1::ScoreRequest& request) { return request.text().size(); }
 size_t TextBytes(const v1::TokenizeRequest& request) {

@@ -131,6 +131,7 @@ TEST(SchedulerPrefixTest, ChoicesThatWaitForTheirPromptHoldNobodyUp) {
   const JobId other = house.Add(MakeJob(10, 5, 99));
   house.PlanAll();
   EXPECT_EQ(house.scheduler.num_waiting(), 2);
+  EXPECT_EQ(house.scheduler.num_following(), 2);  // which are in no queue
   EXPECT_EQ(house.scheduler.num_running(), 2);
   ASSERT_TRUE(house.RunToEnd());
   house.CheckOutcome(other);

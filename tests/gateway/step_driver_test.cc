@@ -150,6 +150,9 @@ TEST_F(StepDriverTest, ChoicesAreTakenAllOrNone) {
   EXPECT_THAT(std::string(full.message()),
               HasSubstr("3 requests wait already, and with the 2 choices of this one"));
   EXPECT_TRUE(RetryAfter(full).has_value());
+  // There is no use in asking that again.
+  EXPECT_EQ(submit(5, &refused).status(),
+            absl::InvalidArgumentError("n is 5, but at most 4 requests may wait"));
   ASSERT_TRUE(driver.AddWorker(1, Dial(40)).ok());
   for (uint32_t i = 0; i < 3; ++i) {
     Job job = MakeJob(200, 5, 3);

@@ -281,9 +281,9 @@ TEST(ChoicesTest, EachCountsForTheLimits) {
   request.set_n(6);
   EXPECT_TRUE(AskChoices(deployment.stub(), request).status.ok());
   request.set_n(7);
-  const grpc::Status full = AskChoices(deployment.stub(), request).status;
-  EXPECT_EQ(full.error_code(), grpc::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(full.error_message(), HasSubstr("with the 7 choices of this one"));
+  const grpc::Status many = AskChoices(deployment.stub(), request).status;
+  EXPECT_EQ(many.error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_THAT(many.error_message(), HasSubstr("n is 7, but at most 6 requests may wait"));
   request.set_n(15);
   const grpc::Status limited = AskChoices(deployment.stub(), request).status;
   EXPECT_EQ(limited.error_code(), grpc::INVALID_ARGUMENT);
