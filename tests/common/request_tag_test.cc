@@ -13,6 +13,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::Pair;
+using ::testing::StrEq;
 
 // The specification's own example.
 const std::string kTraceId = "0af7651916cd43dd8448eb211c80319c";
@@ -96,9 +97,9 @@ TEST(RequestTagTest, WhatIsNotValidIsLeftOutAndAStateWithoutAParentAsWell) {
 }
 
 TEST(RequestTagTest, FieldsAreThoseThatThereAre) {
-  EXPECT_THAT(
-      FieldsOf(RequestTag{"id", kTraceparent, ""}),
-      ElementsAre(Pair("request_id", LogValue("id")), Pair("trace_id", LogValue(kTraceId))));
+  EXPECT_THAT(FieldsOf(RequestTag{"id", kTraceparent, ""}),
+              ElementsAre(Pair(StrEq("request_id"), LogValue("id")),
+                          Pair(StrEq("trace_id"), LogValue(kTraceId))));
   EXPECT_THAT(FieldsOf(RequestTag{}), IsEmpty());
 }
 
@@ -115,9 +116,9 @@ TEST(RequestTagTest, APartNamesFewTracesThoseThatAreRecordedFirst) {
   ASSERT_NE(traces, nullptr);
   EXPECT_THAT(*traces, ElementsAre(traceparent('4', "01"), traceparent('5', "01"),
                                    traceparent('1', "00"), traceparent('2', "00")));
-  EXPECT_THAT(
-      FieldsOf(ChooseTraces({&tags[5], &tags[1]})),
-      ElementsAre(Pair("trace_id", LogValue(std::string(32, '4') + "," + std::string(32, '1')))));
+  EXPECT_THAT(FieldsOf(ChooseTraces({&tags[5], &tags[1]})),
+              ElementsAre(Pair(StrEq("trace_id"),
+                               LogValue(std::string(32, '4') + "," + std::string(32, '1')))));
   EXPECT_EQ(ChooseTraces({&tags[0]}), nullptr);
   EXPECT_THAT(FieldsOf(TracesOfPart()), IsEmpty());
 }
