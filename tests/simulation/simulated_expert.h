@@ -253,8 +253,8 @@ class SimulatedExpertLink : public ExpertLink {
 
   static void Finish(const std::shared_ptr<State>& state, const DispatchId& id, ExpertReply reply) {
     const auto it = state->outstanding.find(KeyOf(id));
-    if (it == state->outstanding.end()) return;  // late
-    const Done done = std::move(it->second.done);
+    if (it == state->outstanding.end()) return;       // late
+    const Outstanding ended = std::move(it->second);  // whose request `id` may be part of
     state->outstanding.erase(it);
     state->ledger.OnDone(id.part, reply.status.ok());
     if (!reply.status.ok()) ++state->world.failed_parts;
@@ -262,7 +262,7 @@ class SimulatedExpertLink : public ExpertLink {
       state->world.trace.Note(state->owner.name(), ": part ", id.part, " of layer ", id.layer,
                               " at ", state->worker.address, ": ", reply.status.ToString());
     }
-    done(std::move(reply));
+    ended.done(std::move(reply));
   }
 
   bool Connect() {
