@@ -12,6 +12,7 @@
 #include "common/service/grpc_channel.h"
 #include "common/service/grpc_status.h"
 #include "common/status.h"
+#include "gateway/request_metrics.h"
 
 namespace tandem::tool {
 
@@ -180,16 +181,8 @@ std::string DescribeSpeed(const Completion& completion) {
 }
 
 const char* FinishReasonName(v1::GenerateResponse::FinishReason reason) {
-  switch (reason) {
-    case v1::GenerateResponse::FINISH_REASON_EOS:
-      return "eos";
-    case v1::GenerateResponse::FINISH_REASON_LENGTH:
-      return "length";
-    case v1::GenerateResponse::FINISH_REASON_STOP:
-      return "stop";
-    default:
-      return "unknown";
-  }
+  const char* const label = FinishReasonLabel(reason);
+  return label != nullptr ? label : "unknown";
 }
 
 void AddBosOption(CommandLine& app, std::optional<bool>* add_bos) {
